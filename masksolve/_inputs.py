@@ -1,0 +1,107 @@
+"""Checks what users hand in. Every refusal says what was given, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from masksolve._tiles import DIRECTIONS, Direction
+
+# Importance is compared in float64, which holds every float up to 64 bits and every integer up to here.
+_LARGEST_INTEGER = 2**53
+_CHUNK = 1 << 16
+
+
+def as_weights(weights: ArrayLike, ndim: int | None = None) -> NDArray[Any]:
+    """The weights as an array of real numbers, never copied when they are an array already."""
+    array = np.asarray(weights)
+    dtype = array.dtype
+    is_real = (dtype.kind == "f" and dtype.itemsize <= 8) or dtype.kind in "iu" or dtype.name == "bfloat16"
+    if not is_real:
+        hint = "; pass their absolute values to prune by magnitude" if dtype.kind == "c" else ""
+        raise TypeError(
+            f"weights have dtype {dtype}; allowed are float16, float32, float64, bfloat16 and integers{hint}"
+        )
+    if ndim is None and array.ndim < 2:
+        raise ValueError(f"weights have shape {array.shape}; a matrix (..., R, C) has at least two dimensions")
+    if ndim is not None and array.ndim != ndim:
+        wanted = "(m, m)" if ndim == 2 else "(B, m, m)"
+        raise ValueError(f"weights have shape {array.shape}; expected {ndim} dimensions, {wanted}")
+    if array.size == 0:
+        raise ValueError(f"weights have shape {array.shape}, which is empty; every dimension must be at least 1")
+    return array
+
+
+def check_values(weights: NDArray[Any]) -> None:
+    """Refuse NaN, infinities and integers that float64 cannot hold, naming the first by position."""
+    if weights.dtype.kind in "iu" and weights.dtype.itemsize < 8:
+        return
+    for offset, chunk in _chunks(weights):
+        if weights.dtype.kind in "iu":
+            bad = (chunk > _LARGEST_INTEGER) | (chunk < -_LARGEST_INTEGER)
+            complaint = "integers beyond ±2**53 are not exact in float64; divide the weights by a power of two"
+        else:
+            bad = ~np.isfinite(chunk)
+            complaint = "NaN and infinities have no importance; replace them first"
+        if bad.any():
+            where = np.argwhere(bad)[0]
+            index = (*offset[:-2], offset[-2] + int(where[0]), int(where[1]))
+            value = chunk[tuple(where)]
+            raise ValueError(f"weights[{', '.join(map(str, index))}] is {value}; {complaint}")
+
+
+def _chunks(array: NDArray[Any]) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
+    """Pieces of the array of bounded size, so that a check needs no array as large as the weights."""
+    row = max(1, array.shape[-1])
+    step = max(1, _CHUNK // row)
+    for lead in np.ndindex(array.shape[:-2]):
+        matrix = array[lead]
+        for start in range(0, matrix.shape[0], step):
+            yield (*lead, start, 0), matrix[start : start + step]
+
+
+def as_mask(mask: ArrayLike) -> NDArray[np.bool_]:
+    """The mask as a boolean array; numbers are taken when all are 0 or 1."""
+    array = np.asarray(mask)
+    if array.ndim < 2:
+        raise ValueError(f"the mask has shape {array.shape}; a mask (..., R, C) has at least two dimensions")
+    if array.size == 0:
+        raise ValueError(f"the mask has shape {array.shape}, which is empty; every dimension must be at least 1")
+    if array.dtype.kind == "b":
+        return array
+    if not (array.dtype.kind in "iuf" or array.dtype.name == "bfloat16"):
+        raise TypeError(f"the mask has dtype {array.dtype}; allowed are bool, or numbers that are all 0 or 1")
+    as_bool = array.astype(np.bool_)
+    odd = as_bool != array
+    if odd.any():
+        index = tuple(int(i) for i in np.argwhere(odd)[0])
+        raise ValueError(f"mask[{', '.join(map(str, index))}] is {array[index]}; a mask holds only 0 and 1")
+    return as_bool
+
+
+def check_direction(direction: str) -> Direction:
+    """One of "both", "rows", "columns"."""
+    for allowed in DIRECTIONS:
+        if direction == allowed:
+            return allowed
+    raise ValueError(f"unknown direction {direction!r}{nearest(direction, DIRECTIONS)}")
+
+
+def check_threads(threads: int | None) -> None:
+    """None, or a number of threads of at least 1."""
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, (int, np.integer))):
+        raise TypeError(f"threads must be None or an integer, got {threads!r}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}; None uses every core this process may use")
+
+
+def nearest(given: object, allowed: Iterable[str]) -> str:
+    """The end of a message about an unknown name: what is allowed, and which of it was probably meant."""
+    names = list(allowed)
+    close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
+    return f"; allowed are {', '.join(map(repr, names))}{meant}"

@@ -1,0 +1,98 @@
+"""Matrix <-> tiles: the only place that knows geometry, ragged edges and convolution layouts.
+
+A matrix is cut into at most four regions, in each of which all tiles have one shape: the interior, the
+bottom and right edges, and the corner. Nothing is ever padded: a tile at a ragged edge is a smaller rectangle.
+One-sided N:M is the same problem on tiles of one row (or one column).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksolve._pattern import Pattern
+
+Direction = Literal["both", "rows", "columns"]
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+
+
+@dataclass(frozen=True)
+class LineSums:
+    """What the rows and columns of one tile may hold.
+
+    No line holds more than `kept` ones; rows hold exactly that many where `exact_rows`, columns where
+    `exact_columns`. Both are exact in a full tile under `saturated=True`, neither under
+    `saturated=False`, and one of them in a ragged tile whose other lines are partial groups.
+    """
+
+    kept: int
+    exact_rows: bool
+    exact_columns: bool
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of the matrix that equal tiles fill."""
+
+    rows: slice
+    columns: slice
+    tile_shape: tuple[int, int]
+    line_sums: LineSums
+
+
+def regions(rows: int, columns: int, pattern: Pattern, direction: Direction, saturated: bool) -> list[Region]:
+    """Cut a rows x columns matrix into regions of equal tiles; together they cover it exactly once."""
+    height = pattern.m if direction in ("both", "columns") else 1
+    width = pattern.m if direction in ("both", "rows") else 1
+    result = []
+    for row_band, tile_rows in _bands(rows, height):
+        for column_band, tile_columns in _bands(columns, width):
+            sums = LineSums(
+                kept=pattern.n,
+                exact_rows=saturated and direction != "columns" and tile_columns == pattern.m,
+                exact_columns=saturated and direction != "rows" and tile_rows == pattern.m,
+            )
+            result.append(Region(row_band, column_band, (tile_rows, tile_columns), sums))
+    return result
+
+
+def _bands(length: int, group: int) -> list[tuple[slice, int]]:
+    """The whole groups of an axis, and what is left over, as (where, group length)."""
+    whole = length - length % group
+    bands = []
+    if whole:
+        bands.append((slice(0, whole), group))
+    if whole < length:
+        bands.append((slice(whole, length), length - whole))
+    return bands
+
+
+def tile_grids(array: NDArray[Any], region: Region) -> Iterator[NDArray[Any]]:
+    """Views (tile rows, tile columns, tile height, tile width) of a region of an array (..., R, C).
+
+    Never copies. Leading axes of the array are walked in Python, but the longest axis never is, so that a stack of
+    many small matrices is as cheap as one large matrix.
+    """
+    height, width = region.tile_shape
+    part = array[..., region.rows, region.columns]
+    rows, columns = part.shape[-2:]
+    split = part.reshape(*part.shape[:-2], rows // height, height, columns // width, width)
+    grid = split.swapaxes(-3, -2)
+    # The two longest of (leading axes, tile rows, tile columns) become the grid that a method gets whole.
+    outer = sorted(range(grid.ndim - 2), key=lambda axis: grid.shape[axis])[:-2]
+    moved = np.moveaxis(grid, outer, range(len(outer)))
+    for index in np.ndindex(moved.shape[: len(outer)]):
+        yield moved[index]
+
+
+def convolution_matrices(weights: NDArray[Any]) -> NDArray[Any]:
+    """A convolution weight (out, in, *kernel) as the stack of matrices (*kernel, out, in), a view.
+
+    Each kernel position is a matrix of its own, which is what makes both the forward GEMM and the input-gradient
+    GEMM of the lowered convolution N:M sparse.
+    """
+    return np.moveaxis(weights, (0, 1), (-2, -1))
