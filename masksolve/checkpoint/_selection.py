@@ -1,0 +1,72 @@
+"""Which tensors of a checkpoint are weight matrices to prune, and why the others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from masksolve._pattern import Pattern
+from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
+
+
+@dataclass(frozen=True)
+class SkippedTensor:
+    """A tensor that is passed through untouched, and the reason."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+def select_tensors(
+    tensors: Sequence[TensorInfo], pattern: Pattern, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[list[TensorInfo], list[SkippedTensor]]:
+    """Split tensors into those that are pruned and those that are skipped.
+
+    Pruned are floating-point tensors of two or more dimensions that hold at least one m x m tile, a convolution
+    (out, in, *kernel) in its axes (out, in). With `include`, only names that match one of its globs; without,
+    embeddings are left alone.
+
+    Raises
+    ------
+    CheckpointError
+        If a glob matches no tensor, or no tensor is left to prune.
+    """
+    for option, globs in (("--include", include), ("--exclude", exclude)):
+        for glob in globs:
+            if not any(fnmatchcase(tensor.name, glob) for tensor in tensors):
+                some = ", ".join(tensor.name for tensor in tensors[:3])
+                raise CheckpointError(
+                    f"{option} {glob!r} matches none of the {len(tensors)} tensor names ({some}, ...)"
+                )
+    chosen, skipped = [], []
+    for tensor in tensors:
+        reason = _reason_to_skip(tensor, pattern, include, exclude)
+        if reason is None:
+            chosen.append(tensor)
+        else:
+            skipped.append(SkippedTensor(tensor.name, tensor.dtype, tensor.shape, reason))
+    if not chosen:
+        reasons = "; ".join(f"{tensor.name}: {tensor.reason}" for tensor in skipped[:3]) or "the file holds no tensor"
+        raise CheckpointError(f"no tensor fits pattern {pattern} ({reasons}{'; ...' if len(skipped) > 3 else ''})")
+    return chosen, skipped
+
+
+def _reason_to_skip(tensor: TensorInfo, pattern: Pattern, include: Sequence[str], exclude: Sequence[str]) -> str | None:
+    if include and not any(fnmatchcase(tensor.name, glob) for glob in include):
+        return "not included"
+    for glob in exclude:
+        if fnmatchcase(tensor.name, glob):
+            return f"excluded by {glob!r}"
+    if tensor.dtype not in WEIGHT_DTYPES:
+        return f"dtype {tensor.dtype} is not one of {', '.join(WEIGHT_DTYPES)}"
+    if len(tensor.shape) < 2:
+        return f"{len(tensor.shape)}-D: not a matrix"
+    if not include and "embed" in tensor.name.lower():
+        return "an embedding; --include it to prune it"
+    if min(tensor.shape[:2]) < pattern.m or 0 in tensor.shape:
+        rows, columns = tensor.shape[:2]
+        return f"{rows}x{columns} holds no whole {pattern.m}x{pattern.m} tile"
+    return None

@@ -1,0 +1,212 @@
+"""The `masksolve` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from masksolve import Pattern, available_methods
+from masksolve._methods import extras_of_methods
+
+try:
+    import click
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+
+    from masksolve.checkpoint import PrunedTensor, SkippedTensor, TensorInfo, check_checkpoint, prune_checkpoint
+except ImportError as error:
+    sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
+
+
+class _PatternType(click.ParamType[Pattern]):
+    name = "N:M"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pattern:
+        try:
+            return Pattern.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_pattern = click.option(
+    "--pattern", type=_PatternType(), required=True, help="N entries KEPT of every M: 1:4 keeps 1 and zeroes 3."
+)
+_include = click.option(
+    "--include", multiple=True, metavar="GLOB", help="Only tensors whose name matches; can be repeated."
+)
+_exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors whose name matches.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="masksolve")
+def cli() -> None:
+    """Transposable N:M sparsity masks: exact, and certified so."""
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@_pattern
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
+@click.option("--method", default="exact", show_default=True, help="See `masksolve methods`.")
+@_include
+@_exclude
+@click.option("--report", type=click.Path(path_type=Path), help="Write what was done as JSON.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+def prune(
+    source: Path,
+    pattern: Pattern,
+    output: Path,
+    method: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    report: Path | None,
+    overwrite: bool,
+) -> None:
+    """Make every weight matrix of INPUT, a .safetensors file, transposable N:M sparse.
+
+    Tensors that are not weight matrices are passed through untouched. Without --include, embeddings are too.
+    """
+    _check_report_path(report, source, output, overwrite)
+    with _progress() as (on_start, on_tensor):
+        result = prune_checkpoint(
+            source,
+            output,
+            pattern,
+            method=method,
+            include=include,
+            exclude=exclude,
+            overwrite=overwrite,
+            on_start=on_start,
+            on_tensor=on_tensor,
+        )
+    if report is not None:
+        result.write_json(report)
+    _print_skipped(result.skipped)
+    _print_pruned(result.tensors)
+    proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
+    click.echo(
+        f"{output}: {len(result.tensors)} tensors pruned to {pattern.describe()}, "
+        f"mean kept importance {result.mean_kept_share:.2%}, {proof}"
+    )
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_pattern
+@_include
+@_exclude
+def check(file: Path, pattern: Pattern, include: tuple[str, ...], exclude: tuple[str, ...]) -> None:
+    """Check that the weight matrices of FILE are transposable N:M sparse; exit with 1 if one is not."""
+    checks, skipped = check_checkpoint(file, pattern, include=include, exclude=exclude)
+    for tensor in checks:
+        click.echo(f"{'ok ' if tensor.problem is None else 'BAD'} {tensor.name}  {tensor.problem or ''}".rstrip())
+    bad = sum(tensor.problem is not None for tensor in checks)
+    verdict = f"{bad} of {len(checks)} tensors are not" if bad else f"all {len(checks)} tensors are"
+    click.echo(f"{file}: {verdict} transposable {pattern.describe()}; {len(skipped)} tensors skipped")
+    if bad:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+def methods() -> None:
+    """List the methods, preferred first, and how to install those that are missing."""
+    installed = available_methods()
+    for name, extra in extras_of_methods().items():
+        click.echo(f"{name:<12} {'installed' if name in installed else f'pip install masksolve[{extra}]'}")
+
+
+def main() -> int:
+    """Run the command and return its exit code: 0 done, 1 check failed, 2 bad usage or input, 130 interrupted."""
+    try:
+        return cli.main(prog_name="masksolve", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except (ValueError, OSError, ImportError) as error:
+        return _fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("masksolve: interrupted; nothing was written", err=True)
+        return 130
+
+
+def _fail(message: str) -> int:
+    click.echo(f"masksolve: {message}", err=True)
+    return 2
+
+
+def _check_report_path(report: Path | None, source: Path, output: Path, overwrite: bool) -> None:
+    """Refuse a report that could not be written before any work is done."""
+    if report is None:
+        return
+    if report.resolve() in (source.resolve(), output.resolve()):
+        raise click.UsageError(f"the report {report} is the input or the output; name another file")
+    if report.exists() and not overwrite:
+        raise click.UsageError(f"the report {report} exists; name another file, or pass --overwrite")
+    if not report.parent.is_dir():
+        raise click.UsageError(f"the report's folder {report.parent} does not exist; create it first")
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Callable[[Sequence[TensorInfo]], None], Callable[[PrunedTensor], None]]]:
+    """What to call with the tensors to prune and with each one done: a bar on a terminal, plain lines otherwise."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield (
+            lambda tensors: None,
+            lambda tensor: click.echo(f"pruned {tensor.name}: {tensor.kept_share:.2%}", err=True),
+        )
+        return
+    columns = (
+        TextColumn("pruning"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("")
+        yield (
+            lambda tensors: progress.update(task, total=len(tensors)),
+            lambda tensor: progress.update(task, advance=1, description=tensor.name),
+        )
+
+
+def _print_skipped(skipped: Sequence[SkippedTensor]) -> None:
+    if not skipped:
+        return
+    table = Table("skipped tensor", "shape", "reason")
+    for tensor in skipped:
+        table.add_row(tensor.name, _shape(tensor.shape), tensor.reason)
+    _print(table)
+
+
+def _print_pruned(tensors: Sequence[PrunedTensor]) -> None:
+    table = Table("pruned tensor", "shape")
+    for heading in ("kept importance", "gap", "time"):
+        table.add_column(heading, justify="right")
+    for tensor in tensors:
+        gap = "0 (optimal)" if tensor.optimal else f"{tensor.gap:.2e}"
+        table.add_row(
+            tensor.name, _shape(tensor.shape), f"{tensor.kept_share:.2%}", gap, f"{tensor.solve_seconds * 1e3:.0f} ms"
+        )
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    # A file or a pipe has no width to fit: nothing is cut there.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,360 @@
+"""The `masksolve` command: what it prints, its exit codes, and that a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import masksolve
+from masksolve import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["masksolve", *map(str, arguments)])
+        code = cli.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint with every kind of tensor, negative ones and -0.0 among the weights."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "in.safetensors"
+    save_file(
+        {
+            "layer.weight": rng.standard_normal((24, 16)).astype(np.float32),
+            "layer.half": rng.standard_normal((16, 8)).astype(np.float16),
+            "layer.double": rng.standard_normal((9, 13)),
+            "conv.weight": rng.standard_normal((8, 16, 3, 3)).astype(np.float32),
+            "tokens.embedding": rng.standard_normal((50, 8)).astype(np.float32),
+            "layer.bias": rng.standard_normal(24).astype(np.float32),
+            "layer.tiny": rng.standard_normal((2, 16)).astype(np.float32),
+            "step": np.array(7),
+            "ids": np.arange(64).reshape(8, 8),
+            "empty": np.zeros((0, 8), np.float32),
+        },
+        path,
+        metadata={"format": "pt", "note": "kept"},
+    )
+    return path
+
+
+def tensors_of(path: Path) -> dict[str, np.ndarray]:
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def header_of(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[: 8 + int.from_bytes(content[:8], "little")]
+
+
+PRUNED = {"layer.weight", "layer.half", "layer.double", "conv.weight"}
+
+
+def test_prune_makes_every_weight_matrix_transposable_and_optimal(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    code, out, err = run("prune", checkpoint, "--pattern", "3:8", "--output", output)
+    assert code == 0
+    before, after = tensors_of(checkpoint), tensors_of(output)
+    for name in PRUNED:
+        w, pruned = before[name], after[name]
+        if w.ndim > 2:
+            w, pruned = np.moveaxis(w, (0, 1), (-2, -1)), np.moveaxis(pruned, (0, 1), (-2, -1))
+        assert masksolve.certify(w, pruned != 0, 3, 8).optimal
+        assert (w[pruned != 0] == pruned[pruned != 0]).all()
+        assert f"pruned {name}" in err
+        assert name in out
+    assert "every tile proven optimal" in out
+
+
+def test_prune_keeps_all_other_bytes(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    run("prune", checkpoint, "--pattern", "2:4", "--output", output)
+    assert header_of(output) == header_of(checkpoint)
+    assert output.stat().st_size == checkpoint.stat().st_size
+    before, after = tensors_of(checkpoint), tensors_of(output)
+    for name in before.keys() - PRUNED - {"layer.tiny"}:
+        assert before[name].tobytes() == after[name].tobytes()
+
+
+def test_pruned_weights_are_positive_zeros(run: Run, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file({"w": -np.abs(np.random.default_rng(1).standard_normal((8, 8)))}, source)
+    assert run("prune", source, "--pattern", "1:4", "--output", output)[0] == 0
+    pruned = tensors_of(output)["w"]
+    assert (pruned == 0).sum() == 48
+    assert not np.signbit(pruned[pruned == 0]).any()
+
+
+def test_prune_reads_and_writes_bfloat16(run: Run, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    w = np.random.default_rng(2).standard_normal((16, 16)).astype(ml_dtypes.bfloat16)
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [16, 16], "data_offsets": [0, 512]}}).encode()
+    source.write_bytes(len(header).to_bytes(8, "little") + header + w.tobytes())
+    assert run("prune", source, "--pattern", "2:8", "--output", output)[0] == 0
+    content = output.read_bytes()
+    pruned = np.frombuffer(content[-512:], ml_dtypes.bfloat16).reshape(16, 16)
+    assert content[:-512] == source.read_bytes()[:-512]
+    assert masksolve.certify(w, pruned != 0, 2, 8).optimal
+
+
+def test_skipped_tensors_are_named_with_the_reason(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    run(
+        *("prune", checkpoint, "--pattern", "4:8", "--output", tmp_path / "out.safetensors", "--report", report),
+        *("--exclude", "conv.*", "--exclude", "layer.h*"),
+    )
+    record = json.loads(report.read_text())
+    reasons = {tensor["name"]: tensor["reason"] for tensor in record["skipped"]}
+    assert {tensor["name"] for tensor in record["tensors"]} == {"layer.weight", "layer.double"}
+    assert reasons["tokens.embedding"] == "an embedding; --include it to prune it"
+    assert reasons["conv.weight"] == "excluded by 'conv.*'"
+    assert reasons["layer.bias"] == "1-D: not a matrix"
+    assert reasons["layer.tiny"] == "2x16 holds no whole 8x8 tile"
+    assert reasons["ids"] == "dtype I64 is not one of F64, F32, F16, BF16"
+    assert reasons["empty"] == "0x8 holds no whole 8x8 tile"
+
+
+def test_the_report_repeats_what_the_certificates_say(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    report, output = tmp_path / "report.json", tmp_path / "out.safetensors"
+    run("prune", checkpoint, "--pattern", "4:8", "--method", "greedy", "--output", output, "--report", report)
+    record = json.loads(report.read_text())
+    assert record["pattern"] == "4:8"
+    assert record["method"] == "greedy"
+    assert record["masksolve_version"] == masksolve.__version__
+    entry = next(tensor for tensor in record["tensors"] if tensor["name"] == "layer.weight")
+    w = tensors_of(checkpoint)["layer.weight"]
+    certificate = masksolve.certify(w, tensors_of(output)["layer.weight"] != 0, 4, 8)
+    assert entry["kept"] == pytest.approx(certificate.kept, rel=1e-12)
+    assert entry["gap"] == pytest.approx(certificate.gap, rel=1e-9)
+    assert entry["kept_share"] == pytest.approx(certificate.kept / np.abs(w.astype(float)).sum())
+    assert record["optimal"] is False
+
+
+def test_include_takes_embeddings_and_nothing_else(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    run(
+        *("prune", checkpoint, "--pattern", "4:8", "--include", "tokens.*"),
+        *("--output", tmp_path / "out.safetensors", "--report", report),
+    )
+    assert [tensor["name"] for tensor in json.loads(report.read_text())["tensors"]] == ["tokens.embedding"]
+
+
+def test_check_accepts_what_prune_wrote_and_refuses_the_input(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    run("prune", checkpoint, "--pattern", "4:8", "--output", output)
+    assert run("check", output, "--pattern", "4:8")[0] == 0
+    assert run("check", output, "--pattern", "5:8")[0] == 0
+    code, out, _ = run("check", output, "--pattern", "3:8")
+    assert code == 1
+    assert "4 of 4 tensors are not" in out
+    code, out, _ = run("check", checkpoint, "--pattern", "4:8")
+    assert code == 1
+    assert "BAD layer.weight  mask[0, 0:8] keeps 8 of 8 entries; 4:8 along rows allows at most 4" in out
+
+
+def test_methods_lists_every_method(run: Run) -> None:
+    code, out, _ = run("methods")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "exact",
+        "flow",
+        "lp",
+        "enumerate",
+        "greedy",
+        "two-approx",
+    ]
+
+
+def test_a_terminal_sees_a_progress_bar(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "masksolve.cli", "prune", checkpoint, "--pattern", "4:8", "--output"]
+    typescript = subprocess.run(
+        ["script", "-qec", " ".join(map(str, [*command, tmp_path / "out.safetensors"])), "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "150"},
+    ).stdout
+    assert "pruning" in typescript
+    assert "4/4" in typescript or "3/4" in typescript
+    assert "0 (optimal)" in typescript
+
+
+BAD_USAGE = {
+    "pattern out of range": (["--pattern", "9:8"], "n must lie between 0 and m=8, got n=9"),
+    "pattern not N:M": (["--pattern", "half"], "got 'half'"),
+    "unknown method": (["--method", "exakt"], "unknown method 'exakt'; .* did you mean 'exact'?"),
+    "too large for the method": (["--method", "enumerate"], "116,963,796,250 masks"),
+    "glob that matches nothing": (["--include", "nope*"], "--include 'nope*' matches none of the 10 tensor names"),
+    "pattern that nothing fits": (["--pattern", "32:64"], "no tensor fits pattern 32:64"),
+    "unknown option": (["--colour"], "No such option"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_USAGE)
+def test_bad_usage_gets_one_line_and_writes_nothing(case: str, run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    options, message = BAD_USAGE[case]
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run("prune", checkpoint, "--pattern", "4:8", "--output", tmp_path / "out.safetensors", *options)
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    for part in message.split(".*"):
+        assert part in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def bad_inputs(good: bytes) -> dict[str, tuple[bytes | None, str]]:
+    return {
+        "missing": (None, "does not exist"),
+        "empty": (b"", "is not a whole safetensors file"),
+        "truncated": (good[:-1], "is not a whole safetensors file"),
+        "truncated header": (good[:20], "is not a whole safetensors file"),
+        "another format": (b"PK\x03\x04" + good[4:], "is not a whole safetensors file"),
+    }
+
+
+@pytest.mark.parametrize("case", bad_inputs(b""))
+@pytest.mark.parametrize("command", ["prune", "check"])
+def test_a_bad_input_file_is_refused(case: str, command: str, run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    content, message = bad_inputs(checkpoint.read_bytes())[case]
+    bad = tmp_path / "bad.safetensors"
+    if content is not None:
+        bad.write_bytes(content)
+    output = tmp_path / "out.safetensors"
+    code, _, err = run(command, bad, "--pattern", "4:8", *(["--output", output] if command == "prune" else []))
+    assert code == 2
+    assert f"{bad} {message}" in err
+    assert len(err.splitlines()) == 1
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("position", [(3, 4), (17, 15)])
+def test_a_weight_that_is_not_finite_is_named(
+    value: float, position: tuple[int, int], run: Run, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    w = np.ones((20, 16), np.float32)
+    w[position] = value
+    save_file({"fine": np.ones((8, 8)), "layer.weight": w}, source)
+    code, _, err = run("prune", source, "--pattern", "4:8", "--output", output)
+    assert code == 2
+    assert f"tensor 'layer.weight': weights[{position[0]}, {position[1]}] is {value}" in err
+    assert sorted(tmp_path.iterdir()) == [source]
+
+
+def test_an_output_that_exists_is_replaced_only_when_asked(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    output.write_text("precious")
+    arguments = ["prune", checkpoint, "--pattern", "4:8", "--output", output]
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert f"{output} exists" in err
+    assert "--overwrite" in err
+    assert output.read_text() == "precious"
+    assert run(*arguments, "--overwrite")[0] == 0
+    assert run("check", output, "--pattern", "4:8")[0] == 0
+
+
+def test_the_input_is_never_the_output(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    content = checkpoint.read_bytes()
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(checkpoint)
+    for output in (checkpoint, link):
+        code, _, err = run("prune", checkpoint, "--pattern", "4:8", "--output", output, "--overwrite")
+        assert code == 2
+        assert f"the output {output} is the input" in err
+    assert checkpoint.read_bytes() == content
+
+
+def test_a_missing_output_folder_is_named(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    code, _, err = run("prune", checkpoint, "--pattern", "4:8", "--output", tmp_path / "no" / "out.safetensors")
+    assert code == 2
+    assert f"{tmp_path / 'no'} does not exist" in err
+
+
+def test_an_unwritable_folder_is_named(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "sealed"
+    folder.mkdir()
+    # Root may write anywhere, whatever the folder's mode.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder)
+    code, _, err = run("prune", checkpoint, "--pattern", "4:8", "--output", folder / "out.safetensors")
+    assert code == 2
+    assert f"{folder} is not writable" in err
+    assert not list(folder.iterdir())
+
+
+def test_a_report_that_cannot_be_written_stops_the_prune_before_it_starts(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.safetensors"
+    for report, message in ((tmp_path / "no" / "r.json", "does not exist"), (checkpoint, "is the input or the output")):
+        code, _, err = run("prune", checkpoint, "--pattern", "4:8", "--output", output, "--report", report)
+        assert code == 2
+        assert message in err
+        assert not output.exists()
+
+
+def command_in_process(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "masksolve.cli", *map(str, arguments)]
+
+
+def test_a_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> None:
+    def limit_file_size() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    output = tmp_path / "out.safetensors"
+    done = subprocess.run(
+        command_in_process("prune", checkpoint, "--pattern", "4:8", "--output", output),
+        capture_output=True,
+        text=True,
+        preexec_fn=limit_file_size,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "File too large" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == [checkpoint]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_prune_leaves_no_half_written_output(how: signal.Signals, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file({f"w{i}": np.ones((64, 64), np.float32) for i in range(50)}, source)
+    command = command_in_process("prune", source, "--pattern", "4:8", "--method", "lp", "--output", output)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("pruned")
+    process.send_signal(how)
+    process.wait(timeout=60)
+    process.stderr.close()
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    assert not output.exists()
+    if how == signal.SIGINT:
+        assert sorted(tmp_path.iterdir()) == [source]
