@@ -1,0 +1,13 @@
+"""Run a Python script in a process of its own, where nothing is imported yet."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run(script: str, *arguments: str | Path) -> str:
+    """What the script prints; it fails the test if the script fails, prints a warning or takes two minutes."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout

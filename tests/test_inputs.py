@@ -1,0 +1,226 @@
+"""What bad input gets: one line that repeats what was given."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import masksolve as ms
+from tests import strategies
+from tests.tables import APPROXIMATE_METHODS, EXACT_METHODS
+
+BLOCK = np.ones((4, 4))
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "solve_block": lambda weights: ms.solve_block(weights, 1, 4),
+    "solve_blocks": lambda weights: ms.solve_blocks(weights, 1, 4),
+    "solve_matrix": lambda weights: ms.solve_matrix(weights, 1, 4),
+    "certify": lambda weights: ms.certify(weights, np.zeros(np.shape(weights)), 1, 4),
+}
+EVERY_FUNCTION = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+METHODS = sorted({method.name for method in EXACT_METHODS + APPROXIMATE_METHODS})
+
+
+def refuses(error: type[Exception], message: str, call: Callable[[], Any]) -> None:
+    with pytest.raises(error, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert type(caught.value) is error
+
+
+@given(
+    st.sampled_from(strategies.FLOATS),
+    st.sampled_from([(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")]),
+    st.tuples(st.integers(0, 1), st.integers(0, 6), st.integers(0, 8)),
+    strategies.directions,
+    strategies.layouts,
+)
+def test_nan_and_infinities_are_refused_by_name_and_position(
+    dtype: np.dtype[Any], bad: tuple[float, str], index: tuple[int, int, int], direction: str, layout: str
+) -> None:
+    weights = np.ones((2, 7, 9), dtype)
+    weights[index] = bad[0]
+    weights = strategies.LAYOUTS[layout](weights)
+    message = rf"^weights\[{index[0]}, {index[1]}, {index[2]}\] is {bad[1]};"
+    refuses(ValueError, message, lambda: ms.solve_matrix(weights, 1, 4, direction=direction))
+    refuses(ValueError, message, lambda: ms.certify(weights, np.zeros((2, 7, 9)), 1, 4, direction=direction))
+
+
+def test_a_nan_at_the_end_of_a_large_matrix_is_found() -> None:
+    weights = np.ones((700, 500), np.float32)
+    weights[650, 499] = weights[699, 0] = np.nan
+    refuses(ValueError, r"^weights\[650, 499\] is nan", lambda: ms.solve_matrix(weights, 1, 4))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n", [0, 1, 4])
+def test_no_method_and_no_trivial_pattern_lets_nan_through(method: str, n: int) -> None:
+    weights = BLOCK.copy()
+    weights[3, 2] = np.nan
+    refuses(ValueError, r"weights\[3, 2\] is nan", lambda: ms.solve_block(weights, n, 4, method=method))
+
+
+@EVERY_FUNCTION
+@pytest.mark.parametrize(
+    ("dtype", "shown"),
+    [
+        (complex, "complex128"),
+        (object, "object"),
+        (str, "<U"),
+        (bytes, r"\|S"),
+        (bool, "bool"),
+        ("M8[s]", "datetime64"),
+        ("m8[s]", "timedelta64"),
+        ([("x", float)], "'x'"),
+        pytest.param(
+            np.longdouble,
+            "float128",
+            marks=pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="long double is float64 here"),
+        ),
+        (ml_dtypes.float8_e4m3fn, "float8_e4m3fn"),
+        (ml_dtypes.int4, "int4"),
+    ],
+)
+def test_dtypes_that_are_not_real_are_refused_by_name(function: Callable[[Any], Any], dtype: Any, shown: str) -> None:
+    shape = (1, 4, 4) if function is FUNCTIONS["solve_blocks"] else (4, 4)
+    refuses(TypeError, f"dtype .*{shown}", lambda: function(np.zeros(shape, dtype)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ms.solve_block(np.ones(4), 1, 4), r"shape \(4,\)"),
+        (lambda: ms.solve_block(np.ones((1, 4, 4)), 1, 4), r"shape \(1, 4, 4\); expected 2 dimensions, \(m, m\)"),
+        (lambda: ms.solve_block(np.ones((4, 5)), 1, 4), r"shape \(4, 5\); 1:4 needs blocks of 4x4"),
+        (lambda: ms.solve_block(np.ones((5, 5)), 1, 4), r"shape \(5, 5\); 1:4 needs blocks of 4x4"),
+        (lambda: ms.solve_blocks(BLOCK, 1, 4), r"shape \(4, 4\); expected 3 dimensions, \(B, m, m\)"),
+        (lambda: ms.solve_blocks(np.ones((2, 4, 5)), 1, 4), r"shape \(2, 4, 5\)"),
+        (lambda: ms.solve_blocks(np.ones((2, 8, 8)), 1, 4), r"shape \(2, 8, 8\)"),
+        (lambda: ms.solve_matrix(np.ones(4), 1, 4), r"shape \(4,\)"),
+        (lambda: ms.solve_matrix(3.0, 1, 4), r"shape \(\)"),
+        (lambda: ms.certify(np.ones(4), np.ones(4), 1, 4), r"shape \(4,\)"),
+        (lambda: ms.certify(BLOCK, np.eye(5), 1, 4), r"mask has shape \(5, 5\), the weights \(4, 4\)"),
+        (lambda: ms.certify(BLOCK, np.zeros((1, 4, 4)), 1, 4), r"mask has shape \(1, 4, 4\), the weights \(4, 4\)"),
+    ],
+)
+def test_wrong_shapes_are_refused_and_repeated(call: Callable[[], Any], message: str) -> None:
+    refuses(ValueError, message, call)
+
+
+@EVERY_FUNCTION
+def test_empty_arrays_are_refused(function: Callable[[Any], Any]) -> None:
+    shapes = [(0, 4, 4)] if function is FUNCTIONS["solve_blocks"] else [(0, 4), (4, 0), (0, 0)]
+    for shape in shapes:
+        refuses(ValueError, r"shape \(.*\), which is empty", lambda shape=shape: function(np.ones(shape)))
+    refuses(ValueError, r"\(2, 0, 3\), which is empty", lambda: ms.solve_matrix(np.ones((2, 0, 3)), 1, 4))
+
+
+def test_ragged_lists_are_refused() -> None:
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        ms.solve_matrix([[1, 2], [3]], 1, 2)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_integers_that_float64_cannot_hold_are_refused_by_position(dtype: Any) -> None:
+    weights = np.zeros((4, 4), dtype)
+    weights[2, 1] = 2**53
+    assert ms.solve_block(weights, 1, 4)[2, 1]
+    weights[2, 1] += 1
+    refuses(ValueError, r"weights\[2, 1\] is 9007199254740993;", lambda: ms.solve_block(weights, 1, 4))
+    weights[2, 1] = np.iinfo(dtype).max
+    refuses(ValueError, r"weights\[2, 1\] is \d+;", lambda: ms.certify(weights, np.eye(4), 1, 4))
+
+
+def test_the_lowest_integer_is_refused() -> None:
+    weights = np.zeros((4, 4), np.int64)
+    weights[0, 3] = np.iinfo(np.int64).min
+    refuses(ValueError, r"weights\[0, 3\] is -9223372036854775808", lambda: ms.solve_block(weights, 1, 4))
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", None, -1, 5], ids=repr)
+def test_n_is_checked_by_every_function(value: Any) -> None:
+    error = ValueError if type(value) is int else TypeError
+    calls: list[Callable[[], Any]] = [
+        lambda: ms.solve_block(BLOCK, value, 4),
+        lambda: ms.solve_blocks(BLOCK[None], value, 4),
+        lambda: ms.solve_matrix(BLOCK, value, 4),
+        lambda: ms.certify(BLOCK, BLOCK, value, 4),
+        lambda: ms.check_mask(BLOCK, value, 4),
+        lambda: ms.is_valid_mask(BLOCK, value, 4),
+    ]
+    for call in calls:
+        refuses(error, f"got (n=)?{value!r}", call)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("exakt", "exact"), ("Greedy", "greedy"), ("two_approx", "two-approx"), ("enum", "enumerate"), ("flows", "flow")],
+)
+def test_an_unknown_method_is_answered_with_the_nearest_name(name: str, meant: str) -> None:
+    message = rf"unknown method '{name}'; allowed are 'exact', .*'two-approx'; did you mean '{meant}'\?"
+    refuses(ValueError, message, lambda: ms.solve_block(BLOCK, 1, 4, method=name))
+    refuses(ValueError, message, lambda: ms.solve_blocks(BLOCK[None], 1, 4, method=name))
+    refuses(ValueError, message, lambda: ms.solve_matrix(BLOCK, 4, 4, method=name))
+
+
+@pytest.mark.parametrize("name", ["", "zzz", None, 3, ["exact"]], ids=repr)
+def test_an_unknown_method_that_is_near_to_none_is_repeated(name: Any) -> None:
+    with pytest.raises(ValueError, match="unknown method") as caught:
+        ms.solve_block(BLOCK, 1, 4, method=name)
+    assert repr(name) in str(caught.value)
+    assert "did you mean" not in str(caught.value) or name == ["exact"]
+
+
+@pytest.mark.parametrize("name", ["row", "Rows", "column", "bot", None, 0], ids=repr)
+def test_an_unknown_direction_is_repeated_with_what_is_allowed(name: Any) -> None:
+    message = f"unknown direction {name!r}; allowed are 'both', 'rows', 'columns'"
+    refuses(ValueError, message, lambda: ms.solve_matrix(BLOCK, 1, 4, direction=name))
+    refuses(ValueError, message, lambda: ms.check_mask(BLOCK, 1, 4, direction=name))
+    refuses(ValueError, message, lambda: ms.is_valid_mask(BLOCK, 1, 4, direction=name))
+    refuses(ValueError, message, lambda: ms.certify(BLOCK, np.eye(4), 1, 4, direction=name))
+
+
+def test_the_nearest_direction_is_named() -> None:
+    refuses(ValueError, r"did you mean 'rows'\?", lambda: ms.solve_matrix(BLOCK, 1, 4, direction="row"))
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "message"),
+    [
+        ("exact", "complete", "method 'exact' has no option 'complete'; it takes none"),
+        ("greedy", "completed", r"method 'greedy' has no option 'completed'.*did you mean 'complete'\?"),
+        ("lp", "backends", r"method 'lp' has no option 'backends'.*did you mean 'backend'\?"),
+        ("two-approx", "backend", "method 'two-approx' has no option 'backend'"),
+    ],
+)
+def test_an_option_that_the_method_lacks_is_refused(method: str, option: str, message: str) -> None:
+    refuses(TypeError, message, lambda: ms.solve_block(BLOCK, 1, 4, method=method, **{option: True}))
+
+
+def test_an_unknown_backend_is_answered_with_the_nearest_name() -> None:
+    message = r"unknown backend 'high' .*'highs', 'pulp'; did you mean 'highs'\?"
+    refuses(ValueError, message, lambda: ms.solve_block(BLOCK, 1, 4, method="lp", backend="high"))
+
+
+@pytest.mark.parametrize(
+    ("threads", "error"), [(0, ValueError), (-2, ValueError), (True, TypeError), (1.0, TypeError), ("2", TypeError)]
+)
+def test_threads_are_a_positive_integer(threads: Any, error: type[Exception]) -> None:
+    refuses(error, f"threads must .*got {threads!r}", lambda: ms.solve_matrix(BLOCK, 1, 4, threads=threads))
+    refuses(error, f"threads must .*got {threads!r}", lambda: ms.solve_blocks(BLOCK[None], 1, 4, threads=threads))
+
+
+def test_numpy_integers_are_taken_for_threads_and_patterns() -> None:
+    mask = ms.solve_matrix(BLOCK, np.int16(1), np.uint8(4), threads=np.int64(2))  # type: ignore[arg-type]
+    assert mask.sum() == 4
+
+
+def test_everything_after_the_pattern_is_keyword_only() -> None:
+    for function in (ms.solve_block, ms.solve_blocks, ms.solve_matrix, ms.check_mask, ms.is_valid_mask):
+        with pytest.raises(TypeError, match="positional"):
+            function(BLOCK, 1, 4, "exact")
+    with pytest.raises(TypeError, match="positional"):
+        ms.certify(BLOCK, BLOCK, 1, 4, True)  # type: ignore[misc]

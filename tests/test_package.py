@@ -1,0 +1,152 @@
+"""The package as a whole: its public face, what it imports, what it does without a library, threads and forks."""
+
+import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import masksolve as ms
+from tests import processes
+from tests.tables import weights_of
+
+# What is installed only on demand or slow to load.
+HEAVY = "numba torch ortools scipy pulp highspy ml_dtypes safetensors click rich"
+
+
+def test_all_is_the_public_face() -> None:
+    public = {
+        name for name, value in vars(ms).items() if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public == set(ms.__all__)
+    assert list(ms.__all__) == sorted(ms.__all__)
+
+
+def test_the_public_face_is_the_one_that_was_designed() -> None:
+    assert set(ms.__all__) >= {
+        "Certificate",
+        "InvalidMaskError",
+        "MethodNotInstalledError",
+        "Pattern",
+        "available_methods",
+        "certify",
+        "check_mask",
+        "is_valid_mask",
+        "solve_block",
+        "solve_blocks",
+        "solve_matrix",
+    }
+
+
+@pytest.mark.parametrize("name", ms.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    assert (getattr(ms, name).__doc__ or "").strip()
+
+
+def test_importing_the_package_loads_no_other_library_than_numpy() -> None:
+    script = f"import sys, masksolve; print(*[name for name in {HEAVY.split()} if name in sys.modules])"
+    assert processes.run(script) == "\n"
+
+
+def test_asking_which_methods_there_are_loads_none_of_their_libraries() -> None:
+    script = (
+        "import sys, masksolve; masksolve.available_methods(); masksolve.is_valid_mask([[1]], 1, 1);"
+        f"print(*[name for name in {HEAVY.split()} if name in sys.modules])"
+    )
+    assert processes.run(script) == "\n"
+
+
+def test_the_default_method_loads_no_solver_of_the_others() -> None:
+    script = (
+        "import sys, masksolve; masksolve.solve_block([[1, 2], [2, 1]], 1, 2);"
+        "print(*[name for name in ('torch', 'ortools', 'pulp', 'highspy') if name in sys.modules])"
+    )
+    assert processes.run(script) == "\n"
+
+
+def test_all_methods_are_available_where_everything_is_installed() -> None:
+    assert ms.available_methods() == ("exact", "flow", "lp", "enumerate", "greedy", "two-approx")
+
+
+@pytest.mark.parametrize(("method", "library"), [("flow", "ortools"), ("lp", "scipy")])
+def test_a_method_without_its_library_is_absent_and_names_the_extra(
+    method: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    assert method not in ms.available_methods()
+    assert len(ms.available_methods()) == 5
+    with pytest.raises(ms.MethodNotInstalledError, match=rf"'{method}' needs {library}.*masksolve\[{method}\]"):
+        ms.solve_block([[1, 2], [2, 1]], 1, 2, method=method)
+    assert ms.solve_block([[1, 2], [2, 1]], 1, 2).tolist() == [[False, True], [True, False]]
+
+
+def test_the_pulp_backend_without_pulp_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pulp", None)
+    assert "lp" in ms.available_methods()
+    with pytest.raises(ms.MethodNotInstalledError, match=r"PuLP.*masksolve\[lp\]"):
+        ms.solve_block([[1, 2], [2, 1]], 1, 2, method="lp", backend="pulp")
+    assert ms.solve_block([[1, 2], [2, 1]], 1, 2, method="lp").tolist() == [[False, True], [True, False]]
+
+
+def test_without_any_optional_library_everything_else_works() -> None:
+    script = """
+import sys
+
+class Hide:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        hidden = {"ortools", "scipy", "pulp", "ml_dtypes", "safetensors", "click", "rich", "torch"}
+        return None if name.split(".")[0] in hidden else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Hide, sys.meta_path)
+import numpy as np
+import masksolve as ms
+weights = np.random.default_rng(0).standard_normal((9, 10))
+mask = ms.solve_matrix(weights, 3, 4)
+assert ms.is_valid_mask(mask, 3, 4, saturated=True) and ms.certify(weights, mask, 3, 4).optimal
+print(*ms.available_methods())
+"""
+    assert processes.run(script) == "exact enumerate greedy two-approx\n"
+
+
+def test_an_error_for_a_missing_library_is_an_import_error() -> None:
+    assert issubclass(ms.MethodNotInstalledError, ImportError)
+
+
+def test_two_python_threads_may_solve_at_once() -> None:
+    matrices = [weights_of("uint8", (400, 400), seed) for seed in range(4)]
+    expected = [ms.solve_matrix(matrix, 2, 5, threads=1) for matrix in matrices]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            masks = list(pool.map(lambda matrix: ms.solve_matrix(matrix, 2, 5, threads=2), matrices))
+            assert all(map(np.array_equal, masks, expected))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork on Windows")
+def test_a_forked_process_solves_and_certifies_too() -> None:
+    script = """
+import os
+import numpy as np
+import masksolve as ms
+
+weights = np.random.default_rng(0).integers(0, 9, (400, 400))
+expected = ms.solve_matrix(weights, 2, 5, threads=2)
+child = os.fork()
+if child == 0:
+    same = (ms.solve_matrix(weights, 2, 5, threads=2) == expected).all()
+    os._exit(0 if same and ms.certify(weights, expected, 2, 5).optimal else 1)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status), (ms.solve_matrix(weights, 2, 5, threads=2) == expected).all())
+"""
+    assert processes.run(script) == "0 True\n"
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    for method in ms.available_methods():
+        ms.solve_block([[1.5, 2], [2, 1]], 1, 2, method=method)
+    ms.solve_block([[1.5, 2], [2, 1]], 1, 2, method="lp", backend="pulp")
+    ms.certify([[1.5, 2], [2, 1]], [[0, 1], [1, 0]], 1, 2)
+    assert capfd.readouterr() == ("", "")
