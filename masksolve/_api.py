@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from masksolve._inputs import as_weights, check_direction, check_threads, check_values
-from masksolve._methods import load_method
+from masksolve._methods import NotFiniteError, load_method, potentials_dtype
 from masksolve._pattern import Pattern
-from masksolve._tiles import regions, tile_grids
+from masksolve._tiles import grids, regions, tile_grids
 
 
 def solve_block(
@@ -113,6 +113,38 @@ def solve_blocks(
     return _solve(array, pattern, method, saturated, "both", threads, options)
 
 
+@overload
+def solve_matrix(
+    weights: ArrayLike,
+    n: int,
+    m: int,
+    *,
+    method: str = ...,
+    saturated: bool = ...,
+    direction: str = ...,
+    threads: int | None = ...,
+    potentials: NDArray[np.floating[Any]] | None = ...,
+    return_potentials: Literal[False] = ...,
+    **options: Any,
+) -> NDArray[np.bool_]: ...
+
+
+@overload
+def solve_matrix(
+    weights: ArrayLike,
+    n: int,
+    m: int,
+    *,
+    method: str = ...,
+    saturated: bool = ...,
+    direction: str = ...,
+    threads: int | None = ...,
+    potentials: NDArray[np.floating[Any]] | None = ...,
+    return_potentials: Literal[True],
+    **options: Any,
+) -> tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]: ...
+
+
 def solve_matrix(
     weights: ArrayLike,
     n: int,
@@ -122,8 +154,10 @@ def solve_matrix(
     saturated: bool = True,
     direction: str = "both",
     threads: int | None = None,
+    potentials: NDArray[np.floating[Any]] | None = None,
+    return_potentials: bool = False,
     **options: Any,
-) -> NDArray[np.bool_]:
+) -> NDArray[np.bool_] | tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]:
     """The n:m mask of a matrix, or a stack of them, that keeps the most sum of abs(weights).
 
     The matrix is cut into m x m tiles from its top left corner. At a ragged edge, where a group has fewer than m
@@ -138,11 +172,18 @@ def solve_matrix(
     direction : {"both", "rows", "columns"}
         "both": transposable. "rows": one-sided, n of every m consecutive entries of a row. "columns": of a column.
     threads : int, optional
-        Threads to use; None takes every core that this process may use. The result does not depend on it.
+        Threads to use; None takes every core that this process may use. The mask does not depend on it.
+    potentials : ndarray of float, shape (..., R // m, C // m, m), optional
+        A warm start: the column potentials that an earlier call returned, for weights that have moved a little
+        since. They make method "exact" faster, and never change how much is kept. For direction "both".
+    return_potentials : bool
+        Also return the column potentials found, in units of the weights, for the next call. For the same.
 
     Returns
     -------
     mask : ndarray of bool, shape (..., R, C)
+    potentials : ndarray of float32 or float64, shape (..., R // m, C // m, m)
+        Only with `return_potentials=True`.
 
     Raises
     ------
@@ -160,7 +201,12 @@ def solve_matrix(
     """
     pattern = Pattern(n, m)
     array = as_weights(weights)
-    return _solve(array, pattern, method, saturated, direction, threads, options)
+    found = None
+    if potentials is not None or return_potentials:
+        found = _start_potentials(array, pattern, method, direction, potentials)
+    warm = potentials is not None
+    mask = _solve(array, pattern, method, saturated, direction, threads, options, found, warm)
+    return (mask, found) if return_potentials and found is not None else mask
 
 
 def _solve(
@@ -171,18 +217,54 @@ def _solve(
     direction: str,
     threads: int | None,
     options: dict[str, Any],
+    potentials: NDArray[Any] | None = None,
+    warm: bool = False,
 ) -> NDArray[np.bool_]:
-    solve = load_method(method, frozenset(options))
+    solve = load_method(method, options.keys())
     checked_direction = check_direction(direction)
     check_threads(threads)
-    check_values(weights)
     if pattern.zeros == 0 or pattern.kept == 0:
+        check_values(weights)
         return np.full(weights.shape, pattern.zeros == 0)
     mask = np.empty(weights.shape, np.bool_)
-    for region in regions(weights.shape[-2], weights.shape[-1], pattern, checked_direction, saturated):
-        for tiles, masks in zip(tile_grids(weights, region), tile_grids(mask, region), strict=True):
-            solve(tiles, masks, region.line_sums, threads=threads, **options)
+    try:
+        for region in regions(weights.shape[-2], weights.shape[-1], pattern, checked_direction, saturated):
+            parts = zip(tile_grids(weights, region), tile_grids(mask, region), strict=True)
+            if potentials is not None and region.tile_shape == (pattern.m, pattern.m):
+                for (tiles, masks), found in zip(parts, grids(potentials, inner=1), strict=True):
+                    solve(tiles, masks, region.line_sums, threads=threads, potentials=found, warm=warm)
+            else:
+                for tiles, masks in parts:
+                    solve(tiles, masks, region.line_sums, threads=threads, **options)
+    except NotFiniteError:
+        check_values(weights)
+        raise
     return mask
+
+
+def _start_potentials(
+    weights: NDArray[Any], pattern: Pattern, method: str, direction: str, given: NDArray[Any] | None
+) -> NDArray[Any]:
+    """An array for the potentials of every whole tile, with those to start from, if any."""
+    if method != "exact" or direction != "both":
+        raise ValueError(
+            f"method {method!r} with direction {direction!r} has no potentials to start from or to return; "
+            "use method 'exact' and direction 'both'"
+        )
+    *lead, rows, columns = weights.shape
+    shape = (*lead, rows // pattern.m, columns // pattern.m, pattern.m)
+    found = np.zeros(shape, potentials_dtype(weights.dtype))
+    if given is not None:
+        start = np.asarray(given)
+        if start.shape != shape or start.dtype.kind != "f":
+            raise ValueError(
+                f"potentials have shape {start.shape} and dtype {start.dtype}; weights of shape {weights.shape} need "
+                f"floats of shape {shape}, as return_potentials=True gives for {pattern}"
+            )
+        if not np.isfinite(start).all():
+            raise ValueError("potentials hold NaN or infinities; pass those that an earlier call returned, unchanged")
+        found[...] = start
+    return found
 
 
 def _check_block(blocks: NDArray[Any], pattern: Pattern) -> None:

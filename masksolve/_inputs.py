@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from masksolve._tiles import DIRECTIONS, Direction
 
-# Importance is compared in float64, which holds every float up to 64 bits and every integer up to here.
-_LARGEST_INTEGER = 2**53
+# Importance is compared in float64, which holds every float up to 64 bits and every integer up to this.
+LARGEST_INTEGER = 2**53
 _CHUNK = 1 << 16
 
 
@@ -42,7 +42,7 @@ def check_values(weights: NDArray[Any]) -> None:
         return
     for offset, chunk in chunks(weights):
         if weights.dtype.kind in "iu":
-            bad = (chunk > _LARGEST_INTEGER) | (chunk < -_LARGEST_INTEGER)
+            bad = (chunk > LARGEST_INTEGER) | (chunk < -LARGEST_INTEGER)
             complaint = "integers beyond ±2**53 are not exact in float64; divide the weights by a power of two"
         else:
             bad = ~np.isfinite(chunk)

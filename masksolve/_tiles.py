@@ -72,20 +72,24 @@ def _bands(length: int, group: int) -> list[tuple[slice, int]]:
 
 
 def tile_grids(array: NDArray[Any], region: Region) -> Iterator[NDArray[Any]]:
-    """Views (tile rows, tile columns, tile height, tile width) of a region of an array (..., R, C).
-
-    Never copies. Leading axes of the array are walked in Python, but the longest axis never is, so that a stack of
-    many small matrices is as cheap as one large matrix.
-    """
+    """Views (tile rows, tile columns, tile height, tile width) of a region of an array (..., R, C). Never copies."""
     height, width = region.tile_shape
     part = array[..., region.rows, region.columns]
     rows, columns = part.shape[-2:]
     split = part.reshape(*part.shape[:-2], rows // height, height, columns // width, width)
-    grid = split.swapaxes(-3, -2)
-    # The two longest of (leading axes, tile rows, tile columns) become the grid that a method gets whole.
-    outer = sorted(range(grid.ndim - 2), key=lambda axis: grid.shape[axis])[:-2]
-    moved = np.moveaxis(grid, outer, range(len(outer)))
-    for index in np.ndindex(moved.shape[: len(outer)]):
+    return grids(split.swapaxes(-3, -2), inner=2)
+
+
+def grids(array: NDArray[Any], inner: int) -> Iterator[NDArray[Any]]:
+    """Walk an array (..., tile rows, tile columns, and `inner` axes) in views that have two axes before the inner ones.
+
+    The two longest axes are kept, so that a stack of many small matrices is as cheap as one large matrix. Arrays
+    that differ in their inner axes only are walked alike.
+    """
+    outer_axes = range(array.ndim - inner)
+    walked = sorted(outer_axes, key=lambda axis: array.shape[axis])[:-2]
+    moved = np.moveaxis(array, walked, range(len(walked)))
+    for index in np.ndindex(moved.shape[: len(walked)]):
         yield moved[index]
 
 

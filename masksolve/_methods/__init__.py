@@ -11,12 +11,19 @@ table below.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
 
 from masksolve._errors import MethodNotInstalledError
 from masksolve._inputs import nearest
+
+
+class NotFiniteError(Exception):
+    """A method met a weight that is NaN, infinite or beyond float64. Who knows the whole array can say which one."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +66,18 @@ def extras_of_methods() -> dict[str, str | None]:
     return {name: method.extra for name, method in _METHODS.items()}
 
 
-def load_method(name: str, options: frozenset[str]) -> Callable[..., None]:
+def potentials_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The floats in which method "exact" solves weights of a dtype: float32 where that holds them exactly."""
+    is_narrow = dtype.itemsize <= (2 if dtype.kind in "iu" else 4)
+    return np.dtype(np.float32 if is_narrow else np.float64)
+
+
+def load_method(name: str, options: Collection[str]) -> Callable[..., None]:
     """The `solve` of a method, after checking that it exists, takes these options and can be imported."""
     method = _METHODS.get(name) if isinstance(name, str) else None
     if method is None:
         raise ValueError(f"unknown method {name!r}{nearest(name, _METHODS)}")
-    for option in sorted(options - method.options):
+    for option in sorted(set(options) - method.options):
         if method.options:
             raise TypeError(f"method {name!r} has no option {option!r}{nearest(option, sorted(method.options))}")
         raise TypeError(f"method {name!r} has no option {option!r}; it takes none")

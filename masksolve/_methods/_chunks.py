@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from masksolve._inputs import LARGEST_INTEGER
+from masksolve._methods import NotFiniteError
+
 # One chunk's importance takes half a MiB: it stays in the second-level cache, and threads share the work evenly.
 _CHUNK_WEIGHTS = 1 << 16
 
@@ -18,8 +21,19 @@ Piece = tuple[slice, slice]
 
 def importance_of(tiles: NDArray[Any]) -> NDArray[np.float64]:
     """|weights| in a new contiguous float64 array; every accepted dtype is exact in it."""
+    refuse_large_integers(tiles)
     importance = np.array(tiles, dtype=np.float64, order="C")
-    return np.abs(importance, out=importance)
+    np.abs(importance, out=importance)
+    if not importance.max() < np.inf:
+        raise NotFiniteError
+    return importance
+
+
+def refuse_large_integers(tiles: NDArray[Any]) -> None:
+    """Raise NotFiniteError for integers that float64 does not hold."""
+    is_long = tiles.dtype.kind in "iu" and tiles.dtype.itemsize == 8
+    if is_long and max(int(tiles.max()), -int(tiles.min())) > LARGEST_INTEGER:
+        raise NotFiniteError
 
 
 def usable_cores() -> int:
@@ -31,14 +45,23 @@ def usable_cores() -> int:
 
 
 def for_each_chunk(work: Callable[[Piece], None], shape: tuple[int, ...], threads: int | None) -> None:
-    """Call work(piece) for index pieces that together cover the first two axes of a grid of tiles (P, Q, r, c)."""
-    tiles_at_once = max(1, _CHUNK_WEIGHTS // (shape[2] * shape[3]))
+    """Call work(piece) for pieces that together cover a grid of tiles (P, Q, r, c)."""
+    run_pieces(work, pieces_of(shape, _CHUNK_WEIGHTS), threads)
+
+
+def pieces_of(shape: tuple[int, ...], weights: int) -> list[Piece]:
+    """Indices of the first two axes of a grid of tiles (P, Q, r, c), each of about so many weights."""
+    tiles_at_once = max(1, weights // (shape[2] * shape[3]))
     across = min(shape[1], tiles_at_once)
     down = max(1, tiles_at_once // across)
-    pieces = [
+    return [
         (slice(p, p + down), slice(q, q + across)) for p in range(0, shape[0], down) for q in range(0, shape[1], across)
     ]
-    workers = min(threads or usable_cores(), len(pieces))
+
+
+def run_pieces(work: Callable[[Piece], None], pieces: list[Piece], threads: int | None) -> None:
+    """Call work(piece) for every piece, on several threads."""
+    workers = 1 if len(pieces) == 1 else min(threads or usable_cores(), len(pieces))
     if workers == 1:
         for piece in pieces:
             work(piece)

@@ -1,50 +1,260 @@
 """Method "exact": an optimal mask of every tile, with potentials that prove it, whatever the weights.
 
-Source: the min-cost flow of Hubara et al. 2021 (arXiv 2102.08124), solved by augmenting paths (`_augment`).
+Source: the min-cost flow of Hubara et al. 2021 (arXiv 2102.08124), of which this solves the dual.
 
-Weights are scaled, tile by tile, by a power of two to integers below 2**57 or so. Where that is exact, and it is
-for integers, float16, bfloat16 and all but the widest-ranging float32 tiles, integer arithmetic is the proof. Other
-tiles (float64, mostly) are solved rounded; the result is then proven optimal for the weights as given by a strict
-order of the floating-point reduced costs, and a tile where even that fails, because weights tie, is solved in
-Python's unbounded integers.
+Whole tiles up to 64x64 are equilibrated many at a time (`_equilibrate`), in float32 where that holds the weights
+and in float64 otherwise. The few that are not certified there, ragged edges, and larger tiles are solved one at a
+time by augmenting paths (`_augment`), in integers: weights times a power of two, below 2**55 or so. Where that is
+exact, and it is for integers, float16, bfloat16 and all but the widest-ranging float32 tiles, integer arithmetic is
+the proof. Otherwise the mask is proven optimal for the weights as given by a strict order of floating-point reduced
+costs; and a tile where even that fails, because weights tie, is solved in Python's unbounded integers.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from masksolve._jit import interpreted, kernel
+from masksolve._methods import NotFiniteError, potentials_dtype
 from masksolve._methods._augment import solve_tile
-from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
+from masksolve._methods._chunks import (
+    Piece,
+    for_each_chunk,
+    importance_of,
+    pieces_of,
+    refuse_large_integers,
+    run_pieces,
+)
+from masksolve._methods._equilibrate import AS_AT_MOST, AS_EXACTLY, equilibrate, equilibrate_perturbed
+from masksolve._methods._vectors import layout, machine_code
 from masksolve._tiles import LineSums
 
 _logger = logging.getLogger("masksolve")
 _SMALLEST_NORMAL = float(np.finfo(np.float64).smallest_normal)
 
+# Words of 64 bits hold a row of a mask.
+_LARGEST_EQUILIBRATED = 64
+# Weights that one call of a kernel takes: from where they lie, and from a converted copy.
+_WEIGHTS_IN_PLACE = 1 << 19
+_WEIGHTS_CONVERTED = 1 << 17
 
-def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, *, threads: int | None) -> None:
-    """Fill masks (P, Q, r, c) with optimal masks of tiles (P, Q, r, c)."""
+
+def solve(
+    tiles: NDArray[Any],
+    masks: NDArray[np.bool_],
+    line_sums: LineSums,
+    *,
+    threads: int | None,
+    potentials: NDArray[np.floating[Any]] | None = None,
+    warm: bool = False,
+) -> None:
+    """Fill masks (P, Q, r, c) with optimal masks of tiles (P, Q, r, c).
+
+    `potentials` (P, Q, c) is filled with column potentials; where `warm`, it holds
+    those to start from.
+    """
+    rows, cols = tiles.shape[2:]
+    if rows == 1 or cols == 1:
+
+        def work(piece: Piece) -> None:
+            importance = importance_of(tiles[piece])
+            lines = importance.reshape(*importance.shape[:2], -1)
+            masks[piece] = _best_of_lines(lines, line_sums.kept).reshape(importance.shape)
+
+        for_each_chunk(work, tiles.shape, threads)
+    elif rows != cols or rows <= line_sums.kept or rows > _LARGEST_EQUILIBRATED:
+
+        def work(piece: Piece) -> None:
+            importance = importance_of(tiles[piece])
+            masks[piece], found = solve_importance(importance, line_sums)
+            if potentials is not None:
+                potentials[piece] = found
+
+        for_each_chunk(work, tiles.shape, threads)
+    else:
+        _equilibrate(tiles, masks, line_sums, threads, potentials, warm)
+
+
+def _equilibrate(
+    tiles: NDArray[Any],
+    masks: NDArray[np.bool_],
+    line_sums: LineSums,
+    threads: int | None,
+    potentials: NDArray[Any] | None,
+    warm: bool,
+) -> None:
+    dtype = potentials_dtype(tiles.dtype)
+    in_place = (
+        tiles.dtype == dtype and tiles.dtype.isnative and tiles.flags.aligned and tiles.strides[3] == dtype.itemsize
+    )
 
     def work(piece: Piece) -> None:
-        masks[piece], _ = solve_importance(importance_of(tiles[piece]), line_sums)
+        part = tiles[piece]
+        if not in_place:
+            part = _converted(part, dtype)
+        if potentials is None:
+            _equilibrate_piece(part, masks[piece], line_sums, None, warm)
+        else:
+            found = potentials[piece].reshape(-1, part.shape[3])
+            _equilibrate_piece(part, masks[piece], line_sums, found, warm)
+            potentials[piece] = found.reshape(potentials[piece].shape)
 
-    for_each_chunk(work, tiles.shape, threads)
+    run_pieces(work, pieces_of(tiles.shape, _WEIGHTS_IN_PLACE if in_place else _WEIGHTS_CONVERTED), threads)
+
+
+def _converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Tiles of any dtype and strides as an array of tile rows that lie one after the other."""
+    refuse_large_integers(tiles)
+    down, across, height, width = tiles.shape
+    rows = np.empty((down, height, across, width), dtype)
+    # A bfloat16 is the upper half of a float32; NumPy converts it one by one.
+    if tiles.dtype.name == "bfloat16" and tiles.dtype.isnative:
+        bits = rows.view(np.uint32)
+        bits[...] = tiles.view(np.uint16).swapaxes(1, 2)
+        bits <<= 16
+    else:
+        rows[...] = tiles.swapaxes(1, 2)
+    return rows.swapaxes(1, 2)
+
+
+def _equilibrate_piece(
+    tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, potentials: NDArray[Any] | None, warm: bool
+) -> None:
+    down, across, m, _ = tiles.shape
+    n, itemsize = line_sums.kept, tiles.itemsize
+    plan = _plan(m)
+    at_most = not line_sums.exact_rows
+    count = down * across
+    strides = (tiles.strides[0] // itemsize, tiles.strides[1] // itemsize, tiles.strides[2] // itemsize)
+    grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across)
+    left = np.empty(count, np.int64)
+    left_potentials = np.empty((count, m))
+    left_as = np.empty(count, np.int8)
+    like, bits_like = _EMPTY[itemsize]
+    if potentials is None:
+        potentials = like.reshape(0, 1)
+    found = equilibrate(
+        machine_code(n, m, itemsize, itemsize, False),
+        machine_code(n, m, itemsize, itemsize, True),
+        layout(m, itemsize),
+        grid,
+        count,
+        n,
+        m,
+        like,
+        bits_like,
+        plan.rounds,
+        plan.relaxation,
+        warm,
+        potentials,
+        left,
+        left_potentials,
+        left_as,
+        at_most,
+    )
+    if found < 0:
+        raise NotFiniteError
+    if found == 0:
+        return
+    waiting = {
+        how: (left[:found][left_as[:found] == how], left_potentials[:found][left_as[:found] == how])
+        for how in (AS_EXACTLY, AS_AT_MOST)
+    }
+    unsolved = []
+    for how in (AS_EXACTLY, AS_AT_MOST) if at_most else (AS_AT_MOST, AS_EXACTLY):
+        some, start = waiting[how]
+        if len(some) == 0:
+            continue
+        clamp = how == AS_AT_MOST
+        found = equilibrate_perturbed(
+            machine_code(n, m, 8, itemsize, clamp),
+            layout(m, 8),
+            grid,
+            some,
+            start,
+            n,
+            m,
+            plan.more_rounds,
+            plan.more_relaxation,
+            _address(plan.shares),
+            potentials,
+            left,
+            left_potentials,
+            left_as,
+            at_most,
+            clamp,
+        )
+        again = left_as[:found] >= 0
+        unsolved.append((left[:found][~again], left_potentials[:found][~again]))
+        other = AS_EXACTLY if clamp else AS_AT_MOST
+        waiting[other] = (
+            np.concatenate([waiting[other][0], left[:found][again]]),
+            np.concatenate([waiting[other][1], left_potentials[:found][again]]),
+        )
+    for some, start in unsolved:
+        if len(some) == 0:
+            continue
+        _logger.debug("%d of %d tiles left to augmenting paths", len(some), count)
+        where = some // across, some % across
+        solved, ends = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, start[np.newaxis])
+        masks[where] = solved[0]
+        if len(potentials) > 0:
+            potentials[some] = ends[0]
+
+
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+_EMPTY = {4: (np.empty(0, np.float32), np.empty(0, np.int32)), 8: (np.empty(0, np.float64), np.empty(0, np.int64))}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How tiles are equilibrated; see the parameters of `equilibrate` and `equilibrate_perturbed`."""
+
+    rounds: tuple[int, int]
+    relaxation: float
+    more_rounds: tuple[int, int, int]
+    more_relaxation: float
+    shares: NDArray[np.float64]
+
+
+@functools.cache
+def _plan(m: int) -> _Plan:
+    # Measured on Gaussian tiles: larger ones need more rounds, and to go further beyond the middle.
+    if m <= 4:
+        numbers = (2, 8), 1.1, (3, 40, 2), 1.4
+    elif m <= 8:
+        numbers = (3, 10), 1.2, (4, 60, 2), 1.4
+    elif m <= 16:
+        numbers = (6, 18), 1.4, (6, 80, 3), 1.4
+    elif m <= 32:
+        numbers = (9, 28), 1.45, (10, 120, 4), 1.5
+    else:
+        numbers = (14, 48), 1.6, (16, 160, 5), 1.6
+    # Any fixed numbers without a pattern will do.
+    return _Plan(*numbers, shares=0.25 + 0.749 * np.random.default_rng(7).random(m * m))
 
 
 def solve_importance(
-    importance: NDArray[np.float64], line_sums: LineSums
+    importance: NDArray[np.float64], line_sums: LineSums, start: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Optimal masks (p, q, r, c) of importance (p, q, r, c), and column potentials (p, q, c) in its units.
+    """Optimal masks (p, q, r, c) of importance (p, q, r, c), and column potentials (p, q, c), by augmenting paths.
 
-    The potentials are those of an optimal dual solution, rounded to float64.
+    The potentials, in units of the importance, are those of an optimal dual solution, rounded to float64. `start`
+    (p, q, c) are potentials to start from.
     """
     masks = np.empty(importance.shape, np.bool_)
-    potentials = np.empty((*importance.shape[:2], importance.shape[3]))
+    potentials = np.zeros((*importance.shape[:2], importance.shape[3])) if start is None else start.copy()
     proven = np.empty(importance.shape[:2], np.bool_)
     _solve_tiles(importance, line_sums.kept, line_sums.exact_rows, line_sums.exact_columns, masks, potentials, proven)
     left = np.argwhere(~proven)
@@ -93,12 +303,15 @@ def _solve_tiles(importance, kept, exact_rows, exact_columns, masks, potentials,
     mask = np.empty((rows, cols), np.bool_)
     v = np.empty(cols + 1, np.int64)
     centred = np.empty(cols)
-    # A path's reduced cost is below 4 (cols + 2) times the largest weight, and has to stay below 2**62.
-    bits = 62 - math.ceil(math.log2(4 * (cols + 2)))
+    # A path's reduced cost is below 8 (cols + 8) times the largest weight, and has to stay below 2**62.
+    bits = 62 - math.ceil(math.log2(8 * (cols + 8)))
     for p in range(down):
         for q in range(across):
             exponent, exact, faithful = _scale(importance[p, q], bits, scaled, integers)
-            v[:] = 0
+            v[cols] = 0
+            for j in range(cols):
+                scaled_start = math.ldexp(potentials[p, q, j], exponent)
+                v[j] = np.int64(scaled_start) if abs(scaled_start) < 4.0 * 2.0**bits else 0
             solve_tile(integers, kept, exact_rows, exact_columns, v, mask)
             masks[p, q] = mask
             for j in range(cols):
@@ -109,6 +322,22 @@ def _solve_tiles(importance, kept, exact_rows, exact_columns, masks, potentials,
                 proven[p, q] = _is_strict(scaled, kept, exact_rows, exact_columns, mask, centred)
             for j in range(cols):
                 potentials[p, q, j] = math.ldexp(centred[j], -exponent)
+
+
+@kernel
+def _best_of_lines(lines, kept):
+    """The mask of the largest `kept` entries of every line (p, q, k); of equal ones the first."""
+    masks = np.zeros(lines.shape, np.bool_)
+    for p in range(lines.shape[0]):
+        for q in range(lines.shape[1]):
+            line, mask = lines[p, q], masks[p, q]
+            for _ in range(min(kept, len(line))):
+                best = -1
+                for k in range(len(line)):
+                    if not mask[k] and (best < 0 or line[k] > line[best]):
+                        best = k
+                mask[best] = True
+    return masks
 
 
 @kernel

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import masksolve
 from masksolve._certificate import certify
-from masksolve._inputs import check_values, chunks
+from masksolve._inputs import chunks
 from masksolve._methods import load_method
 from masksolve._pattern import Pattern
 from masksolve._tiles import convolution_matrices
@@ -71,7 +71,7 @@ def prune_checkpoint(
         For an output that exists or cannot be written. Nothing is left behind.
     """
     source, target = Path(source), Path(target)
-    load_method(method, frozenset())
+    load_method(method, ())
     chosen, skipped = select_tensors(read_header(source), pattern, include, exclude)
     _check_target(source, target, overwrite)
     if on_start is not None:
@@ -130,7 +130,6 @@ def _solve_tensor(
     n, m = pattern.n, pattern.m
     matrices = convolution_matrices(weights)
     try:
-        check_values(weights)
         start = time.perf_counter()
         mask = masksolve.solve_matrix(matrices, n, m, method=method)
     except ValueError as error:

@@ -1,0 +1,405 @@
+"""The exact solver of many tiles at once: equilibration of row and column potentials, one tile in each vector lane.
+
+Given column potentials v, each row prefers the N entries with the largest c - v. Where that puts exactly N into
+every column, and in every row the N-th and the (N+1)-th largest differ, the mask is proven to be the only optimum
+(DESIGN, "Duality"): rounding is monotone, so a strict order after rounding is one before. The potentials are found
+by moving every line's, in turn, to the middle between its N-th and its (N+1)-th largest reduced entry, a bit too
+far, and again. No sorting, no branches.
+
+"At most N" is the same with potentials that are not negative, where lines with a potential of zero need not be
+full. It is first solved as "exactly N": with t the least column potential, u + t and v - t prove that mask too if
+no u + t is negative. Only the other tiles are equilibrated under the clamp.
+
+Tiles that are not certified after some rounds go on in float64. Most of them tie: several masks are optimal, and no
+order is strict. So they are perturbed, c' = c + p, which makes the optimum x of c' unique. Let r be the reduced
+costs of c, without p, by the potentials found for c', and `wrong` the sum of those that are on the wrong side:
+below zero in x, above zero outside. No mask y of c beats x by more than `wrong` (weak duality). So x is optimal for
+c if
+
+(a) `wrong` is less than the largest power of two that divides all weights, and with them every difference of masks; or
+(b) only zeros are on the wrong side, and every other weight lies on the right side by more than `wrong`: a mask y that
+    differs from x in more than zeros loses more than it can gain.
+
+Otherwise the perturbation is made smaller, and again. Where zeros abound, "exactly N" is first solved as "at most
+N", in which zeros do not tie, and filled up with zeros: nothing is worth more.
+"""
+
+import numpy as np
+
+from masksolve._jit import kernel
+from masksolve._methods._vectors import VECTOR_BYTES, call, lowest_bit
+
+# What becomes of a tile that a stage leaves unsolved: it is to be equilibrated as "exactly n", or as "at most n".
+AS_EXACTLY, AS_AT_MOST = 0, 1
+
+# Weights that are multiples of this share of the largest one, or coarser, are perturbed; zeros by this share of it.
+_COARSE_GRID = 2.0**-30
+_ZERO_DELTA = 2.0**-13
+_REFINE = 2.0**-4
+# Far above the rounding of all reduced costs of a tile together, as a share of its largest weight.
+_ROUNDING = 2.0**-36
+
+_WAITS, _SOLVED, _LEFT = 0, 1, 2
+# Words of 64 bits, and float64, in a vector.
+_WORDS = VECTOR_BYTES // 8
+
+
+@kernel
+def equilibrate(
+    code,
+    clamped_code,
+    at,
+    grid,
+    count,
+    n,
+    m,
+    like,
+    bits_like,
+    rounds,
+    relaxation,
+    warm,
+    potentials,
+    left,
+    left_potentials,
+    left_as,
+    at_most,
+):
+    """Solve tiles 0, ..., count - 1 of a grid; return how many are left, or -1 for weights that are not finite.
+
+    Parameters
+    ----------
+    code, clamped_code, at
+        `_vectors.Code` without and with clamp, and `_vectors.Layout`, for numbers of the dtype of the weights.
+    grid
+        (address of the weights; their strides, in elements, of a tile row, a tile column and a row in a tile;
+        address of the masks; the same strides of theirs, in bytes; tiles in a tile row).
+    like, bits_like
+        Empty arrays of the dtype of the weights, and of the integers that are as wide.
+    rounds, relaxation
+        (first round that is checked, last round), and how far potentials move, in units of the way to the middle.
+    warm, potentials
+        (count, m): column potentials to start from where `warm`, and where those found are written; or empty.
+    left, left_potentials, left_as
+        (count), (count, m), (count): filled with the tiles left, their column potentials, and what next.
+    at_most
+        Whether lines may hold fewer than n.
+    """
+    lanes = VECTOR_BYTES // like.itemsize
+    work = np.zeros(at.size * lanes, like.dtype)
+    integers = work.view(bits_like.dtype)
+    words = work.view(np.int64)
+    state = np.empty(lanes, np.int8)
+    memory = np.empty(4 * m, np.int64)
+    infinity = 0x7F800000 if like.itemsize == 4 else 0x7FF0000000000000
+    left_count = 0
+    # Where most tiles tie, rounds are wasted on them.
+    mostly_left = 0
+
+    for group in range(0, count, lanes):
+        for lane in range(lanes):
+            tile = min(group + lane, count - 1)
+            words[at.offsets * _WORDS + lane] = _offset(grid, tile, 1)
+            state[lane] = _WAITS if group + lane < count else _SOLVED
+            if warm:
+                for j in range(m):
+                    work[(at.v + j) * lanes + lane] = potentials[tile, j]
+        call(code.load, work, grid[0], grid[3], 0, 0.0)
+        for k in range(at.u * lanes, (at.v if warm else at.best) * lanes):
+            work[k] = 0
+        full_of_zeros = 0
+        if mostly_left >= 2:
+            call(code.find_zeros, work, 0, 0, 0, 0.0)
+            for lane in range(lanes):
+                full_of_zeros += _is_full_of_zeros(work[at.zeros * lanes + lane], m)
+        clamp = 2 * full_of_zeros > lanes
+        # Halfway leaves the rows their half of what "at most n" shares out.
+        first_step = 0.5 if clamp else 1.0
+        moves = clamped_code if clamp else code
+        last = rounds[1] if mostly_left < 2 or clamp else rounds[0]
+        for round_ in range(last + 1):
+            if round_ > 0 or not warm:
+                call(moves.move_columns, work, 0, 0, 0, relaxation if round_ > 0 else first_step)
+            if round_ >= rounds[0] or (warm and round_ == 0):
+                call(moves.choose, work, 0, 0, 0, 0.0)
+                waiting = False
+                for lane in range(lanes):
+                    at_lane = at.strict * lanes + lane
+                    if state[lane] == _WAITS and integers[at_lane] != 0 and work[at.wrong * lanes + lane] == 0:
+                        passes = True
+                        if clamp and not at_most:
+                            first_bits, first_zeros = at.bits * _WORDS + lane, at.zero_bits * _WORDS + lane
+                            passes = _fill_with_zeros(words, first_bits, first_zeros, lanes, m, n, memory)
+                        elif at_most and not clamp:
+                            passes = work[at.worst * lanes + lane] > -work[at.lowest * lanes + lane]
+                        state[lane] = _SOLVED if passes else _LEFT
+                        if passes:
+                            call(code.store, work, grid[4] + _offset(grid, group + lane, 5), grid[7], lane, 0.0)
+                            if len(potentials) > 0:
+                                for j in range(m):
+                                    potentials[group + lane, j] = work[(at.v + j) * lanes + lane]
+                    waiting |= state[lane] == _WAITS
+                if not waiting:
+                    break
+            call(moves.move_rows, work, 0, 0, 0, relaxation if round_ > 0 else 1.0)
+
+        unsolved = 0
+        for lane in range(lanes):
+            if integers[at.largest * lanes + lane] >= infinity:
+                return -1
+            unsolved += state[lane] != _SOLVED
+        if not clamp:
+            mostly_left = mostly_left + 1 if 2 * unsolved > lanes else 0
+        if unsolved == 0:
+            continue
+        call(code.find_zeros, work, 0, 0, 0, 0.0)
+        for lane in range(lanes):
+            if state[lane] == _SOLVED:
+                continue
+            as_at_most = state[lane] == _LEFT if at_most else False
+            if not clamp:
+                as_at_most |= _is_full_of_zeros(work[at.zeros * lanes + lane], m)
+            shift = 0.0
+            if as_at_most and not clamp:
+                # Split what potentials lack for "at most n" evenly between rows and columns.
+                shift = 0.5 * (work[at.lowest * lanes + lane] - work[at.worst * lanes + lane])
+            left[left_count] = group + lane
+            left_as[left_count] = AS_AT_MOST if as_at_most else AS_EXACTLY
+            for j in range(m):
+                left_potentials[left_count, j] = work[(at.v + j) * lanes + lane] - shift
+            left_count += 1
+    return left_count
+
+
+@kernel
+def equilibrate_perturbed(
+    code,
+    at,
+    grid,
+    tiles,
+    start,
+    n,
+    m,
+    rounds,
+    relaxation,
+    shares_address,
+    potentials,
+    left,
+    left_potentials,
+    left_as,
+    at_most,
+    clamp,
+):
+    """Solve `tiles` in float64, perturbed where they tie; return how many are left.
+
+    Parameters
+    ----------
+    code, at
+        `_vectors.Code`, with or without clamp, and `_vectors.Layout`, for float64.
+    tiles, start
+        (k), (k, m): tiles of the grid, and column potentials to start from.
+    rounds
+        (first round that is checked, last round, rounds between checks).
+    shares_address
+        Of (m * m) float64: the perturbation of each entry, between 0 and 1 times what the tile allows.
+    left, left_potentials, left_as
+        As for `equilibrate`. `left_as` says which of the two ways may still be tried; -1 for none.
+    clamp
+        Whether to equilibrate as "at most n", which `at_most` need not ask for.
+
+    The other parameters are those of `equilibrate`.
+    """
+    lanes = _WORDS
+    work = np.zeros(at.size * lanes)
+    words = work.view(np.int64)
+    memory = np.empty(4 * m, np.int64)
+    left_count = 0
+
+    for group in range(0, len(tiles), lanes):
+        in_group = min(lanes, len(tiles) - group)
+        waiting = (1 << in_group) - 1
+        for lane in range(lanes):
+            given = group + min(lane, in_group - 1)
+            words[at.offsets * lanes + lane] = _offset(grid, tiles[given], 1)
+            for j in range(m):
+                work[(at.v + j) * lanes + lane] = max(0.0, start[given, j]) if clamp else start[given, j]
+        call(code.load, work, grid[0], grid[3], 0, 0.0)
+        call(code.measure, work, 0, 0, 0, 0.0)
+        call(code.find_zeros, work, 0, 0, 0, 0.0)
+        for lane in range(lanes):
+            top = work[at.largest * lanes + lane]
+            quantum = work[at.quantum * lanes + lane]
+            smallest = work[at.smallest * lanes + lane]
+            delta = quantum / (2 * m) if top * _COARSE_GRID <= quantum < np.inf else 0.0
+            work[at.less_nonzero * lanes + lane] = delta
+            work[at.less_zero * lanes + lane] = 0.0 if clamp else max(delta, min(top * _ZERO_DELTA, 0.5 * smallest))
+            work[at.nonzero * lanes + lane] = 0.0
+            work[at.zero * lanes + lane] = 0.0
+            all_the_same = top == 0 or (smallest == top and work[at.zeros * lanes + lane] == 0)
+            if (waiting >> lane) & 1 and all_the_same:
+                waiting &= ~(1 << lane)
+                for i in range(m):
+                    words[(at.bits + i) * lanes + lane] = 0
+                    for k in range(n):
+                        words[(at.bits + i) * lanes + lane] |= np.int64(1) << ((i + k) % m)
+                call(code.store, work, grid[4] + _offset(grid, tiles[group + lane], 5), grid[7], lane, 0.0)
+        _add_perturbation(code, at, work, shares_address)
+
+        for k in range(at.u * lanes, at.v * lanes):
+            work[k] = 0.0
+        for round_ in range(rounds[1] + 1):
+            if waiting == 0:
+                break
+            call(code.move_rows, work, 0, 0, 0, relaxation if round_ > 0 else 1.0)
+            call(code.move_columns, work, 0, 0, 0, relaxation)
+            if round_ < rounds[0] or (round_ - rounds[0]) % rounds[2] != 0:
+                continue
+            call(code.choose, work, 0, 0, 0, 0.0)
+            candidates = 0
+            for lane in range(lanes):
+                work[at.less_nonzero * lanes + lane] = 0.0
+                work[at.less_zero * lanes + lane] = 0.0
+                if words[at.strict * lanes + lane] != 0:
+                    candidates |= waiting & (1 << lane)
+            if candidates == 0:
+                continue
+            call(code.weigh, work, shares_address, 0, 0, 0.0)
+            refine = False
+            for lane in range(lanes):
+                if not (candidates >> lane) & 1:
+                    continue
+                if not _is_proven(at, work, lane, m):
+                    work[at.less_nonzero * lanes + lane] = work[at.nonzero * lanes + lane] * (_REFINE - 1)
+                    work[at.less_zero * lanes + lane] = work[at.zero * lanes + lane] * (_REFINE - 1)
+                    refine = True
+                    continue
+                waiting &= ~(1 << lane)
+                shift = 0.0
+                passes = True
+                if at_most and not clamp:
+                    lack = -work[at.threshold * lanes + lane] - work[at.lowest * lanes + lane]
+                    passes = lack < -_ROUNDING * work[at.largest * lanes + lane]
+                    shift = work[at.lowest * lanes + lane] + 0.5 * lack
+                elif clamp and not at_most:
+                    passes = _fill_with_zeros(
+                        words, at.bits * lanes + lane, at.zero_bits * lanes + lane, lanes, m, n, memory
+                    )
+                if passes:
+                    call(code.store, work, grid[4] + _offset(grid, tiles[group + lane], 5), grid[7], lane, 0.0)
+                    if len(potentials) > 0:
+                        for j in range(m):
+                            potentials[tiles[group + lane], j] = work[(at.v + j) * lanes + lane]
+                else:
+                    left[left_count] = tiles[group + lane]
+                    left_as[left_count] = AS_EXACTLY if clamp else AS_AT_MOST
+                    for j in range(m):
+                        left_potentials[left_count, j] = work[(at.v + j) * lanes + lane] - shift
+                    left_count += 1
+            if refine:
+                _add_perturbation(code, at, work, shares_address)
+
+        for lane in range(in_group):
+            if (waiting >> lane) & 1:
+                left[left_count] = tiles[group + lane]
+                left_as[left_count] = AS_EXACTLY if clamp and not at_most else -1
+                for j in range(m):
+                    left_potentials[left_count, j] = work[(at.v + j) * lanes + lane]
+                left_count += 1
+    return left_count
+
+
+@kernel
+def _add_perturbation(code, at, work, shares_address):
+    call(code.perturb, work, shares_address, at.less_zero, at.less_nonzero, 0.0)
+    for lane in range(_WORDS):
+        work[at.nonzero * _WORDS + lane] += work[at.less_nonzero * _WORDS + lane]
+        work[at.zero * _WORDS + lane] += work[at.less_zero * _WORDS + lane]
+
+
+@kernel
+def _is_full_of_zeros(zeros, m):
+    return 4 * zeros >= m * m
+
+
+@kernel
+def _offset(grid, tile, first):
+    return (tile // grid[8]) * grid[first] + (tile % grid[8]) * grid[first + 1]
+
+
+@kernel
+def _is_proven(at, work, lane, m):
+    """Whether a mask that is strictly best for the perturbed tile is proven optimal for the tile itself."""
+    top = work[at.largest * _WORDS + lane]
+    wrong = work[at.wrong * _WORDS + lane]
+    if work[at.nonzero * _WORDS + lane] == 0 and work[at.zero * _WORDS + lane] == 0:
+        return wrong == 0
+    for j in range(m):
+        if not abs(work[(at.v + j) * _WORDS + lane]) <= 8 * top:
+            return False
+    rounding = top * _ROUNDING
+    is_clear = work[at.margin * _WORDS + lane] > 2 * wrong + rounding
+    return is_clear or wrong + rounding < work[at.quantum * _WORDS + lane]
+
+
+@kernel
+def _fill_with_zeros(words, bits, zero_bits, stride, m, n, memory):
+    """Fill a mask up to n ones a line with weights of zero, along alternating paths; False if that cannot be done.
+
+    Row i's mask is words[bits + i * stride], and its zeros are words[zero_bits + i * stride]. `memory` holds 4 m
+    integers.
+    """
+    room, reached_by, from_row, queue = 0, m, 2 * m, 3 * m
+    for j in range(m):
+        memory[room + j] = n
+    for i in range(m):
+        row = words[bits + i * stride]
+        while row != 0:
+            memory[room + lowest_bit(row)] -= 1
+            row &= row - 1
+    has_room = np.int64(0)
+    for j in range(m):
+        if memory[room + j] > 0:
+            has_room |= np.int64(1) << j
+    for short in range(m):
+        missing = n
+        row = words[bits + short * stride]
+        while row != 0:
+            missing -= 1
+            row &= row - 1
+        for _ in range(missing):
+            for i in range(m):
+                memory[reached_by + i] = -1
+            memory[queue] = short
+            head, tail, end = 0, 1, -1
+            seen = np.int64(0)
+            while head < tail:
+                i = memory[queue + head]
+                head += 1
+                free = words[zero_bits + i * stride] & ~words[bits + i * stride] & ~seen
+                if free & has_room != 0:
+                    end = lowest_bit(free & has_room)
+                    memory[from_row + end] = i
+                    break
+                seen |= free
+                for k in range(m):
+                    given = words[zero_bits + k * stride] & words[bits + k * stride] & free
+                    if given != 0 and k != short and memory[reached_by + k] < 0:
+                        memory[reached_by + k] = lowest_bit(given)
+                        memory[queue + tail] = k
+                        tail += 1
+                while free != 0:
+                    memory[from_row + lowest_bit(free)] = i
+                    free &= free - 1
+            if end < 0:
+                return False
+            memory[room + end] -= 1
+            if memory[room + end] == 0:
+                has_room &= ~(np.int64(1) << end)
+            j = end
+            while True:
+                i = memory[from_row + j]
+                words[bits + i * stride] |= np.int64(1) << j
+                if i == short:
+                    break
+                j = memory[reached_by + i]
+                words[bits + i * stride] &= ~(np.int64(1) << j)
+    return True

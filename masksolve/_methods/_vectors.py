@@ -1,0 +1,537 @@
+"""The inner loops of equilibration as machine code: explicit vectors, with one tile in each lane.
+
+What LLVM makes of scalar code that ought to be vectorised changes with its version and takes it minutes for long
+selection networks; and Numba has no vector type. So the vector code of a pattern is emitted here as LLVM IR and
+compiled by llvmlite, which Numba brings along. It is straight-line code over packed min and max, in loops over the
+lines of a tile, and takes a fraction of a second to compile; it is not stored.
+
+All vectors of a group of tiles live in one block of memory, `work`, as `Layout` says. Integers as wide as the
+numbers, and words of 64 bits for each lane (two vectors where numbers have 32 bits), lie there bit for bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from llvmlite import binding, ir
+from numba import types
+from numba.extending import intrinsic
+
+from masksolve._methods._networks import selection_network
+
+# On narrower machines the networks would spill their registers to memory.
+VECTOR_BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
+
+_BOOL = ir.IntType(1)
+_BYTE = ir.IntType(8)
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+_ADDRESS = _BYTE.as_pointer()
+
+
+class Layout(NamedTuple):
+    """Which vector of `work` holds what; the entries of a tile, row by row, come first.
+
+    u, v
+        Potentials of the rows and of the columns.
+    best
+        Two a row: its n-th best reduced entry, and the middle between that and the (n+1)-th.
+    counts
+        Integers, one a column: how often it is chosen.
+    bits, zero_bits, offsets
+        Words: the choice of each row, its zeros, and where the lane's tile is.
+    strict, largest
+        Integers: not 0 where the choice is strictly best in every row and puts n in every column; the largest bit
+        pattern of an entry, which for floats that are not negative grows with the value, infinity and NaN last.
+    worst, lowest
+        The least n-th best of all rows, and the least column potential.
+    zeros, quantum, smallest
+        How many entries are 0; the largest power of two that divides them all; the smallest other than 0.
+    nonzero, zero, less_nonzero, less_zero
+        How far entries that are not zero, or are, are perturbed, and what is to be added to that.
+    wrong, margin, threshold
+        Of the choice, judged without the perturbation: by how much entries lie on the wrong side of the middle of
+        their row, altogether; how far the others lie on the right side; the least middle.
+    size
+        Vectors in all.
+    """
+
+    u: int
+    v: int
+    best: int
+    counts: int
+    bits: int
+    zero_bits: int
+    offsets: int
+    strict: int
+    largest: int
+    worst: int
+    lowest: int
+    zeros: int
+    quantum: int
+    smallest: int
+    nonzero: int
+    zero: int
+    less_nonzero: int
+    less_zero: int
+    wrong: int
+    margin: int
+    threshold: int
+    size: int
+
+
+def layout(m: int, itemsize: int) -> Layout:
+    """The layout for m x m tiles of numbers of 4 or 8 bytes."""
+    word = 8 // itemsize
+    sizes = [m, m, 2 * m, m, m * word, m * word, word, *[1] * 14]
+    starts = [m * m]
+    for size in sizes:
+        starts.append(starts[-1] + size)
+    return Layout(*starts)
+
+
+class Code(NamedTuple):
+    """Addresses of the machine code for one pattern, for `call`; with what each takes as a, b, c and x.
+
+    load
+        a: address of the weights, b: elements from one row of a tile to the next. Fills the entries with abs(weights).
+    move_rows, move_columns
+        x: how far each potential moves towards the middle between the n-th and the (n+1)-th largest reduced entry
+        of its line, in units of the way.
+    choose
+        The n best entries of every row. Under clamp only those above 0, and columns may hold fewer than n; what
+        their potentials miss is `wrong`.
+    find_zeros, measure
+        See `Layout`.
+    perturb
+        Adds shares (a: their address) times b, a vector, to entries up to `zero`, and times c, a vector, to those
+        above.
+    weigh
+        a: the address of the shares. Fills margin and threshold, and adds to `wrong`.
+    store
+        a: address of a tile's mask, b: bytes from row to row, c: the lane. Writes the chosen bits as bytes, 0 or 1.
+    """
+
+    load: int
+    move_rows: int
+    move_columns: int
+    choose: int
+    find_zeros: int
+    measure: int
+    perturb: int
+    weigh: int
+    store: int
+
+
+@intrinsic
+def call(typingctx, address, work, a, b, c, x):  # type: ignore[no-untyped-def]
+    """Call one of the functions of `Code`."""
+    signature = types.void(types.int64, work, types.int64, types.int64, types.int64, types.float64)
+
+    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        memory = context.make_array(signature.args[1])(context, builder, value=arguments[1]).data
+        function = builder.inttoptr(arguments[0], _PROTOTYPE.as_pointer())
+        builder.call(function, [builder.bitcast(memory, _ADDRESS), *arguments[2:]])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+_PROTOTYPE = ir.FunctionType(ir.VoidType(), [_ADDRESS, _I64, _I64, _I64, ir.DoubleType()])
+_lock = threading.Lock()
+
+
+def machine_code(n: int, m: int, itemsize: int, source_itemsize: int, clamp: bool) -> Code:
+    """The code for a pattern, numbers and weights of so many bytes, without or with potentials clamped at 0."""
+    with _lock:
+        return _compile(n, m, itemsize, source_itemsize, clamp).code
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    code: Code
+    engine: binding.ExecutionEngine  # owns the code
+
+
+@cache
+def _compile(n: int, m: int, itemsize: int, source_itemsize: int, clamp: bool) -> _Compiled:
+    module = ir.Module()
+    writers: dict[str, Callable[[_Writer], None]] = {
+        "load": lambda write: write.load(source_itemsize),
+        "move_rows": lambda write: write.move(rows=True),
+        "move_columns": lambda write: write.move(rows=False),
+        "choose": _Writer.choose,
+        "find_zeros": _Writer.find_zeros,
+        "measure": _Writer.measure,
+        "perturb": _Writer.perturb,
+        "weigh": _Writer.weigh,
+        "store": _Writer.store,
+    }
+    for name, write in writers.items():
+        function = ir.Function(module, _PROTOTYPE, name)
+        builder = ir.IRBuilder(function.append_basic_block())
+        write(_Writer(builder, function.args, n, m, itemsize, clamp))
+        builder.ret_void()
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3, jit=True
+    )
+    parsed = binding.parse_assembly(str(module))
+    parsed.verify()
+    engine = binding.create_mcjit_compiler(parsed, machine)
+    engine.finalize_object()
+    return _Compiled(Code(*(engine.get_function_address(name) for name in Code._fields)), engine)
+
+
+class _Writer:
+    """Writes the code of one function where the builder stands."""
+
+    def __init__(
+        self, builder: ir.IRBuilder, arguments: Sequence[ir.Value], n: int, m: int, itemsize: int, clamp: bool
+    ) -> None:
+        self.builder = builder
+        memory, self.a, self.b, self.c, self.x = arguments
+        self.n, self.m, self.clamp = n, m, clamp
+        self.at = layout(m, itemsize)
+        self.word = 8 // itemsize
+        self.bits = itemsize * 8
+        self.lanes = VECTOR_BYTES // itemsize
+        self.number = _number(itemsize)
+        self.vector = ir.VectorType(self.number, self.lanes)
+        self.integers = ir.VectorType(ir.IntType(self.bits), self.lanes)
+        self.words = ir.VectorType(_I64, self.lanes)
+        self.zero = self.constant(0.0)
+        self.work = builder.bitcast(memory, self.vector.as_pointer())
+
+    # Values and memory
+
+    def constant(self, value: float) -> ir.Value:
+        return ir.Constant(self.vector, [value] * self.lanes)
+
+    def integer(self, value: int) -> ir.Value:
+        return ir.Constant(self.integers, [value] * self.lanes)
+
+    def word_bit(self, k: int) -> ir.Value:
+        return ir.Constant(self.words, [(1 << k) - (1 << 64 if k == 63 else 0)] * self.lanes)
+
+    def splat(self, scalar: ir.Value) -> ir.Value:
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        one = self.builder.insert_element(undefined, scalar, _I32(0))
+        zeros = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(one, undefined, zeros)
+
+    def index(self, value: ir.Value | int) -> ir.Value:
+        return _I64(value) if isinstance(value, int) else value
+
+    def place(self, vector: ir.Value | int, kind: ir.Type) -> ir.Value:
+        return self.builder.bitcast(self.builder.gep(self.work, [self.index(vector)]), kind.as_pointer())
+
+    def load_vector(self, vector: ir.Value | int, kind: ir.Type | None = None) -> ir.Value:
+        return self.builder.load(self.place(vector, kind or self.vector), align=8)
+
+    def store_vector(self, value: ir.Value, vector: ir.Value | int) -> None:
+        self.builder.store(value, self.place(vector, value.type), align=8)
+
+    def times(self, i: ir.Value, factor: int, offset: int = 0) -> ir.Value:
+        return self.builder.add(self.builder.mul(i, _I64(factor)), _I64(offset))
+
+    def for_each_line(self, body: Callable[[ir.Value], None]) -> None:
+        """A loop over line numbers 0 ... m - 1."""
+        builder = self.builder
+        before = builder.block
+        loop, after = builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        line = builder.phi(_I64)
+        line.add_incoming(_I64(0), before)
+        body(line)
+        following = builder.add(line, _I64(1))
+        line.add_incoming(following, builder.block)
+        builder.cbranch(builder.icmp_unsigned("<", following, _I64(self.m)), loop, after)
+        builder.position_at_end(after)
+
+    # Arithmetic
+
+    def pick(self, is_max: bool, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Max or min, in the form that is a single packed instruction on x86: a < b ? a : b."""
+        return self.builder.select(self.builder.fcmp_ordered(">" if is_max else "<", a, b), a, b)
+
+    def magnitude(self, value: ir.Value) -> ir.Value:
+        bits = self.builder.bitcast(value, self.integers)
+        return self.builder.bitcast(self.builder.and_(bits, self.integer((1 << (self.bits - 1)) - 1)), self.vector)
+
+    def best_two(self, values: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
+        """The n-th and the (n+1)-th largest."""
+        network = selection_network(self.n, self.m)
+        wires = list(values)
+        for is_max, a, b in network.steps:
+            wires.append(self.pick(is_max, wires[a], wires[b]))
+        return wires[network.nth], wires[network.following]
+
+    def middle(self, nth: ir.Value, following: ir.Value) -> ir.Value:
+        if self.clamp:
+            nth, following = self.pick(True, nth, self.zero), self.pick(True, following, self.zero)
+        return self.builder.fmul(self.builder.fadd(nth, following), self.constant(0.5))
+
+    def is_chosen(self, value: ir.Value, nth: ir.Value) -> ir.Value:
+        chosen = self.builder.fcmp_ordered(">=", value, nth)
+        return self.builder.and_(chosen, self.builder.fcmp_ordered(">", value, self.zero)) if self.clamp else chosen
+
+    def entries(self, line: ir.Value, rows: bool) -> list[ir.Value]:
+        """The vector numbers of a line's entries."""
+        first = self.times(line, self.m) if rows else line
+        return [self.builder.add(first, _I64(k if rows else k * self.m)) for k in range(self.m)]
+
+    def reduced(self, line: ir.Value, rows: bool) -> list[ir.Value]:
+        """A line's entries, less the potentials of the lines across."""
+        across = self.at.v if rows else self.at.u
+        return [
+            self.builder.fsub(self.load_vector(entry), self.load_vector(across + k))
+            for k, entry in enumerate(self.entries(line, rows))
+        ]
+
+    # Functions
+
+    def load(self, source_itemsize: int) -> None:
+        builder = self.builder
+        source = _number(source_itemsize)
+        base = builder.inttoptr(self.a, source.as_pointer())
+        offsets = self.load_vector(self.at.offsets, self.words)
+        tiles = [builder.gep(base, [builder.extract_element(offsets, _I32(lane))]) for lane in range(self.lanes)]
+        self.store_vector(self.integer(0), self.at.largest)
+
+        def load_row(row: ir.Value) -> None:
+            starts = [builder.gep(tile, [builder.mul(row, self.b)]) for tile in tiles]
+            top = self.load_vector(self.at.largest, self.integers)
+            entries = iter(self.entries(row, rows=True))
+            k = 0
+            for width in _powers_of_two(self.m, self.lanes):
+                piece = ir.VectorType(source, width)
+                pieces = []
+                for start in starts:
+                    place = builder.bitcast(builder.gep(start, [_I64(k)]), piece.as_pointer())
+                    part = builder.load(place, align=source_itemsize)
+                    widens = source_itemsize * 8 < self.bits
+                    pieces.append(builder.fpext(part, ir.VectorType(self.number, width)) if widens else part)
+                k += width
+                for column in _transpose(builder, pieces):
+                    entry = self.magnitude(column)
+                    bits = builder.bitcast(entry, self.integers)
+                    top = builder.select(builder.icmp_signed(">", bits, top), bits, top)
+                    self.store_vector(entry, next(entries))
+            self.store_vector(top, self.at.largest)
+
+        self.for_each_line(load_row)
+
+    def move(self, rows: bool) -> None:
+        builder = self.builder
+        share = self.splat(builder.fptrunc(self.x, self.number) if self.bits == 32 else self.x)
+
+        def move_line(line: ir.Value) -> None:
+            potential = builder.add(line, _I64(self.at.u if rows else self.at.v))
+            middle = self.middle(*self.best_two(self.reduced(line, rows)))
+            old = self.load_vector(potential)
+            new = builder.fadd(old, builder.fmul(share, builder.fsub(middle, old)))
+            self.store_vector(self.pick(True, new, self.zero) if self.clamp else new, potential)
+
+        self.for_each_line(move_line)
+
+    def choose(self) -> None:
+        builder = self.builder
+        no_bits = ir.Constant(self.words, [0] * self.lanes)
+        self.store_vector(self.integer(-1), self.at.strict)
+        self.store_vector(self.constant(float("inf")), self.at.worst)
+        for k in range(self.m):
+            self.store_vector(self.integer(0), self.at.counts + k)
+
+        def choose_row(row: ir.Value) -> None:
+            values = self.reduced(row, rows=True)
+            nth, following = self.best_two(values)
+            self.store_vector(nth, self.times(row, 2, self.at.best))
+            self.store_vector(self.middle(nth, following), self.times(row, 2, self.at.best + 1))
+            strict = builder.fcmp_ordered(">", nth, following)
+            if self.clamp:
+                # A row that takes fewer than n takes all that is above 0: there is nothing to tie with.
+                strict = builder.or_(strict, builder.fcmp_ordered("<=", nth, self.zero))
+            bits = no_bits
+            for k, value in enumerate(values):
+                chosen = self.is_chosen(value, nth)
+                count = self.load_vector(self.at.counts + k, self.integers)
+                self.store_vector(builder.sub(count, builder.sext(chosen, self.integers)), self.at.counts + k)
+                bits = builder.or_(bits, builder.select(chosen, self.word_bit(k), no_bits))
+            self.store_vector(bits, self.times(row, self.word, self.at.bits))
+            still = self.load_vector(self.at.strict, self.integers)
+            self.store_vector(builder.and_(still, builder.sext(strict, self.integers)), self.at.strict)
+            self.store_vector(self.pick(False, self.load_vector(self.at.worst), nth), self.at.worst)
+
+        self.for_each_line(choose_row)
+        ok = self.load_vector(self.at.strict, self.integers)
+        lowest, wrong = self.constant(float("inf")), self.zero
+        full = self.integer(self.n)
+        for k in range(self.m):
+            potential = self.load_vector(self.at.v + k)
+            count = self.load_vector(self.at.counts + k, self.integers)
+            holds = builder.icmp_signed("<=" if self.clamp else "==", count, full)
+            ok = builder.and_(ok, builder.sext(holds, self.integers))
+            room = builder.sitofp(builder.sub(full, count), self.vector)
+            wrong = builder.fadd(wrong, builder.fmul(room, potential))
+            lowest = self.pick(False, lowest, potential)
+        self.store_vector(ok, self.at.strict)
+        self.store_vector(lowest, self.at.lowest)
+        self.store_vector(wrong if self.clamp else self.zero, self.at.wrong)
+
+    def find_zeros(self) -> None:
+        builder = self.builder
+        no_bits = ir.Constant(self.words, [0] * self.lanes)
+        self.store_vector(self.zero, self.at.zeros)
+
+        def find_in_row(row: ir.Value) -> None:
+            bits, count = no_bits, self.load_vector(self.at.zeros)
+            for k, entry in enumerate(self.entries(row, rows=True)):
+                is_zero = builder.fcmp_ordered("<=", self.load_vector(entry), self.zero)
+                count = builder.fadd(count, builder.select(is_zero, self.constant(1.0), self.zero))
+                bits = builder.or_(bits, builder.select(is_zero, self.word_bit(k), no_bits))
+            self.store_vector(bits, self.times(row, self.word, self.at.zero_bits))
+            self.store_vector(count, self.at.zeros)
+
+        self.for_each_line(find_in_row)
+
+    def measure(self) -> None:
+        builder = self.builder
+        mantissa_bits = 23 if self.bits == 32 else 52
+        for vector in (self.at.quantum, self.at.smallest):
+            self.store_vector(self.constant(float("inf")), vector)
+
+        def measure_row(row: ir.Value) -> None:
+            quantum, smallest = self.load_vector(self.at.quantum), self.load_vector(self.at.smallest)
+            for place in self.entries(row, rows=True):
+                entry = self.load_vector(place)
+                bits = builder.bitcast(entry, self.integers)
+                # Without the lowest bit of its mantissa, a float has lost just the largest power of two that
+                # divides it.
+                mantissa = builder.and_(bits, self.integer((1 << mantissa_bits) - 1))
+                rest = builder.bitcast(builder.and_(bits, builder.sub(bits, self.integer(1))), self.vector)
+                is_power = builder.icmp_signed("==", mantissa, self.integer(0))
+                divisor = builder.select(is_power, entry, builder.fsub(entry, rest))
+                is_zero = builder.fcmp_ordered("<=", entry, self.zero)
+                quantum = builder.select(is_zero, quantum, self.pick(False, quantum, divisor))
+                smallest = builder.select(is_zero, smallest, self.pick(False, smallest, entry))
+            self.store_vector(quantum, self.at.quantum)
+            self.store_vector(smallest, self.at.smallest)
+
+        self.for_each_line(measure_row)
+
+    def shares_of(self, row: ir.Value) -> list[ir.Value]:
+        """The shares of a row's entries, numbers of this type at address a, each in all lanes."""
+        base = self.builder.inttoptr(self.a, self.number.as_pointer())
+        return [self.splat(self.builder.load(self.builder.gep(base, [k]))) for k in self.entries(row, rows=True)]
+
+    def perturb(self) -> None:
+        builder = self.builder
+        zero, nonzero = self.load_vector(self.b), self.load_vector(self.c)
+        limit = self.load_vector(self.at.zero)
+
+        def perturb_row(row: ir.Value) -> None:
+            for share, place in zip(self.shares_of(row), self.entries(row, rows=True), strict=True):
+                entry = self.load_vector(place)
+                delta = builder.select(builder.fcmp_ordered("<=", entry, limit), zero, nonzero)
+                self.store_vector(builder.fadd(entry, builder.fmul(share, delta)), place)
+
+        self.for_each_line(perturb_row)
+
+    def weigh(self) -> None:
+        builder = self.builder
+        for vector in (self.at.margin, self.at.threshold):
+            self.store_vector(self.constant(float("inf")), vector)
+        nonzero, zero = self.load_vector(self.at.nonzero), self.load_vector(self.at.zero)
+
+        def weigh_row(row: ir.Value) -> None:
+            nth = self.load_vector(self.times(row, 2, self.at.best))
+            threshold = self.load_vector(self.times(row, 2, self.at.best + 1))
+            wrong, margin = self.load_vector(self.at.wrong), self.load_vector(self.at.margin)
+            for share, value, place in zip(
+                self.shares_of(row), self.reduced(row, rows=True), self.entries(row, rows=True), strict=True
+            ):
+                is_zero = builder.fcmp_ordered("<=", self.load_vector(place), zero)
+                perturbation = builder.fmul(share, builder.select(is_zero, zero, nonzero))
+                right = builder.fsub(builder.fsub(value, threshold), perturbation)
+                right = builder.select(self.is_chosen(value, nth), right, builder.fsub(self.zero, right))
+                wrong = builder.fsub(wrong, self.pick(False, right, self.zero))
+                margin = builder.select(is_zero, margin, self.pick(False, margin, right))
+            self.store_vector(wrong, self.at.wrong)
+            self.store_vector(margin, self.at.margin)
+            lowest = self.pick(False, self.load_vector(self.at.threshold), threshold)
+            self.store_vector(lowest, self.at.threshold)
+
+        self.for_each_line(weigh_row)
+
+    def store(self) -> None:
+        builder = self.builder
+        spread = ir.VectorType(_BYTE, self.m)
+
+        def store_row(row: ir.Value) -> None:
+            words = self.place(self.times(row, self.word, self.at.bits), _I64)
+            word = builder.load(builder.gep(words, [self.c]))
+            bits = builder.bitcast(builder.trunc(word, ir.IntType(self.m)), ir.VectorType(_BOOL, self.m))
+            start = builder.add(self.a, builder.mul(row, self.b))
+            builder.store(builder.zext(bits, spread), builder.inttoptr(start, spread.as_pointer()), align=1)
+
+        self.for_each_line(store_row)
+
+
+def _number(itemsize: int) -> ir.Type:
+    return ir.FloatType() if itemsize == 4 else ir.DoubleType()
+
+
+def _powers_of_two(length: int, largest: int) -> list[int]:
+    """Powers of two, none above `largest`, that add up to `length`."""
+    parts = []
+    while length:
+        parts.append(min(largest, 1 << (length.bit_length() - 1)))
+        length -= parts[-1]
+    return parts
+
+
+def _transpose(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+    """One vector an entry, over tiles, from one vector a tile, over entries.
+
+    Each round joins vectors that hold the same entries of two groups of tiles, entries outermost.
+    """
+    lanes = len(rows)
+    groups = [[row] for row in rows]
+    tiles = 1
+    while tiles < lanes:
+        joined = []
+        for left, right in zip(groups[::2], groups[1::2], strict=True):
+            parts = []
+            for a, b in zip(left, right, strict=True):
+                entries = a.type.count // tiles
+                order = [
+                    half * entries * tiles + entry * tiles + tile
+                    for entry in range(entries)
+                    for half in range(2)
+                    for tile in range(tiles)
+                ]
+                size = min(lanes, len(order))
+                for start in range(0, len(order), size):
+                    picked = ir.Constant(ir.VectorType(_I32, size), order[start : start + size])
+                    parts.append(builder.shuffle_vector(a, b, picked))
+            joined.append(parts)
+        groups = joined
+        tiles *= 2
+    return groups[0]
+
+
+@intrinsic
+def lowest_bit(typingctx, word):  # type: ignore[no-untyped-def]
+    """The number of the lowest bit that is set in a word."""
+
+    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.cttz(arguments[0], _BOOL(1))
+
+    return types.int64(types.int64), codegen
