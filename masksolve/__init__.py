@@ -7,6 +7,7 @@ from masksolve._check import check_mask, is_valid_mask
 from masksolve._errors import InvalidMaskError, MethodNotInstalledError
 from masksolve._methods import available_methods
 from masksolve._pattern import Pattern
+from masksolve._sampling import random_mask
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_mask",
     "diversity",
     "is_valid_mask",
+    "random_mask",
     "solve_block",
     "solve_blocks",
     "solve_matrix",
