@@ -1,6 +1,6 @@
 """Exact transposable N:M sparsity masks."""
 
-from masksolve import diversity
+from masksolve import conversion, diversity
 from masksolve._api import solve_block, solve_blocks, solve_matrix
 from masksolve._certificate import Certificate, certify
 from masksolve._check import check_mask, is_valid_mask
@@ -19,6 +19,7 @@ __all__ = [
     "available_methods",
     "certify",
     "check_mask",
+    "conversion",
     "diversity",
     "is_valid_mask",
     "random_mask",
