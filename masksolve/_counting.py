@@ -63,7 +63,7 @@ def counts_by_ones(m: int, n: int) -> tuple[int, ...]:
 
 
 def log10_states(rows: int, cols: int, line_sums: LineSums) -> float:
-    """An estimate, within a factor of 3, of how many states `count_masks` visits; it visits a million in a second."""
+    """An estimate, within a factor of 3, of how many states `count_masks` visits."""
     kept, exact = line_sums.kept, line_sums.exact_rows
     if kept == 0:
         return 0.0
@@ -81,6 +81,13 @@ def log10_states(rows: int, cols: int, line_sums: LineSums) -> float:
     log_states = largest + math.log(sum(math.exp(log - largest) for log in logs))
     steps_per_row = max(1.0, kept**2 * (0.6 if exact else 0.25))
     return (log_states + math.log(steps_per_row)) / math.log(10)
+
+
+def log10_seconds(rows: int, cols: int, line_sums: LineSums) -> float:
+    """An estimate of the time that `count_masks` takes: a microsecond a state, and more where counts are long."""
+    half = rows - rows // 2
+    bits = half * math.log2(math.comb(cols, min(line_sums.kept, cols)))
+    return log10_states(rows, cols, line_sums) - 6 + math.log10(1 + bits / 3000)
 
 
 def pack(loads: list[int], cols: int) -> int:

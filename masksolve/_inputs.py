@@ -104,9 +104,12 @@ def check_threads(threads: int | None) -> None:
 
 def as_count(value: SupportsIndex, name: str, at_least: int) -> int:
     """A whole number of something."""
-    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
-    number = operator.index(value)
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}") from None
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value!r}")
     return number

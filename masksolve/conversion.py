@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from masksolve._counting import counts_by_ones
-from masksolve._inputs import as_count, as_generator, check_direction
+from masksolve._inputs import as_count, as_generator, as_mask, as_weights, check_direction
 from masksolve._pattern import Pattern
 
 __all__ = [
@@ -185,7 +185,8 @@ def share_of_groups(weights: ArrayLike, n: int, m: int, *, direction: str = "row
     Parameters
     ----------
     weights : array_like, shape (..., R, C)
-        Zeros are what was pruned. Where m does not divide a line, its last group is shorter, and counts.
+        Real weights, or a mask. Zeros are what was pruned. Where m does not divide a line, its last group is shorter,
+        and counts.
     n, m : int
         The pattern: n entries are **kept** of every m.
     direction : {"rows", "columns"}
@@ -228,7 +229,7 @@ def share_of_tiles(weights: ArrayLike, n: int, m: int) -> float:
     Parameters
     ----------
     weights : array_like, shape (..., R, C)
-        Zeros are what was pruned. Tiles at a ragged edge are smaller, and count.
+        Real weights, or a mask. Zeros are what was pruned. Tiles at a ragged edge are smaller, and count.
     n, m : int
         The pattern: n entries are **kept** of every m.
 
@@ -318,6 +319,10 @@ def choose_patterns(layers: Mapping[str, ArrayLike], m: int, *, confidence: floa
     >>> {name: str(pattern) for name, pattern in choose_patterns(layers, 4, confidence=0.5).items()}
     {'first': '3:4', 'second': '1:4'}
     """
+    if not isinstance(layers, Mapping):
+        raise TypeError(
+            f"layers must map names to weights, got {type(layers).__name__}; give choose_pattern a sparsity"
+        )
     chosen = {}
     for name, weights in layers.items():
         array = np.asarray(weights)
@@ -356,8 +361,7 @@ def _wilson_interval(hits: int, samples: int) -> tuple[float, float]:
 def _valid_groups(weights: ArrayLike, pattern: Pattern, direction: str) -> NDArray[np.bool_]:
     """Which groups keep at most n: (..., lines, groups of a line)."""
     array = np.asarray(weights)
-    if array.ndim < 2 or array.size == 0:
-        raise ValueError(f"weights have shape {array.shape}; give a matrix (..., R, C) that is not empty")
+    array = as_mask(array) if array.dtype.kind == "b" else as_weights(array)
     if check_direction(direction) == "both":
         raise ValueError("direction 'both' has no groups of its own; give 'rows' or 'columns', or use share_of_tiles")
     kept: NDArray[Any] = array != 0

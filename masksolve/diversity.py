@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from masksolve._counting import count_masks, log10_states
+from masksolve._counting import count_masks, log10_seconds, log10_states
 from masksolve._inputs import as_count, check_direction, nearest
 from masksolve._pattern import Pattern
 from masksolve._tiles import DIRECTIONS, LineSums
@@ -26,8 +26,8 @@ __all__ = [
 
 _CONSTRAINTS = (*DIRECTIONS, "unstructured")
 
-# Ten seconds and a third of a GiB.
-_LOG10_STATES = 7.0
+# Ten seconds, with a third of a GiB of memory.
+_LOG10_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,13 @@ def count(n: int, m: int, direction: str = "both", *, saturated: bool = True) ->
     if n == m and not saturated:
         return 1 << m * m
     line_sums = _line_sums(pattern, saturated)
-    log10 = log10_states(m, m, line_sums)
-    if log10 > _LOG10_STATES:
+    log10 = log10_seconds(m, m, line_sums)
+    if log10 > _LOG10_SECONDS:
+        states = log10_states(m, m, line_sums)
         instead = "; log2_count approximates it" if saturated else ""
         raise ValueError(
-            f"counting the transposable masks of {pattern} would visit about 1e{log10:.0f} states, at a million a "
-            f"second or so; count goes up to 1e{_LOG10_STATES:.0f}{instead}"
+            f"counting the transposable masks of {pattern} would visit about {_rough(states)} states and take about "
+            f"{_rough(log10)} s; count starts nothing that takes more than {10**_LOG10_SECONDS:.0f} s{instead}"
         )
     return count_masks(m, m, line_sums)
 
@@ -148,7 +149,7 @@ def log2_count(n: int, m: int, direction: str = "both") -> Log2Count:
     if check_direction(direction) != "both":
         return Log2Count(m * math.log2(math.comb(m, n)), exact=True, error=None)
     asymptotic = _canfield_mckay(n, m)
-    if log10_states(m, m, _line_sums(pattern, saturated=True)) > _LOG10_STATES:
+    if log10_seconds(m, m, _line_sums(pattern, saturated=True)) > _LOG10_SECONDS:
         return Log2Count(asymptotic, exact=False, error=None)
     value = math.log2(count(n, m))
     return Log2Count(value, exact=True, error=asymptotic - value)
@@ -298,6 +299,10 @@ def paper_formula_ratio(n: int, m: int) -> float:
         return math.exp2(math.log2(paper_formula(n, m)) - found.value)
     except OverflowError:
         return math.inf
+
+
+def _rough(log10: float) -> str:
+    return f"{10**log10:.2g}" if log10 < 300 else f"1e{log10:.0f}"
 
 
 def _line_sums(pattern: Pattern, saturated: bool) -> LineSums:

@@ -142,6 +142,7 @@ def test_odds_and_shares_of_masks_of_the_solver() -> None:
     pruned = weights * ms.solve_matrix(weights, 3, 8)
     assert share_of_tiles(pruned, 3, 8) == share_of_rows(pruned, 3, 8) == 1
     assert share_of_groups(pruned, 2, 8) == 0
+    assert share_of_tiles(pruned != 0, 3, 8) == 1
 
 
 @pytest.mark.parametrize("m", [4, 8, 16])
@@ -190,11 +191,13 @@ BAD: list[tuple[Any, tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
     (tile_odds, (0.5, 8, 16), {"rng": "seed"}, TypeError, "'seed'"),
     (share_of_groups, ([1, 2], 1, 2), {}, ValueError, r"\(2,\)"),
     (share_of_groups, (np.ones((0, 4)), 1, 2), {}, ValueError, r"\(0, 4\)"),
+    (share_of_groups, ([["a", "b"]], 1, 2), {}, TypeError, "dtype <U1"),
     (share_of_groups, (np.eye(4), 1, 2), {"direction": "both"}, ValueError, "share_of_tiles"),
     (share_of_rows, (np.eye(4), 1, 2), {"direction": "row"}, ValueError, "did you mean 'rows'"),
     (share_of_tiles, (np.eye(4), 3, 2), {}, ValueError, "n=3"),
     (choose_pattern, (0.5, 0), {}, ValueError, "m=0"),
     (choose_pattern, (0.5, 8), {"confidence": 95}, ValueError, "confidence must lie between 0 and 1, got 95"),
+    (choose_patterns, ([1, 2], 8), {}, TypeError, "got list"),
     (choose_patterns, ({"a": []}, 8), {}, ValueError, "'a'.*empty"),
 ]
 

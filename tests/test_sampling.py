@@ -183,6 +183,7 @@ def test_the_shape_is_what_was_asked_for(size: Any, shape: tuple[int, ...]) -> N
         ((2, 4, 2.0), {}, TypeError, "2.0"),
         ((2, 4, "22"), {}, TypeError, "'22'"),
         ((2, 4, True), {}, TypeError, "True"),
+        ((2, 4, np.array([3])), {}, TypeError, "array"),
         ((2, 4), {"rng": -1}, ValueError, "rng must be at least 0, got -1"),
         ((2, 4), {"rng": "1"}, TypeError, "'1'"),
         ((2, 4), {"rng": True}, TypeError, "True"),
