@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from typing import Any
@@ -308,3 +310,12 @@ def test_bad_input_is_refused_by_name(
 def test_numpy_integers_count_as_integers() -> None:
     assert count(np.int64(2), np.uint8(4)) == 90
     assert mask_diversity(Pattern(2, 4), np.int32(16)) == 90
+
+
+def test_importing_and_counting_load_nothing_beyond_numpy() -> None:
+    script = (
+        "import masksolve, sys; masksolve.diversity.count(4, 8); print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "numpy" in loaded
+    assert not {"numba", "scipy", "ortools", "torch", "matplotlib"} & set(loaded)
