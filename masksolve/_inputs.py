@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -99,6 +100,30 @@ def check_threads(threads: int | None) -> None:
         raise TypeError(f"threads must be None or an integer, got {threads!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}; None uses every core this process may use")
+
+
+def as_count(value: SupportsIndex, name: str, at_least: int) -> int:
+    """A whole number of something."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}") from None
+    if number < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {value!r}")
+    return number
+
+
+def as_generator(rng: int | np.random.Generator | None) -> np.random.Generator:
+    """The generator that `rng` stands for: itself, one seeded with it, or one of fresh entropy."""
+    if rng is None or isinstance(rng, np.random.Generator):
+        return np.random.default_rng(rng)
+    if isinstance(rng, (bool, np.bool_)) or not isinstance(rng, (int, np.integer)):
+        raise TypeError(
+            f"rng must be None, an integer seed or a numpy.random.Generator, got {rng!r} of type {type(rng).__name__}"
+        )
+    return np.random.default_rng(as_count(rng, "the seed rng", 0))
 
 
 def nearest(given: object, allowed: Iterable[str]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from masksolve import Pattern, available_methods
+from masksolve import Pattern, available_methods, conversion, diversity
 from masksolve._methods import extras_of_methods
 
 try:
@@ -117,6 +118,61 @@ def methods() -> None:
     installed = available_methods()
     for name, extra in extras_of_methods().items():
         click.echo(f"{name:<12} {'installed' if name in installed else f'pip install masksolve[{extra}]'}")
+
+
+@cli.command("diversity")
+@click.argument("pattern", metavar="N:M", type=_PatternType())
+def show_diversity(pattern: Pattern) -> None:
+    """Count the masks of an M x M tile that keep N of every M weights."""
+    n, m = pattern.n, pattern.m
+    transposable = diversity.log2_count(n, m)
+    formula = math.log2(diversity.paper_formula(n, m))
+    click.echo(f"masks of one {m}x{m} tile, {pattern.describe()}:")
+    _print_masks("transposable", m, diversity.count(n, m) if transposable.exact else transposable.value)
+    try:
+        _print_masks(f"transposable, at most {n} a line", m, diversity.count(n, m, saturated=False))
+    except ValueError:
+        click.echo(f"{f'transposable, at most {n} a line':<32} too many to count")
+    _print_masks("one-sided", m, diversity.count(n, m, "rows"))
+    _print_masks("unstructured", m, diversity.mask_diversity(pattern, m * m, "unstructured"))
+    _print_masks("the paper's formula", m, diversity.paper_formula(n, m))
+    ratio = _from_log2(formula - transposable.value)
+    click.echo(f"the paper's formula is {ratio} times the number of transposable masks")
+    if transposable.error is None:
+        click.echo("the number of transposable masks is the asymptotic formula's")
+    else:
+        click.echo(f"the asymptotic formula is {_from_log2(transposable.error)} times that number")
+
+
+@cli.command()
+@click.option("--sparsity", type=float, required=True, help="The share of weights that are zero, such as 0.7.")
+@_pattern
+@click.option("--length", type=int, default=1024, show_default=True, help="How many weights a row has.")
+def odds(sparsity: float, pattern: Pattern, length: int) -> None:
+    """The odds that weights pruned without structure fit N:M already."""
+    n, m = pattern.n, pattern.m
+    row = conversion.row_odds(sparsity, n, m, length)
+    tile = conversion.tile_odds(sparsity, n, m, rng=0)
+    estimated = "" if tile.exact else f", estimated: {tile.low:.4g} to {tile.high:.4g} (95 %)"
+    click.echo(f"weights zero with probability {sparsity}, each on its own; the odds of {pattern.describe()}:")
+    click.echo(f"{f'a group of {m}':<32} {conversion.group_odds(sparsity, n, m):.4g}")
+    click.echo(f"{f'a row of {length}':<32} {row:.4g}")
+    click.echo(f"{f'a tile of {m}x{m}, transposable':<32} {tile.value:.4g}{estimated}")
+    chosen = conversion.choose_pattern(sparsity, m)
+    click.echo(f"a group fits with odds of 0.95 or more, as AdaPrune asks: {chosen.describe()}")
+
+
+def _print_masks(constraint: str, m: int, masks: int | float) -> None:
+    """One line; masks as a number, or as its base-2 logarithm where it is a float."""
+    log2 = masks if isinstance(masks, float) else math.log2(masks)
+    number = f"{masks:,}" if isinstance(masks, int) and log2 < 200 else _from_log2(log2)
+    click.echo(f"{constraint:<32} {log2 / m**2:.4f} bits a weight   {number}")
+
+
+def _from_log2(log2: float) -> str:
+    """2**log2 with four digits, also where it is beyond float64."""
+    exponent, fraction = divmod(log2 * math.log10(2), 1)
+    return f"{10**fraction:.3f}e{exponent:.0f}" if log2 > 20 else f"{2**log2:.4g}"
 
 
 def main() -> int:

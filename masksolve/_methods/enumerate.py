@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masksolve._counting import count_masks
+from masksolve._counting import count_masks, log10_states
 from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
 from masksolve._tiles import LineSums
 
 # The list of masks, a byte an entry, stays below 32 MiB. It is scored in slices of a MiB of float64.
 _MEMORY_LIMIT = 32 << 20
 _SLICE = 1 << 17
+# Tiles whose masks take more than 0.1 s to count have far too many to list.
+_LOG10_STATES = 5.0
 
 
 def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, *, threads: int | None) -> None:
@@ -39,7 +41,8 @@ def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, *,
 
 
 def _refuse_too_many(rows: int, cols: int, line_sums: LineSums) -> None:
-    count = count_masks(rows, cols, line_sums)
+    countable = log10_states(rows, cols, line_sums) <= _LOG10_STATES
+    count = count_masks(rows, cols, line_sums) if countable else None
     if count is None or count * rows * cols > _MEMORY_LIMIT:
         many = "more masks than can be counted here" if count is None else f"{count:,} masks"
         raise ValueError(
