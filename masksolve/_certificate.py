@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ class Certificate:
     Attributes
     ----------
     kept : float
-        Importance that the mask keeps, the sum of abs(weights) under its ones.
+        Importance that the mask keeps, the sum of abs(weights) under its ones; inf if that is beyond float64.
     upper_bound : float
         No mask that satisfies the constraint keeps more, up to the rounding of a float64 sum.
     gap : float
@@ -106,7 +107,8 @@ def certify(
             optimal &= part[2]
     total, bound = math.fsum(kept), math.fsum(bounds)
     gap = 0.0 if optimal or bound == 0 else (bound - total) / bound
-    return Certificate(float(np.ldexp(total, shift)), float(np.ldexp(bound, shift)), gap, optimal)
+    with np.errstate(over="ignore"):
+        return Certificate(float(np.ldexp(total, shift)), float(np.ldexp(bound, shift)), gap, optimal)
 
 
 def _largest_exponent(array: NDArray[Any]) -> int:
@@ -118,8 +120,8 @@ def _certify_tiles(
 ) -> tuple[float, float, bool]:
     """Kept importance and its upper bound, both times 2**-shift, and whether every tile is optimal."""
     # Numba is imported on first use, not with the package.
+    from masksolve._methods import exact
     from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
-    from masksolve._methods.exact import solve_importance
     from masksolve._weak_duality import CLOSE_CALL, OPTIMAL, judge_tiles
 
     kept = np.empty(tiles.shape[:2])
@@ -127,15 +129,21 @@ def _certify_tiles(
     verdict = np.empty(tiles.shape[:2], np.int8)
 
     def work(piece: Piece) -> None:
-        importance = np.ldexp(importance_of(tiles[piece]), -shift)
-        best, potentials = solve_importance(importance, line_sums)
+        unscaled = importance_of(tiles[piece])
+        importance = np.ldexp(unscaled, -shift)
+        # The many-tiles solver's potentials are nearly right; augmenting paths, in integers, make them so.
+        start = np.zeros((*importance.shape[:2], importance.shape[3]))
+        exact.solve(importance, np.empty(importance.shape, np.bool_), line_sums, threads=1, potentials=start)
+        best, potentials = exact.solve_importance(importance, line_sums, start)
+        if shift:
+            # The smallest weights may be lost in `importance`, which is the bound's loss but not the verdict's.
+            best, _ = exact.solve_importance(unscaled, line_sums)
         judged = np.ascontiguousarray(masks[piece])
         sums = line_sums.kept, line_sums.exact_rows, line_sums.exact_columns
         kept[piece], bound[piece], verdicts = judge_tiles(importance, judged, best, potentials, *sums)
         for p, q in np.argwhere(verdicts == CLOSE_CALL):
-            # fsum is exact, so its sign decides between masks that differ by less than rounding.
-            signs = best[p, q].astype(np.int8) - judged[p, q]
-            if math.fsum((importance[p, q] * signs).flat) == 0:
+            differ = judged[p, q] != best[p, q]
+            if _sums_are_equal(unscaled[p, q][differ & best[p, q]], unscaled[p, q][differ & judged[p, q]]):
                 verdicts[p, q] = OPTIMAL
         verdict[piece] = verdicts
 
@@ -143,3 +151,11 @@ def _certify_tiles(
     proven = verdict == OPTIMAL
     # The value of a mask that is proven optimal is the tightest bound, and free of the potentials' rounding.
     return float(kept.sum()), float(np.where(proven, kept, bound).sum()), bool(proven.all())
+
+
+def _sums_are_equal(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
+    """Whether two sums are the same number, in exact arithmetic."""
+    try:
+        return math.fsum([*a, *-b]) == 0
+    except OverflowError:
+        return sum(map(Fraction, a)) == sum(map(Fraction, b))

@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FunctionType
 from typing import Any
 
 import numba
+from numba.core.caching import FunctionCache
 from numba.core.registry import CPUDispatcher
 
-# nogil: tiles are split over Python threads, because Numba's own parallel layers abort when two threads enter them
-# at once or after a fork.
-kernel = numba.njit(nogil=True, cache=True)
+try:
+    import fcntl as _locks
+except ImportError:  # Windows has none of the kind, and refuses to overwrite a file that is being read
+    _locks: Any = None  # type: ignore[no-redef]
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function on its first call, to run without the GIL, and keep the code on disk.
+
+    Without the GIL, because tiles are split over Python threads: Numba's own parallel layers abort when two threads
+    enter them at once or after a fork. Where no folder for the code can be written, it is compiled anew in every
+    process.
+    """
+    dispatcher: Any = numba.njit(nogil=True)(function)
+    with suppress(RuntimeError, OSError):
+        dispatcher._cache = _Cache(function)
+    return dispatcher
+
+
+class _Cache(FunctionCache):
+    """Numba's cache, in which one process at a time writes.
+
+    Numba numbers the files of a function's signatures without a lock: of two processes that compile different ones
+    at the same moment, one may write its code into the file that the other has just listed as its own.
+    """
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError), _only_process(os.path.join(self.cache_path, "masksolve.lock")):
+            super().save_overload(sig, data)
+
+
+@contextmanager
+def _only_process(path: str) -> Iterator[None]:
+    with open(path, "w") as file:
+        if _locks is not None:
+            # Closing the file gives the lock back.
+            _locks.flock(file, _locks.LOCK_EX)
+        yield
 
 
 def interpreted(function: Any) -> Callable[..., Any]:

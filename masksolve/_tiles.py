@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -44,7 +45,8 @@ class Region:
     line_sums: LineSums
 
 
-def regions(rows: int, columns: int, pattern: Pattern, direction: Direction, saturated: bool) -> list[Region]:
+@lru_cache(maxsize=1024)
+def regions(rows: int, columns: int, pattern: Pattern, direction: Direction, saturated: bool) -> tuple[Region, ...]:
     """Cut a rows x columns matrix into regions of equal tiles; together they cover it exactly once."""
     height = pattern.m if direction in ("both", "columns") else 1
     width = pattern.m if direction in ("both", "rows") else 1
@@ -57,7 +59,7 @@ def regions(rows: int, columns: int, pattern: Pattern, direction: Direction, sat
                 exact_columns=saturated and direction != "rows" and tile_rows == pattern.m,
             )
             result.append(Region(row_band, column_band, (tile_rows, tile_columns), sums))
-    return result
+    return tuple(result)
 
 
 def _bands(length: int, group: int) -> list[tuple[slice, int]]:
@@ -74,6 +76,10 @@ def _bands(length: int, group: int) -> list[tuple[slice, int]]:
 def tile_grids(array: NDArray[Any], region: Region) -> Iterator[NDArray[Any]]:
     """Views (tile rows, tile columns, tile height, tile width) of a region of an array (..., R, C). Never copies."""
     height, width = region.tile_shape
+    if array.ndim <= 3 and array.shape[-2:] == (height, width):
+        # One tile, or a batch of them; small calls are made in loops.
+        yield array[np.newaxis, np.newaxis] if array.ndim == 2 else array[:, np.newaxis]
+        return
     part = array[..., region.rows, region.columns]
     rows, columns = part.shape[-2:]
     split = part.reshape(*part.shape[:-2], rows // height, height, columns // width, width)
@@ -86,6 +92,9 @@ def grids(array: NDArray[Any], inner: int) -> Iterator[NDArray[Any]]:
     The two longest axes are kept, so that a stack of many small matrices is as cheap as one large matrix. Arrays
     that differ in their inner axes only are walked alike.
     """
+    if array.ndim == 2 + inner:
+        yield array
+        return
     outer_axes = range(array.ndim - inner)
     walked = sorted(outer_axes, key=lambda axis: array.shape[axis])[:-2]
     moved = np.moveaxis(array, walked, range(len(walked)))

@@ -28,8 +28,9 @@ def judge_tiles(importance, masks, best, potentials, n, exact_rows, exact_column
             for j in range(cols):
                 v[j] = potentials[p, q, j] if exact_columns else max(0.0, potentials[p, q, j])
             kept[p, q] = _kept(c, mask)
-            bound[p, q] = _upper_bound(c, v, n, exact_rows)
             best_kept = _kept(c, best[p, q])
+            # Rounding may leave the bound just below what it bounds.
+            bound[p, q] = max(best_kept, _upper_bound(c, v, n, exact_rows))
             rounding = _RELATIVE_ROUNDING * best_kept
             falls_short = kept[p, q] < best_kept - rounding
             if falls_short or bound[p, q] > best_kept + rounding or not _fills(mask, n, exact_rows, exact_columns):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -85,8 +86,12 @@ def load_method(name: str, options: Collection[str]) -> Callable[..., None]:
         raise MethodNotInstalledError(
             f"method {name!r} needs {method.requires}, which is not installed; pip install 'masksolve[{method.extra}]'"
         )
-    module = importlib.import_module(f"{__name__}.{method.module}")
-    solve: Callable[..., None] = module.solve
+    return _solve_of(method.module)
+
+
+@cache
+def _solve_of(module: str) -> Callable[..., None]:
+    solve: Callable[..., None] = importlib.import_module(f"{__name__}.{module}").solve
     return solve
 
 

@@ -135,8 +135,9 @@ def equilibrate(
                         if passes:
                             call(code.store, work, grid[4] + _offset(grid, group + lane, 5), grid[7], lane, 0.0)
                             if len(potentials) > 0:
+                                lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
                                 for j in range(m):
-                                    potentials[group + lane, j] = work[(at.v + j) * lanes + lane]
+                                    potentials[group + lane, j] = work[(at.v + j) * lanes + lane] - lowest
                     waiting |= state[lane] == _WAITS
                 if not waiting:
                     break
@@ -286,8 +287,9 @@ def equilibrate_perturbed(
                 if passes:
                     call(code.store, work, grid[4] + _offset(grid, tiles[group + lane], 5), grid[7], lane, 0.0)
                     if len(potentials) > 0:
+                        lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
                         for j in range(m):
-                            potentials[tiles[group + lane], j] = work[(at.v + j) * lanes + lane]
+                            potentials[tiles[group + lane], j] = work[(at.v + j) * lanes + lane] - lowest
                 else:
                     left[left_count] = tiles[group + lane]
                     left_as[left_count] = AS_EXACTLY if clamp else AS_AT_MOST

@@ -59,7 +59,7 @@ def _prune(steps: list[tuple[bool, int, int]], m: int, nth: int, following: int)
         if m + index in needed:
             needed.update(steps[index][1:])
     renamed = {value: value for value in range(m)}
-    kept = []
+    kept: list[tuple[bool, int, int]] = []
     for index, (is_max, a, b) in enumerate(steps):
         if m + index in needed:
             renamed[m + index] = m + len(kept)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
 from numba import types
@@ -84,6 +84,7 @@ class Layout(NamedTuple):
     size: int
 
 
+@cache
 def layout(m: int, itemsize: int) -> Layout:
     """The layout for m x m tiles of numbers of 4 or 8 bytes."""
     word = 8 // itemsize
@@ -127,12 +128,11 @@ class Code(NamedTuple):
     store: int
 
 
-@intrinsic
-def call(typingctx, address, work, a, b, c, x):  # type: ignore[no-untyped-def]
+def _call(typingctx, address, work, a, b, c, x):
     """Call one of the functions of `Code`."""
     signature = types.void(types.int64, work, types.int64, types.int64, types.int64, types.float64)
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, arguments):
         memory = context.make_array(signature.args[1])(context, builder, value=arguments[1]).data
         function = builder.inttoptr(arguments[0], _PROTOTYPE.as_pointer())
         builder.call(function, [builder.bitcast(memory, _ADDRESS), *arguments[2:]])
@@ -141,10 +141,12 @@ def call(typingctx, address, work, a, b, c, x):  # type: ignore[no-untyped-def]
     return signature, codegen
 
 
+call: Any = intrinsic(_call)
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [_ADDRESS, _I64, _I64, _I64, ir.DoubleType()])
 _lock = threading.Lock()
 
 
+@cache
 def machine_code(n: int, m: int, itemsize: int, source_itemsize: int, clamp: bool) -> Code:
     """The code for a pattern, numbers and weights of so many bytes, without or with potentials clamped at 0."""
     with _lock:
@@ -527,11 +529,13 @@ def _transpose(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
     return groups[0]
 
 
-@intrinsic
-def lowest_bit(typingctx, word):  # type: ignore[no-untyped-def]
+def _lowest_bit(typingctx, word):
     """The number of the lowest bit that is set in a word."""
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, arguments):
         return builder.cttz(arguments[0], _BOOL(1))
 
     return types.int64(types.int64), codegen
+
+
+lowest_bit: Any = intrinsic(_lowest_bit)

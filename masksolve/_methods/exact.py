@@ -106,7 +106,11 @@ def _equilibrate(
             _equilibrate_piece(part, masks[piece], line_sums, found, warm)
             potentials[piece] = found.reshape(potentials[piece].shape)
 
-    run_pieces(work, pieces_of(tiles.shape, _WEIGHTS_IN_PLACE if in_place else _WEIGHTS_CONVERTED), threads)
+    at_once = _WEIGHTS_IN_PLACE if in_place else _WEIGHTS_CONVERTED
+    if tiles.size <= at_once:
+        work((slice(None), slice(None)))
+    else:
+        run_pieces(work, pieces_of(tiles.shape, at_once), threads)
 
 
 def _converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -214,7 +218,10 @@ def _address(array: NDArray[Any]) -> int:
     return address
 
 
-_EMPTY = {4: (np.empty(0, np.float32), np.empty(0, np.int32)), 8: (np.empty(0, np.float64), np.empty(0, np.int64))}
+_EMPTY: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {
+    4: (np.empty(0, np.float32), np.empty(0, np.int32)),
+    8: (np.empty(0, np.float64), np.empty(0, np.int64)),
+}
 
 
 @dataclass(frozen=True)

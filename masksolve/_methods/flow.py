@@ -6,10 +6,10 @@ at no cost.
 
 OR-tools wants integer costs. Each tile is scaled by a power of two so that its largest weight lies just below
 2**(59 - log2 M), 2**56 for M = 8 (OR-tools refuses costs from about four times that: BAD_COST_RANGE). Nothing
-overflows at any magnitude. The mask is optimal for the weights as given where they are multiples of that unit: all
-integers, float16 and bfloat16 tiles, and float32 tiles whose weights span less than a factor 2**33 / M. Beyond that
-a weight is rounded to the nearest unit, so that the mask falls short by at most M * N units, 1e-13 of the tile's
-largest weight for M = 8.
+overflows at any magnitude. The mask is optimal for the weights as given where they are all multiples of that unit:
+integers up to 2**53 for M <= 32, float16, and bfloat16 and float32 tiles whose weights, but for zeros, span less
+than a factor of about 2**48 / M and 2**32 / M. Beyond that a weight is rounded to the nearest unit, so that the
+mask falls short by at most M * N units, 1e-13 of the tile's largest weight for M = 8.
 """
 
 from __future__ import annotations

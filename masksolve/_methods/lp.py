@@ -96,15 +96,16 @@ def _line_matrices(rows: int, cols: int, line_sums: LineSums) -> tuple[Any, Any]
 
 def _solve_with_pulp(importance: NDArray[np.float64], line_sums: LineSums) -> NDArray[np.float64]:
     try:
+        import cbcbox
         import pulp
     except ImportError:
         raise MethodNotInstalledError(
-            "method 'lp' with backend='pulp' needs PuLP, which is not installed; pip install 'masksolve[lp]'"
+            "method 'lp' with backend='pulp' needs PuLP with CBC, which is not installed; pip install 'masksolve[lp]'"
         ) from None
     rows, cols = importance.shape
     weights = _scaled(importance, _CBC_LARGEST)
     program = pulp.LpProblem("tile", pulp.LpMaximize)
-    x = [[pulp.LpVariable(f"x_{i}_{j}", 0, 1) for j in range(cols)] for i in range(rows)]
+    x = [[program.add_variable(f"x_{i}_{j}", 0, 1) for j in range(cols)] for i in range(rows)]
     program += pulp.lpSum(float(weights[i, j]) * x[i][j] for i in range(rows) for j in range(cols))
     for line in x:
         total = pulp.lpSum(line)
@@ -112,7 +113,7 @@ def _solve_with_pulp(importance: NDArray[np.float64], line_sums: LineSums) -> ND
     for column in zip(*x, strict=True):
         total = pulp.lpSum(column)
         program += total == line_sums.kept if line_sums.exact_columns else total <= line_sums.kept
-    status = program.solve(pulp.PULP_CBC_CMD(msg=False))
+    status = program.solve(pulp.COIN_CMD(path=cbcbox.cbc_bin_path(), msg=False))
     if status != pulp.LpStatusOptimal:
         raise RuntimeError(f"CBC did not solve a {rows}x{cols} tile: {pulp.LpStatus[status]}; please report this tile")
     return np.array([[variable.value() for variable in line] for line in x], np.float64)
