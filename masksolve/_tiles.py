@@ -78,8 +78,7 @@ def tile_grids(array: NDArray[Any], region: Region) -> Iterator[NDArray[Any]]:
     height, width = region.tile_shape
     if array.ndim <= 3 and array.shape[-2:] == (height, width):
         # One tile, or a batch of them; small calls are made in loops.
-        yield array[np.newaxis, np.newaxis] if array.ndim == 2 else array[:, np.newaxis]
-        return
+        return iter([array[np.newaxis, np.newaxis] if array.ndim == 2 else array[:, np.newaxis]])
     part = array[..., region.rows, region.columns]
     rows, columns = part.shape[-2:]
     split = part.reshape(*part.shape[:-2], rows // height, height, columns // width, width)
