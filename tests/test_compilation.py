@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from llvmlite import binding
+
+from masksolve._methods._networks import selection_network
+from masksolve._methods._vectors import target_machine, write_module
 
 SOLVE_BOTH_DTYPES = """
 import sys
@@ -52,3 +58,27 @@ def test_processes_that_compile_at_the_same_moment_do_not_disturb_each_other(tmp
 
 def test_where_nothing_can_be_written_code_is_compiled_but_not_kept() -> None:
     assert finish(start("/proc/no-such-folder", 0)) == ""
+
+
+@pytest.mark.parametrize(("n", "m", "itemsize"), [(2, 4, 4), (3, 7, 4), (8, 16, 4), (4, 8, 8)])
+def test_selection_is_packed_min_and_max_alone(n: int, m: int, itemsize: int) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("the instructions' names are those of x86-64")
+    machine = target_machine()
+    module = binding.parse_assembly(write_module(n, m, itemsize, itemsize, clamp=False))
+    assembly = machine.emit_assembly(module).split("move_rows:")[1].split(".size")[0]
+    kind = "ps" if itemsize == 4 else "pd"
+    packed = len(re.findall(rf"\bv?(?:min|max){kind}\b", assembly))
+    assert packed == len(selection_network(n, m).steps)
+    assert not re.search(r"\bv?(?:min|max)s[sd]\b", assembly)
+
+
+def test_the_cores_that_a_process_may_use_are_counted() -> None:
+    script = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from masksolve._methods._chunks import usable_cores
+print(usable_cores())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"

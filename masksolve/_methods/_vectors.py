@@ -161,6 +161,24 @@ class _Compiled:
 
 @cache
 def _compile(n: int, m: int, itemsize: int, source_itemsize: int, clamp: bool) -> _Compiled:
+    module = binding.parse_assembly(write_module(n, m, itemsize, source_itemsize, clamp))
+    module.verify()
+    engine = binding.create_mcjit_compiler(module, target_machine())
+    engine.finalize_object()
+    return _Compiled(Code(*(engine.get_function_address(name) for name in Code._fields)), engine)
+
+
+def target_machine() -> binding.TargetMachine:
+    """The machine that this runs on, as LLVM knows it."""
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3, jit=True
+    )
+
+
+def write_module(n: int, m: int, itemsize: int, source_itemsize: int, clamp: bool) -> str:
+    """The LLVM IR of the functions of `Code`."""
     module = ir.Module()
     writers: dict[str, Callable[[_Writer], None]] = {
         "load": lambda write: write.load(source_itemsize),
@@ -178,16 +196,7 @@ def _compile(n: int, m: int, itemsize: int, source_itemsize: int, clamp: bool) -
         builder = ir.IRBuilder(function.append_basic_block())
         write(_Writer(builder, function.args, n, m, itemsize, clamp))
         builder.ret_void()
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3, jit=True
-    )
-    parsed = binding.parse_assembly(str(module))
-    parsed.verify()
-    engine = binding.create_mcjit_compiler(parsed, machine)
-    engine.finalize_object()
-    return _Compiled(Code(*(engine.get_function_address(name) for name in Code._fields)), engine)
+    return str(module)
 
 
 class _Writer:
