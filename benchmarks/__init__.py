@@ -1,0 +1,1 @@
+"""Benchmarks of masksolve against every other way to find transposable N:M masks."""

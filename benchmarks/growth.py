@@ -1,0 +1,119 @@
+"""How time and memory grow with the matrix, with M and with threads: `python -m benchmarks.growth --quick|--full`."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.environment import OUTPUT, describe, header, pin_threads, usable_cores
+
+_SIDES = (256, 512, 1024, 2048, 4096, 8192, 16384)
+_QUICK_LARGEST = 4096
+_MS = (4, 8, 12, 16, 24, 32, 48, 64)
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One matrix, cut to a multiple of M, solved for N = M/2; `peak_bytes` is beyond the matrix and its mask."""
+
+    pattern: str
+    m: int
+    threads: int
+    side: int
+    seconds: float
+    nanoseconds_per_weight: float
+    peak_bytes: int | None
+
+
+def main() -> None:
+    """Measure every cell, print and save the table and the figure."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--quick", action="store_true", help=f"up to {_QUICK_LARGEST}² (the default)")
+    length.add_argument("--full", action="store_true", help=f"up to {_SIDES[-1]}²")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the CSV, JSON and PNG files")
+    arguments = parser.parse_args()
+    pin_threads(1)
+
+    from benchmarks import report
+
+    sides = [side for side in _SIDES if arguments.full or side <= _QUICK_LARGEST]
+    threads = [count for count in (1, 2) if count <= usable_cores()]
+    print(header(max(threads)) + "\n", flush=True)
+    cells = measure_all(sides, threads)
+    print(report.markdown(*table(cells)))
+    paths = report.save(arguments.output, "growth", describe(max(threads)), cells)
+    paths += _draw(cells, arguments.output / "growth.png")
+    print(f"\nwrote {', '.join(map(str, paths))}")
+
+
+def measure_all(sides: Sequence[int], threads: Sequence[int]) -> list[Cell]:
+    """Every M, number of threads and size."""
+    return measure_apart([(m, count, side, "gaussian") for m in _MS for count in threads for side in sides])
+
+
+def measure_apart(cases: Sequence[tuple[int, int, int, str]]) -> list[Cell]:
+    """`measure` of each case in a process of its own, so that none finds memory that another left free."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        return list(pool.map(measure, *zip(*cases, strict=True)))
+
+
+def measure(m: int, threads: int, side: int, family: str) -> Cell:
+    """Solve one matrix in this process: once for the peak memory, then for the time."""
+    import masksolve as ms
+    from benchmarks.families import random_matrix
+    from benchmarks.memory import peak_beyond_result
+
+    n = m // 2
+    for each in ("gaussian", "int8-valued"):  # compiles, or loads from the disk, what ties need too
+        ms.solve_matrix(random_matrix(each, 4 * m), n, m, threads=threads)
+    matrix = random_matrix(family, side - side % m)
+    peak = peak_beyond_result(lambda: ms.solve_matrix(matrix, n, m, threads=threads))
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        ms.solve_matrix(matrix, n, m, threads=threads)
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times)
+    return Cell(f"{n}:{m}", m, threads, len(matrix), seconds, seconds / matrix.size * 1e9, peak)
+
+
+def table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows, for people."""
+    from benchmarks.report import significant
+
+    columns = ["pattern", "threads", "matrix", "ms", "ns/weight", "peak memory beyond matrix and mask, MiB"]
+    rows = [
+        [
+            cell.pattern,
+            str(cell.threads),
+            f"{cell.side}×{cell.side}",
+            significant(cell.seconds * 1e3),
+            significant(cell.nanoseconds_per_weight),
+            "not told" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.1f}",
+        ]
+        for cell in cells
+    ]
+    return columns, rows
+
+
+def _draw(cells: Sequence[Cell], path: Path) -> list[Path]:
+    try:
+        from benchmarks import figures
+    except ImportError as error:
+        print(f"no figure: {error}")
+        return []
+    figures.growth(cells, path)
+    return [path]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""Every figure that the design promises beside the figure measured: `python -m benchmarks.targets`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import timeit
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import OUTPUT, ROOT, describe, header, pin_threads, usable_cores
+
+_HALVES = ((2, 4), (4, 8), (8, 16), (16, 32))
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Line:
+    """One promise: `measured` must be at least (or at most) `target`; without a target it is only shown."""
+
+    what: str
+    case: str
+    relation: str
+    target: float | None
+    measured: float | None
+    unit: str
+
+    @property
+    def verdict(self) -> str:
+        """met, MISSED, shown or not measured."""
+        if self.measured is None:
+            return "not measured here"
+        if self.target is None:
+            return "shown"
+        met = self.measured >= self.target if self.relation == "≥" else self.measured <= self.target
+        return "met" if met else "MISSED"
+
+
+def main() -> None:
+    """Measure everything, print markdown, save markdown and JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.targets", description=__doc__)
+    parser.add_argument("--size", type=int, default=4096, help="rows and columns of the matrices (4096)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the markdown and JSON files")
+    arguments = parser.parse_args()
+    pin_threads(1)
+
+    lines: list[Line] = []
+    parts: tuple[Callable[[int], list[Line]], ...] = (speed, threads, ties, at_most, warm_start, small_calls)
+    for part in (*parts, memory, first_call, import_time):
+        print(f"measuring: {part.__name__.replace('_', ' ')}", file=sys.stderr, flush=True)
+        lines += part(arguments.size)
+    text = f"{markdown(lines)}\n\n{_settings(arguments.size)}\n\n{header(1)}\n"
+    print(text)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "targets.md").write_text(text, encoding="utf-8")
+    document = {**describe(1), "lines": [{**asdict(line), "verdict": line.verdict} for line in lines]}
+    (arguments.output / "targets.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def markdown(lines: list[Line]) -> str:
+    """The table."""
+    from benchmarks.report import markdown, significant
+
+    rows = [
+        [
+            line.what,
+            line.case,
+            "-" if line.target is None else f"{line.relation} {line.target:g}{line.unit}",
+            "-" if line.measured is None else f"{significant(line.measured)}{line.unit}",
+            line.verdict,
+        ]
+        for line in lines
+    ]
+    return markdown(("what", "case", "target", "measured", ""), rows)
+
+
+def speed(size: int) -> list[Line]:
+    """`exact` against the other solvers and the memory floor, Gaussian weights, one thread; its masks certified."""
+    from benchmarks.families import random_matrix
+    from benchmarks.measure import Effort, judge, measure
+    from benchmarks.solvers import every_solver
+
+    least = {
+        "flow": (300, 200, 120, 80),
+        "LEMON network simplex": (20, 35, 40, 25),
+        "90-mask product": (5,),
+        "TSENOR": (100, 100, 100, 100),
+        "greedy": (1, 1, 1, 1),
+    }
+    effort = Effort(0.5, _REPEATS, 1 << 15)
+    wanted = [solver for solver in every_solver(1)[0] if solver.name in (*least, "exact", "numpy.abs")]
+    matrix = random_matrix("gaussian", size)
+    lines = []
+    for index, (n, m) in enumerate(_HALVES):
+        runs = {run.solver.name: run for run in measure(wanted, matrix, n, m, effort, 1)}
+        exact = runs["exact"].per_tile()
+        lines.append(Line("`exact`, time per tile", f"{n}:{m}", "", None, exact * 1e6, " µs"))
+        for name, targets in least.items():
+            if index < len(targets):
+                ratio = runs[name].per_tile() / exact if name in runs else None
+                lines.append(Line(f"times faster than {name}", f"{n}:{m}", "≥", targets[index], ratio, "×"))
+        floor = exact / runs["numpy.abs"].per_tile()
+        lines.append(Line("time over `numpy.abs` (goal: 5×)", f"{n}:{m}, 1 thread", "≤", 12, floor, "×"))
+        row = judge(runs["exact"], n, m, "gaussian", effort)
+        proven = float(row.certified == "yes")
+        lines.append(Line("certified optimal", f"{n}:{m}, {row.certified_tiles} tiles", "≥", 1, proven, ""))
+    return sorted(lines, key=lambda line: line.what)
+
+
+def threads(size: int) -> list[Line]:
+    """Two threads against one, and against the memory floor with two threads."""
+    import masksolve as ms
+    from benchmarks.families import random_matrix
+    from benchmarks.solvers import memory_floor
+    from benchmarks.tiling import Sample
+
+    if usable_cores() < 2:
+        return [Line("two threads against one", "one usable core", "≥", 1.7, None, "×")]
+    matrix = random_matrix("gaussian", size)
+    floor = memory_floor()
+    lines = []
+    for n, m in _HALVES:
+        taken = in_turn(
+            {
+                "one": lambda n=n, m=m: ms.solve_matrix(matrix, n, m, threads=1),
+                "two": lambda n=n, m=m: ms.solve_matrix(matrix, n, m, threads=2),
+                "floor": lambda n=n, m=m: floor.run(Sample(matrix, matrix), n, m, 2),
+            }
+        )
+        lines.append(Line("two threads against one", f"{n}:{m}", "≥", 1.7, taken["one"] / taken["two"], "×"))
+        over = taken["two"] / taken["floor"]
+        lines.append(Line("time over `numpy.abs` (goal: 5×)", f"{n}:{m}, 2 threads each", "≤", 12, over, "×"))
+    return sorted(lines, key=lambda line: line.what)
+
+
+def ties(size: int) -> list[Line]:
+    """Weights that tie against Gaussian ones."""
+    import masksolve as ms
+    from benchmarks.families import MORE_TIES, random_matrix
+
+    matrices = {name: random_matrix(name, size) for name in ("gaussian", "int8-valued", "half-zero", *MORE_TIES)}
+    lines = []
+    for n, m in _HALVES:
+        calls = {
+            name: lambda matrix=matrix, n=n, m=m: ms.solve_matrix(matrix, n, m, threads=1)
+            for name, matrix in matrices.items()
+        }
+        taken = in_turn(calls)
+        gaussian = taken.pop("gaussian")
+        lines += [
+            Line(f"{name} against Gaussian", f"{n}:{m}", "≤", 3, seconds / gaussian, "×")
+            for name, seconds in taken.items()
+        ]
+    return sorted(lines, key=lambda line: line.what)
+
+
+def at_most(size: int) -> list[Line]:
+    """At most n in a line against exactly n."""
+    import masksolve as ms
+    from benchmarks.families import random_matrix
+
+    matrix = random_matrix("gaussian", size)
+    lines = []
+    for n, m in _HALVES:
+        exactly, most = in_turn(
+            {
+                saturated: lambda n=n, m=m, saturated=saturated: ms.solve_matrix(
+                    matrix, n, m, saturated=saturated, threads=1
+                )
+                for saturated in (True, False)
+            }
+        ).values()
+        lines.append(Line("`saturated=False` against `True`", f"{n}:{m}", "≤", 1.3, most / exactly, "×"))
+    return lines
+
+
+def warm_start(size: int) -> list[Line]:
+    """From the last solve's potentials against from none, after the weights moved by 0.1 % of their spread."""
+    import numpy as np
+
+    import masksolve as ms
+    from benchmarks.families import SEED, random_matrix
+
+    before = random_matrix("gaussian", size)
+    step = np.random.default_rng(SEED + 1).standard_normal(before.shape, dtype=np.float32)
+    after = before + np.float32(1e-3) * step
+    lines = []
+    for n, m in _HALVES:
+        _, potentials = ms.solve_matrix(before, n, m, threads=1, return_potentials=True)
+        taken = in_turn(
+            {
+                "cold": lambda n=n, m=m: ms.solve_matrix(after, n, m, threads=1),
+                "warm": lambda n=n, m=m, p=potentials: ms.solve_matrix(after, n, m, threads=1, potentials=p),
+            }
+        )
+        gain = taken["cold"] / taken["warm"]
+        lines.append(Line("gain of a warm start", f"{n}:{m}, after a small step", "", None, gain, "×"))
+    return lines
+
+
+def small_calls(size: int) -> list[Line]:
+    """What one small call costs beyond the solve, as the bulk does it."""
+    import masksolve as ms
+    from benchmarks.families import random_matrix
+
+    matrix = random_matrix("gaussian", size)
+    lines = []
+    for n, m in ((2, 4), (4, 8)):
+        bulk = in_turn({"bulk": lambda n=n, m=m: ms.solve_matrix(matrix, n, m, threads=1)})["bulk"]
+        per_tile = bulk / (size // m) ** 2
+        block, small = matrix[:m, :m].copy(), matrix[:64, :64].copy()
+        for what, call, tiles, target in (
+            (f"`solve_block`, {m}x{m}", lambda n=n, m=m, block=block: ms.solve_block(block, n, m), 1, 15),
+            ("`solve_matrix`, 64x64", lambda n=n, m=m, small=small: ms.solve_matrix(small, n, m), (64 // m) ** 2, 50),
+        ):
+            beyond = per_call(call) - tiles * per_tile
+            lines.append(Line(f"overhead of {what}", f"{n}:{m}", "≤", target, beyond * 1e6, " µs"))
+    return lines
+
+
+def memory(size: int) -> list[Line]:
+    """Peak memory beyond the matrix and its mask, each case in a process of its own."""
+    from benchmarks.growth import measure_apart
+
+    counts = [count for count in (1, 2) if count <= usable_cores()]
+    families = ("gaussian", "int8-valued")
+    cases = [(m, count, size, family) for m in (4, 32) for count in counts for family in families]
+    lines = []
+    for (_, count, _, family), cell in zip(cases, measure_apart(cases), strict=True):
+        peak = None if cell.peak_bytes is None else cell.peak_bytes / 2**20
+        case = f"{cell.pattern}, {family}, {count} thread{'s' if count > 1 else ''}"
+        lines.append(Line("peak memory beyond input and output", case, "≤", 16 + count, peak, " MiB"))
+    return lines
+
+
+_FIRST_CALL = """
+import sys, time
+import numpy as np
+import masksolve as ms
+from benchmarks.families import random_matrix
+n, m = map(int, sys.argv[1:])
+matrix = random_matrix("int8-valued", 256)
+start = time.perf_counter()
+import numba
+loaded = time.perf_counter()
+ms.solve_matrix(matrix, n, m, threads=1)
+print(loaded - start, time.perf_counter() - loaded)
+"""
+
+
+def first_call(size: int) -> list[Line]:
+    """The first call of a pattern in a process, with nothing compiled before, and again from the disk cache."""
+    lines = []
+    for n, m in _HALVES:
+        with tempfile.TemporaryDirectory() as folder:
+            environment = {"NUMBA_CACHE_DIR": folder}
+            empty, cached = (_python(_FIRST_CALL, str(n), str(m), environment=environment) for _ in range(2))
+        lines += [
+            Line("first call, compiling", f"{n}:{m}, after import numba", "≤", 15 if m > 16 else 5, empty[1], " s"),
+            Line("first call, from the disk cache", f"{n}:{m}, after import numba", "≤", 0.5, cached[1], " s"),
+            Line("`import numba`, which the first call does", f"{n}:{m}", "", None, cached[0], " s"),
+        ]
+    return sorted(lines, key=lambda line: line.what)
+
+
+_IMPORT = """
+import time
+import numpy
+start = time.perf_counter()
+import masksolve
+print(time.perf_counter() - start)
+"""
+
+
+def import_time(size: int) -> list[Line]:
+    """`import masksolve` in a process that has imported NumPy."""
+    milliseconds = statistics.median(_python(_IMPORT)[0] for _ in range(7)) * 1e3
+    return [Line("`import masksolve` beyond `import numpy`", "", "≤", 30, milliseconds, " ms")]
+
+
+def in_turn(calls: Mapping[Any, Callable[[], object]]) -> dict[Any, float]:
+    """Median seconds of each call, all of them in turn; each is called once before."""
+    taken: dict[Any, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(_REPEATS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def per_call(call: Callable[[], object]) -> float:
+    """Median seconds of a short call, made a thousand times in each of several runs."""
+    call()
+    return statistics.median(timeit.repeat(call, number=1000, repeat=_REPEATS)) / 1000
+
+
+def _python(code: str, *arguments: str, environment: Mapping[str, str] | None = None) -> list[float]:
+    """The numbers that a program prints in a new process."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [float(number) for number in done.stdout.split()]
+
+
+def _settings(size: int) -> str:
+    return (
+        f"Gaussian float32 weights, {size}×{size}, one thread, medians of {_REPEATS} in turn, unless the case says "
+        "otherwise; slower solvers on fewer tiles. The first call solves int8-valued weights, so that everything that "
+        "ties need is compiled too."
+    )
+
+
+if __name__ == "__main__":
+    main()
