@@ -29,11 +29,14 @@ def judge_tiles(importance, masks, best, potentials, n, exact_rows, exact_column
                 v[j] = potentials[p, q, j] if exact_columns else max(0.0, potentials[p, q, j])
             kept[p, q] = _kept(c, mask)
             best_kept = _kept(c, best[p, q])
-            # Rounding may leave the bound just below what it bounds.
-            bound[p, q] = max(best_kept, _upper_bound(c, v, n, exact_rows))
+            bound[p, q] = _upper_bound(c, v, n, exact_rows)
             rounding = _RELATIVE_ROUNDING * best_kept
+            is_bounded = bound[p, q] <= best_kept + rounding
+            if is_bounded:
+                # What the potentials bound, to rounding, is the value of a mask: no bound is tighter.
+                bound[p, q] = best_kept
             falls_short = kept[p, q] < best_kept - rounding
-            if falls_short or bound[p, q] > best_kept + rounding or not _fills(mask, n, exact_rows, exact_columns):
+            if falls_short or not is_bounded or not _fills(mask, n, exact_rows, exact_columns):
                 verdict[p, q] = NOT_OPTIMAL
             elif (mask == best[p, q]).all():
                 verdict[p, q] = OPTIMAL

@@ -69,7 +69,7 @@ def solve(
             masks[piece] = _best_of_lines(lines, line_sums.kept).reshape(importance.shape)
 
         for_each_chunk(work, tiles.shape, threads)
-    elif rows != cols or rows <= line_sums.kept or rows > _LARGEST_EQUILIBRATED:
+    elif rows != cols or not 0 < line_sums.kept < rows or rows > _LARGEST_EQUILIBRATED:
 
         def work(piece: Piece) -> None:
             importance = importance_of(tiles[piece])
