@@ -76,8 +76,8 @@ def equilibrate(
     like, bits_like
         Empty arrays of the dtype of the weights, and of the integers that are as wide.
     rounds, relaxation
-        (first round that is checked, last round, both where most tiles tie), and how far potentials move, in units of the
-        way to the middle.
+        (first round that is checked, last round, both where most tiles tie), and how far potentials move, in units
+        of the way to the middle.
     warm, potentials
         (count, m): column potentials to start from where `warm`, and where those found are written; or empty.
     left, left_potentials, left_as

@@ -414,11 +414,14 @@ def _centre(c, kept, exact_rows, exact_columns, mask, v):
 @kernel
 def _middle(low, high, exact, full):
     """The middle of a line's range [low, high]; >= 0 where the line need not be full, and 0 where it is not."""
-    if exact:
-        return 0.5 * (low + high)
-    if not full:
-        return 0.0
-    return max(0.0, 0.5 * (max(low, 0.0) + high))
+    if not exact:
+        if not full:
+            return 0.0
+        low = max(low, 0.0)
+        high = max(high, 0.0)
+    if low == -np.inf:
+        return high
+    return low if high == np.inf else 0.5 * (low + high)
 
 
 @kernel
