@@ -28,7 +28,7 @@ types: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/mypy
 
 tables: $(VENV)/.demo $(WEIGHTS)
-	$(BIN)/python benchmarks/kept_importance.py $(WEIGHTS) --write README.md
+	$(BIN)/python -m benchmarks.kept_importance $(WEIGHTS) --write README.md
 
 figures: $(VENV)/.figures $(WEIGHTS)
 	set -e; for script in $(filter-out paper_figures/_%,$(sort $(wildcard paper_figures/*.py))); do \
@@ -39,7 +39,7 @@ bench: $(VENV)/.bench $(WEIGHTS)
 	$(BIN)/python -m benchmarks $(BENCH) --weights $(WEIGHTS)
 
 bench-targets: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.targets
+	$(BIN)/python -m benchmarks.targets --write README.md
 
 bench-growth: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.growth $(BENCH)

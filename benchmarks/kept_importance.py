@@ -1,4 +1,4 @@
-"""The kept importance of a real checkpoint as a table: `kept_importance.py WEIGHTS [--write README.md]`.
+"""The kept importance of a real checkpoint as a table: `python -m benchmarks.kept_importance WEIGHTS`.
 
 Needs NumPy, safetensors and masksolve alone, so that it runs where `make demo` runs.
 """
@@ -14,22 +14,23 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 import masksolve as ms
+from benchmarks.marks import write_between_marks
 
 _PATTERNS = ((2, 4), (4, 8), (8, 16), (1, 4), (16, 32))
 _METHODS = ("exact", "greedy", "two-approx")
-_BEGIN, _END = "<!-- kept-importance -->", "<!-- /kept-importance -->"
+_MARK = "kept-importance"
 
 
 def main() -> None:
     """Print the table, and write it between the marks of a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", type=Path, help="safetensors file of a transformer, its tensors named encoder.*")
-    parser.add_argument("--write", type=Path, metavar="FILE", help=f"replace what stands between {_BEGIN} and {_END}")
+    parser.add_argument("--write", type=Path, metavar="FILE", help=f"replace what stands between the marks {_MARK!r}")
     arguments = parser.parse_args()
     text = table(encoder_matrices(arguments.weights))
     print(text)
     if arguments.write:
-        replace(arguments.write, text)
+        write_between_marks(arguments.write, _MARK, text)
 
 
 def encoder_matrices(path: Path) -> list[NDArray[np.floating]]:
@@ -53,15 +54,6 @@ def kept(matrix: NDArray[np.floating], n: int, m: int, method: str) -> float:
     importance = np.abs(matrix)
     mask = ms.solve_matrix(matrix, n, m, method=method)
     return float(importance.sum(where=mask, dtype=np.float64) / importance.sum(dtype=np.float64))
-
-
-def replace(path: Path, text: str) -> None:
-    """Put the text between the marks, which stay."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not (begin and end):
-        raise SystemExit(f"{path} has no {_BEGIN} followed by {_END}; add the two lines where the table belongs")
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import OUTPUT, ROOT, describe, header, pin_threads, usable_cores
+from benchmarks.marks import write_between_marks
 
 _HALVES = ((2, 4), (4, 8), (8, 16), (16, 32))
 _REPEATS = 5
@@ -49,6 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.targets", description=__doc__)
     parser.add_argument("--size", type=int, default=4096, help="rows and columns of the matrices (4096)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the markdown and JSON files")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="also put the table between the marks 'speed' of FILE"
+    )
     arguments = parser.parse_args()
     pin_threads(1)
 
@@ -61,6 +65,8 @@ def main() -> None:
     print(text)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "targets.md").write_text(text, encoding="utf-8")
+    if arguments.write:
+        write_between_marks(arguments.write, "speed", text.strip())
     document = {**describe(1), "lines": [{**asdict(line), "verdict": line.verdict} for line in lines]}
     (arguments.output / "targets.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
 
