@@ -40,7 +40,8 @@ def solve_block(
     Returns
     -------
     mask : ndarray of bool, shape (m, m)
-        True = kept. Of several optimal masks, always the same one.
+        True = kept. Where several masks are optimal, the same call always returns the same one; the same block in a
+        batch, or in another memory layout, may get another.
 
     Raises
     ------
@@ -206,7 +207,10 @@ def solve_matrix(
         found = _start_potentials(array, pattern, method, direction, potentials)
     warm = potentials is not None
     mask = _solve(array, pattern, method, saturated, direction, threads, options, found, warm)
-    return (mask, found) if return_potentials and found is not None else mask
+    if not return_potentials or found is None:
+        return mask
+    # Those of weights near the end of a float may lie beyond it.
+    return mask, np.nan_to_num(found, copy=False)
 
 
 def _solve(
@@ -263,7 +267,8 @@ def _start_potentials(
             )
         if not np.isfinite(start).all():
             raise ValueError("potentials hold NaN or infinities; pass those that an earlier call returned, unchanged")
-        found[...] = start
+        largest = np.finfo(found.dtype).max
+        found[...] = np.clip(start, -largest, largest)
     return found
 
 

@@ -18,7 +18,7 @@ from masksolve._jit import kernel
 def solve_tile(c, kept, exact_rows, exact_columns, v, mask):
     """Fill mask (rows, cols) with an optimal mask of the importance c and v (cols + 1) with potentials that prove it.
 
-    c and v are int64, or Python ints in object arrays when called as `solve_tile.py_func`. v is a starting point on
+    c and v are int64, or Python ints in object arrays when run as `interpreted(solve_tile)`. v is a starting point on
     entry; any will do, a good one saves work. On return, v[cols] == 0 and, for every feasible y, sum(c * y) <= sum
     over rows of its best choice of (c - v) + kept * sum(v) == sum(c * mask).
     """

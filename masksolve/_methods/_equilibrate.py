@@ -27,7 +27,7 @@ N", in which zeros do not tie, and filled up with zeros: nothing is worth more.
 import numpy as np
 
 from masksolve._jit import kernel
-from masksolve._methods._vectors import VECTOR_BYTES, call, lowest_bit
+from masksolve._methods._vectors import call, lowest_bit
 
 # What becomes of a tile that a stage leaves unsolved: it is to be equilibrated as "exactly n", or as "at most n".
 AS_EXACTLY, AS_AT_MOST = 0, 1
@@ -37,11 +37,13 @@ _COARSE_GRID = 2.0**-30
 _ZERO_DELTA = 2.0**-13
 _REFINE = 2.0**-4
 # Far above the rounding of all reduced costs of a tile together, as a share of its largest weight.
-_ROUNDING = 2.0**-36
+_ROUNDING = 2.0**-33
+# Perturbations stay above this share of the largest weight; weights out of this range are not perturbed:
+# differences of floats are exact to their last bit only as long as nothing overflows or gets subnormal.
+_LEAST_DELTA = 2.0**-44
+_SMALLEST_TOP, _LARGEST_TOP = 2.0**-900, 2.0**1000
 
 _WAITS, _SOLVED, _LEFT = 0, 1, 2
-# Words of 64 bits, and float64, in a vector.
-_WORDS = VECTOR_BYTES // 8
 
 
 @kernel
@@ -85,7 +87,7 @@ def equilibrate(
     at_most
         Whether lines may hold fewer than n.
     """
-    lanes = VECTOR_BYTES // like.itemsize
+    lanes = at.lanes
     work = np.zeros(at.size * lanes, like.dtype)
     integers = work.view(bits_like.dtype)
     words = work.view(np.int64)
@@ -99,7 +101,7 @@ def equilibrate(
     for group in range(0, count, lanes):
         for lane in range(lanes):
             tile = min(group + lane, count - 1)
-            words[at.offsets * _WORDS + lane] = _offset(grid, tile, 1)
+            words[at.offsets * at.words + lane] = _offset(grid, tile, 1)
             state[lane] = _WAITS if group + lane < count else _SOLVED
             if warm:
                 for j in range(m):
@@ -115,6 +117,10 @@ def equilibrate(
         clamp = 2 * full_of_zeros > lanes
         # Halfway leaves the rows their half of what "at most n" shares out.
         first_step = 0.5 if clamp else 1.0
+        if warm and clamp:
+            for k in range(at.v * lanes, at.best * lanes):
+                if work[k] < 0:
+                    work[k] = 0
         moves = clamped_code if clamp else code
         ties = mostly_left >= 2 and not clamp
         first_check = rounds[2] if ties or clamp else rounds[0]
@@ -130,7 +136,7 @@ def equilibrate(
                     if state[lane] == _WAITS and integers[at_lane] != 0 and work[at.wrong * lanes + lane] == 0:
                         passes = True
                         if clamp and not at_most:
-                            first_bits, first_zeros = at.bits * _WORDS + lane, at.zero_bits * _WORDS + lane
+                            first_bits, first_zeros = at.bits * at.words + lane, at.zero_bits * at.words + lane
                             passes = _fill_with_zeros(words, first_bits, first_zeros, lanes, m, n, memory)
                         elif at_most and not clamp:
                             passes = work[at.worst * lanes + lane] > -work[at.lowest * lanes + lane]
@@ -212,7 +218,7 @@ def equilibrate_perturbed(
 
     The other parameters are those of `equilibrate`.
     """
-    lanes = _WORDS
+    lanes = at.lanes
     work = np.zeros(at.size * lanes)
     words = work.view(np.int64)
     memory = np.empty(4 * m, np.int64)
@@ -233,9 +239,16 @@ def equilibrate_perturbed(
             top = work[at.largest * lanes + lane]
             quantum = work[at.quantum * lanes + lane]
             smallest = work[at.smallest * lanes + lane]
-            delta = quantum / (2 * m) if top * _COARSE_GRID <= quantum < np.inf else 0.0
+            delta, zero_delta = 0.0, 0.0
+            if _SMALLEST_TOP < top < _LARGEST_TOP:
+                if quantum >= top * _COARSE_GRID:
+                    delta = quantum / (2 * m)
+                if not clamp and work[at.zeros * lanes + lane] > 0:
+                    zero_delta = max(delta, min(top * _ZERO_DELTA, 0.5 * smallest))
+                    if zero_delta < top * _LEAST_DELTA:
+                        zero_delta = 0.0
             work[at.less_nonzero * lanes + lane] = delta
-            work[at.less_zero * lanes + lane] = 0.0 if clamp else max(delta, min(top * _ZERO_DELTA, 0.5 * smallest))
+            work[at.less_zero * lanes + lane] = zero_delta
             work[at.nonzero * lanes + lane] = 0.0
             work[at.zero * lanes + lane] = 0.0
             all_the_same = top == 0 or (smallest == top and work[at.zeros * lanes + lane] == 0)
@@ -272,9 +285,11 @@ def equilibrate_perturbed(
                 if not (candidates >> lane) & 1:
                     continue
                 if not _is_proven(at, work, lane, m):
-                    work[at.less_nonzero * lanes + lane] = work[at.nonzero * lanes + lane] * (_REFINE - 1)
-                    work[at.less_zero * lanes + lane] = work[at.zero * lanes + lane] * (_REFINE - 1)
-                    refine = True
+                    deltas = max(work[at.nonzero * lanes + lane], work[at.zero * lanes + lane])
+                    if deltas * _REFINE > work[at.largest * lanes + lane] * _LEAST_DELTA:
+                        work[at.less_nonzero * lanes + lane] = work[at.nonzero * lanes + lane] * (_REFINE - 1)
+                        work[at.less_zero * lanes + lane] = work[at.zero * lanes + lane] * (_REFINE - 1)
+                        refine = True
                     continue
                 waiting &= ~(1 << lane)
                 shift = 0.0
@@ -315,9 +330,9 @@ def equilibrate_perturbed(
 @kernel
 def _add_perturbation(code, at, work, shares_address):
     call(code.perturb, work, shares_address, at.less_zero, at.less_nonzero, 0.0)
-    for lane in range(_WORDS):
-        work[at.nonzero * _WORDS + lane] += work[at.less_nonzero * _WORDS + lane]
-        work[at.zero * _WORDS + lane] += work[at.less_zero * _WORDS + lane]
+    for lane in range(at.words):
+        work[at.nonzero * at.words + lane] += work[at.less_nonzero * at.words + lane]
+        work[at.zero * at.words + lane] += work[at.less_zero * at.words + lane]
 
 
 @kernel
@@ -333,16 +348,16 @@ def _offset(grid, tile, first):
 @kernel
 def _is_proven(at, work, lane, m):
     """Whether a mask that is strictly best for the perturbed tile is proven optimal for the tile itself."""
-    top = work[at.largest * _WORDS + lane]
-    wrong = work[at.wrong * _WORDS + lane]
-    if work[at.nonzero * _WORDS + lane] == 0 and work[at.zero * _WORDS + lane] == 0:
+    top = work[at.largest * at.words + lane]
+    wrong = work[at.wrong * at.words + lane]
+    if work[at.nonzero * at.words + lane] == 0 and work[at.zero * at.words + lane] == 0:
         return wrong == 0
     for j in range(m):
-        if not abs(work[(at.v + j) * _WORDS + lane]) <= 8 * top:
+        if not abs(work[(at.v + j) * at.words + lane]) <= 8 * top:
             return False
     rounding = top * _ROUNDING
-    is_clear = work[at.margin * _WORDS + lane] > 2 * wrong + rounding
-    return is_clear or wrong + rounding < work[at.quantum * _WORDS + lane]
+    is_clear = work[at.margin * at.words + lane] > 2 * wrong + rounding
+    return is_clear or wrong + rounding < work[at.quantum * at.words + lane]
 
 
 @kernel

@@ -11,6 +11,7 @@ numbers, and words of 64 bits for each lane (two vectors where numbers have 32 b
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,8 +57,8 @@ class Layout(NamedTuple):
     wrong, margin, threshold
         Of the choice, judged without the perturbation: by how much entries lie on the wrong side of the middle of
         their row, altogether; how far the others lie on the right side; the least middle.
-    size
-        Vectors in all.
+    size, lanes, words
+        Vectors in all; numbers, and words, in a vector.
     """
 
     u: int
@@ -82,6 +83,8 @@ class Layout(NamedTuple):
     margin: int
     threshold: int
     size: int
+    lanes: int
+    words: int
 
 
 @cache
@@ -92,7 +95,7 @@ def layout(m: int, itemsize: int) -> Layout:
     starts = [m * m]
     for size in sizes:
         starts.append(starts[-1] + size)
-    return Layout(*starts)
+    return Layout(*starts, VECTOR_BYTES // itemsize, VECTOR_BYTES // 8)
 
 
 class Code(NamedTuple):
@@ -144,6 +147,9 @@ def _call(typingctx, address, work, a, b, c, x):
 call: Any = intrinsic(_call)
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [_ADDRESS, _I64, _I64, _I64, ir.DoubleType()])
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A child that is forked while a thread compiles would wait for that thread, which it does not have.
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @cache
@@ -388,6 +394,8 @@ class _Writer:
             potential = self.load_vector(self.at.v + k)
             count = self.load_vector(self.at.counts + k, self.integers)
             holds = builder.icmp_signed("<=" if self.clamp else "==", count, full)
+            if self.clamp:
+                holds = builder.and_(holds, builder.fcmp_ordered(">=", potential, self.zero))
             ok = builder.and_(ok, builder.sext(holds, self.integers))
             room = builder.sitofp(builder.sub(full, count), self.vector)
             wrong = builder.fadd(wrong, builder.fmul(room, potential))

@@ -73,7 +73,8 @@ def solve(
 
         def work(piece: Piece) -> None:
             importance = importance_of(tiles[piece])
-            masks[piece], found = solve_importance(importance, line_sums)
+            start = potentials[piece].astype(np.float64) if potentials is not None and warm else None
+            masks[piece], found = solve_importance(importance, line_sums, start)
             if potentials is not None:
                 potentials[piece] = found
 
