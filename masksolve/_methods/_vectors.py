@@ -95,7 +95,7 @@ def layout(m: int, itemsize: int) -> Layout:
     starts = [m * m]
     for size in sizes:
         starts.append(starts[-1] + size)
-    return Layout(*starts, VECTOR_BYTES // itemsize, VECTOR_BYTES // 8)
+    return Layout(*[*starts, VECTOR_BYTES // itemsize, VECTOR_BYTES // 8])
 
 
 class Code(NamedTuple):
