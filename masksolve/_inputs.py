@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from masksolve._pattern import as_integer
 from masksolve._tiles import DIRECTIONS, Direction
 
 # Importance is compared in float64, which holds every float up to 64 bits and every integer up to this.
@@ -104,12 +104,7 @@ def check_threads(threads: int | None) -> None:
 
 def as_count(value: SupportsIndex, name: str, at_least: int) -> int:
     """A whole number of something."""
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}") from None
+    number = as_integer(value, name)
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value!r}")
     return number

@@ -42,8 +42,8 @@ class Pattern:
     m: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", _integer(self.n, "n"))
-        object.__setattr__(self, "m", _integer(self.m, "m"))
+        object.__setattr__(self, "n", as_integer(self.n, "n"))
+        object.__setattr__(self, "m", as_integer(self.m, "m"))
         if self.m < 1:
             raise ValueError(f"m must be at least 1, got m={self.m}; m is the length of a group, as 4 in 2:4")
         if not 0 <= self.n <= self.m:
@@ -81,7 +81,7 @@ class Pattern:
         >>> print(Pattern.from_zeros(1, 4))
         3:4
         """
-        zeros, m = _integer(zeros, "zeros"), _integer(m, "m")
+        zeros, m = as_integer(zeros, "zeros"), as_integer(m, "m")
         if m >= 1 and not 0 <= zeros <= m:
             raise ValueError(f"zeros must lie between 0 and m={m}, got zeros={zeros}")
         return cls(m - zeros, m)
@@ -110,7 +110,8 @@ class Pattern:
         return f"{self.n}:{self.m}"
 
 
-def _integer(value: SupportsIndex, name: str) -> int:
+def as_integer(value: SupportsIndex, name: str) -> int:
+    """A whole number as an int; a bool is none."""
     try:
         if isinstance(value, bool) or type(value).__name__ == "bool":
             raise TypeError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -202,10 +203,14 @@ def _check_report_path(report: Path | None, source: Path, output: Path, overwrit
         return
     if report.resolve() in (source.resolve(), output.resolve()):
         raise click.UsageError(f"the report {report} is the input or the output; name another file")
+    if report.is_dir():
+        raise click.UsageError(f"the report {report} is a folder; name a file in it")
     if report.exists() and not overwrite:
         raise click.UsageError(f"the report {report} exists; name another file, or pass --overwrite")
     if not report.parent.is_dir():
         raise click.UsageError(f"the report's folder {report.parent} does not exist; create it first")
+    if not os.access(report if report.exists() else report.parent, os.W_OK):
+        raise click.UsageError(f"the report {report} is not writable")
 
 
 @contextmanager

@@ -313,8 +313,14 @@ def test_a_report_that_cannot_be_written_stops_the_prune_before_it_starts(
     run: Run, checkpoint: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.safetensors"
-    for report, message in ((tmp_path / "no" / "r.json", "does not exist"), (checkpoint, "is the input or the output")):
-        code, _, err = run("prune", checkpoint, "--pattern", "4:8", "--output", output, "--report", report)
+    bad = {
+        tmp_path / "no" / "r.json": "does not exist",
+        checkpoint: "is the input or the output",
+        tmp_path: "is a folder",
+    }
+    for report, message in bad.items():
+        arguments = ["--pattern", "4:8", "--output", output, "--report", report, "--overwrite"]
+        code, _, err = run("prune", checkpoint, *arguments)
         assert code == 2
         assert message in err
         assert not output.exists()
