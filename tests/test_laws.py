@@ -182,13 +182,14 @@ def test_the_mask_depends_neither_on_threads_nor_on_the_call(method: str, family
 @pytest.mark.parametrize("family", ["gaussian float32", "half zero", "uint8", "near ties", "all magnitudes"])
 @pytest.mark.parametrize("pattern", [(1, 4), (2, 4), (3, 6), (5, 8)], ids=name_of)
 @READINGS
-def test_a_batch_gets_the_masks_of_its_blocks(family: str, pattern: Pair, saturated: bool) -> None:
+def test_every_block_of_a_batch_keeps_what_it_keeps_alone(family: str, pattern: Pair, saturated: bool) -> None:
     n, m = pattern
-    blocks = weights_of(family, (37, m, m))
+    # Enough for passes in which slow tiles are put off.
+    blocks = weights_of(family, (137, m, m))
     masks = ms.solve_blocks(blocks, n, m, saturated=saturated)
-    expected = np.stack([ms.solve_block(block, n, m, saturated=saturated) for block in blocks])
-    assert (masks == expected).all()
-    assert (ms.solve_matrix(blocks, n, m, saturated=saturated) == expected).all()
+    for block, mask in zip(blocks, masks, strict=True):
+        assert oracle.kept(block, mask) == best(block, n, m, saturated)
+    assert (ms.solve_matrix(blocks, n, m, saturated=saturated) == masks).all()
 
 
 @given(strategies.matrices())

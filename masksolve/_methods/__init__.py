@@ -78,7 +78,7 @@ def load_method(name: str, options: Collection[str]) -> Callable[..., None]:
     method = _METHODS.get(name) if isinstance(name, str) else None
     if method is None:
         raise ValueError(f"unknown method {name!r}{nearest(name, _METHODS)}")
-    for option in sorted(set(options) - method.options):
+    for option in sorted(set(options) - method.options) if options else ():
         if method.options:
             raise TypeError(f"method {name!r} has no option {option!r}{nearest(option, sorted(method.options))}")
         raise TypeError(f"method {name!r} has no option {option!r}; it takes none")

@@ -10,11 +10,12 @@ far, and again. No sorting, no branches.
 full. It is first solved as "exactly N": with t the least column potential, u + t and v - t prove that mask too if
 no u + t is negative. Only the other tiles are equilibrated under the clamp.
 
-Tiles that are not certified after some rounds go on in float64. Most of them tie: several masks are optimal, and no
-order is strict. So they are perturbed, c' = c + p, which makes the optimum x of c' unique. Let r be the reduced
-costs of c, without p, by the potentials found for c', and `wrong` the sum of those that are on the wrong side:
-below zero in x, above zero outside. No mask y of c beats x by more than `wrong` (weak duality). So x is optimal for
-c if
+Tiles go through passes. A group of lanes takes as many rounds as its slowest tile; so in haste, the few that are not
+certified when most are, are left to a pass of their own. Tiles that more rounds do not certify go on in float64.
+Most of them tie: several masks are optimal, and no order is strict. So they are perturbed, c' = c + p, which makes
+the optimum x of c' unique. Let r be the reduced costs of c, without p, by the potentials found for c', and `wrong` the
+sum of those that are on the wrong side: below zero in x, above zero outside. No mask y of c beats x by more than
+`wrong` (weak duality). So x is optimal for c if
 
 (a) `wrong` is less than the largest power of two that divides all weights, and with them every difference of masks; or
 (b) only zeros are on the wrong side, and every other weight lies on the right side by more than `wrong`: a mask y that
@@ -27,14 +28,15 @@ N", in which zeros do not tie, and filled up with zeros: nothing is worth more.
 import numpy as np
 
 from masksolve._jit import kernel
-from masksolve._methods._vectors import call, lowest_bit
+from masksolve._methods._vectors import call, lowest_bit, unpack
 
-# What becomes of a tile that a stage leaves unsolved: it is to be equilibrated as "exactly n", or as "at most n".
-AS_EXACTLY, AS_AT_MOST = 0, 1
+# What becomes of a tile that a pass leaves unsolved: it is to be equilibrated as "exactly n" or as "at most n", in the
+# dtype of the weights or in float64, perturbed; or by other means.
+STAGES = AS_EXACTLY, AS_AT_MOST, TIES_EXACTLY, TIES_AT_MOST, UNSOLVED = 0, 1, 2, 3, 4
 
 # Weights that are multiples of this share of the largest one, or coarser, are perturbed; zeros by this share of it.
 _COARSE_GRID = 2.0**-30
-_ZERO_DELTA = 2.0**-13
+_ZERO_DELTA = 2.0**-10
 _REFINE = 2.0**-4
 # Far above the rounding of all reduced costs of a tile together, as a share of its largest weight.
 _ROUNDING = 2.0**-33
@@ -44,49 +46,58 @@ _LEAST_DELTA = 2.0**-44
 _SMALLEST_TOP, _LARGEST_TOP = 2.0**-900, 2.0**1000
 
 _WAITS, _SOLVED, _LEFT = 0, 1, 2
+# Checks in a row that certify no tile, after which those of a group that are not yet certified are taken to tie.
+_PATIENCE = 3
 
 
 @kernel
 def equilibrate(
-    code,
-    clamped_code,
-    at,
+    program,
     grid,
-    count,
-    n,
-    m,
+    tiles,
+    start,
     like,
     bits_like,
     rounds,
-    relaxation,
-    warm,
+    relaxations,
     potentials,
     left,
     left_potentials,
-    left_as,
+    left_stages,
     at_most,
+    as_at_most,
+    in_haste,
 ):
-    """Solve tiles 0, ..., count - 1 of a grid; return how many are left, or -1 for weights that are not finite.
+    """Solve tiles of a grid; return how many are left, or -1 for weights that are not finite.
 
     Parameters
     ----------
-    code, clamped_code, at
-        `_vectors.Code` without and with clamp, and `_vectors.Layout`, for numbers of the dtype of the weights.
+    program
+        `_vectors.program` for numbers of the dtype of the weights.
     grid
         (address of the weights; their strides, in elements, of a tile row, a tile column and a row in a tile;
         address of the masks; the same strides of theirs, in bytes; tiles in a tile row).
+    tiles
+        (k): where the tiles are, tile row * 2**32 + tile column; to divide would take as long as half the rest.
+    start
+        (k, m): column potentials to start from; or empty.
     like, bits_like
         Empty arrays of the dtype of the weights, and of the integers that are as wide.
-    rounds, relaxation
-        (first round that is checked, last round, both where most tiles tie), and how far potentials move, in units
-        of the way to the middle.
-    warm, potentials
-        (count, m): column potentials to start from where `warm`, and where those found are written; or empty.
-    left, left_potentials, left_as
-        (count), (count, m), (count): filled with the tiles left, their column potentials, and what next.
+    rounds, relaxations
+        (first round that is checked, last round, both where most tiles tie), and how far potentials move without
+        and with clamp, in units of the way to the middle.
+    potentials
+        (tiles in the grid, m): where column potentials found are written; or empty.
+    left, left_potentials, left_stages
+        (k), (k, m), (k): filled with the tiles left, their column potentials, and what next, one of `STAGES`.
     at_most
         Whether lines may hold fewer than n.
+    as_at_most
+        Whether to equilibrate as "at most n", which `at_most` need not ask for.
+    in_haste
+        Whether a few tiles of a group that need more rounds than the others are left to a later call.
     """
+    code, clamped, at, n, m = unpack(program)
     lanes = at.lanes
     work = np.zeros(at.size * lanes, like.dtype)
     integers = work.view(bits_like.dtype)
@@ -94,63 +105,90 @@ def equilibrate(
     state = np.empty(lanes, np.int8)
     memory = np.empty(4 * m, np.int64)
     infinity = 0x7F800000 if like.itemsize == 4 else 0x7FF0000000000000
+    count = len(tiles)
+    warm = len(start) > 0
     left_count = 0
     # Where most tiles tie, rounds are wasted on them.
     mostly_left = 0
 
     for group in range(0, count, lanes):
         for lane in range(lanes):
-            tile = min(group + lane, count - 1)
-            words[at.offsets * at.words + lane] = _offset(grid, tile, 1)
+            given = min(group + lane, count - 1)
+            words[at.offsets * at.words + lane] = _offset(grid, tiles[given], 1)
             state[lane] = _WAITS if group + lane < count else _SOLVED
             if warm:
                 for j in range(m):
-                    work[(at.v + j) * lanes + lane] = potentials[tile, j]
+                    work[(at.v + j) * lanes + lane] = start[given, j]
         call(code.load, work, grid[0], grid[3], 0, 0.0)
         for k in range(at.u * lanes, (at.v if warm else at.best) * lanes):
             work[k] = 0
         full_of_zeros = 0
-        if mostly_left >= 2:
+        if mostly_left >= 2 and not as_at_most:
             call(code.find_zeros, work, 0, 0, 0, 0.0)
+            waiting = 0
             for lane in range(lanes):
                 full_of_zeros += _is_full_of_zeros(work[at.zeros * lanes + lane], m)
-        clamp = 2 * full_of_zeros > lanes
-        # Halfway leaves the rows their half of what "at most n" shares out.
-        first_step = 0.5 if clamp else 1.0
-        if warm and clamp:
-            for k in range(at.v * lanes, at.best * lanes):
-                if work[k] < 0:
-                    work[k] = 0
-        moves = clamped_code if clamp else code
+                largest = integers[at.largest * lanes + lane]
+                if state[lane] == _WAITS and largest == integers[at.least * lanes + lane] and largest < infinity:
+                    _store_any(code, at, grid, tiles[group + lane], work, words, lane, n, m)
+                    state[lane] = _SOLVED
+                waiting += state[lane] == _WAITS
+            if waiting == 0:
+                continue
+        clamp = as_at_most or 2 * full_of_zeros > lanes
+        if clamp:
+            if not at_most and full_of_zeros == 0:
+                call(code.find_zeros, work, 0, 0, 0, 0.0)
+            if warm:
+                for k in range(at.v * lanes, at.best * lanes):
+                    if work[k] < 0:
+                        work[k] = 0
+        moves = clamped if clamp else code
         ties = mostly_left >= 2 and not clamp
-        first_check = rounds[2] if ties or clamp else rounds[0]
+        first_check = 2 if as_at_most else 0 if warm else rounds[2] if ties else rounds[0]
         last = rounds[2] if ties else rounds[1]
+        # Halfway leaves the rows their half of what "at most n" shares out.
+        step = 0.5 if clamp else 1.0
+        waiting, stalled = lanes, 0
         for round_ in range(last + 1):
             if round_ > 0 or not warm:
-                call(moves.move_columns, work, 0, 0, 0, relaxation if round_ > 0 else first_step)
-            if round_ >= first_check or (warm and round_ == 0):
+                call(moves.move_columns, work, 0, 0, 0, step)
+            if round_ >= first_check:
                 call(moves.choose, work, 0, 0, 0, 0.0)
-                waiting = False
+                proven = 0
                 for lane in range(lanes):
-                    at_lane = at.strict * lanes + lane
-                    if state[lane] == _WAITS and integers[at_lane] != 0 and work[at.wrong * lanes + lane] == 0:
+                    is_proven = integers[at.strict * lanes + lane] != 0 and work[at.wrong * lanes + lane] == 0
+                    if state[lane] == _WAITS and is_proven:
+                        proven |= 1 << lane
+                if clamp and not at_most and proven != 0:
+                    call(code.fill, work, 0, 0, 0, 0.0)
+                before, waiting = waiting, 0
+                for lane in range(lanes):
+                    if (proven >> lane) & 1:
                         passes = True
                         if clamp and not at_most:
-                            first_bits, first_zeros = at.bits * at.words + lane, at.zero_bits * at.words + lane
-                            passes = _fill_with_zeros(words, first_bits, first_zeros, lanes, m, n, memory)
+                            passes = integers[at.short * lanes + lane] == 0 or _fill_with_zeros(
+                                words, at.bits * at.words + lane, at.zero_bits * at.words + lane, lanes, m, n, memory
+                            )
                         elif at_most and not clamp:
                             passes = work[at.worst * lanes + lane] > -work[at.lowest * lanes + lane]
                         state[lane] = _SOLVED if passes else _LEFT
                         if passes:
-                            call(code.store, work, grid[4] + _offset(grid, group + lane, 5), grid[7], lane, 0.0)
+                            tile = tiles[group + lane]
+                            call(code.store, work, grid[4] + _offset(grid, tile, 5), grid[7], lane, 0.0)
                             if len(potentials) > 0:
                                 lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
+                                number = _number(grid, tile)
                                 for j in range(m):
-                                    potentials[group + lane, j] = work[(at.v + j) * lanes + lane] - lowest
-                    waiting |= state[lane] == _WAITS
-                if not waiting:
+                                    potentials[number, j] = work[(at.v + j) * lanes + lane] - lowest
+                    waiting += state[lane] == _WAITS
+                if waiting == 0 or (in_haste and waiting <= lanes // 4):
                     break
-            call(moves.move_rows, work, 0, 0, 0, relaxation if round_ > 0 else 1.0)
+                stalled = stalled + 1 if waiting == before else 0
+                if stalled == _PATIENCE and 4 * waiting <= 3 * lanes:
+                    break
+            step = relaxations[1] if clamp else relaxations[0]
+            call(moves.move_rows, work, 0, 0, 0, step if round_ > 0 else 1.0)
 
         unsolved = 0
         for lane in range(lanes):
@@ -161,19 +199,33 @@ def equilibrate(
             mostly_left = mostly_left + 1 if 2 * unsolved > lanes else 0
         if unsolved == 0:
             continue
-        call(code.find_zeros, work, 0, 0, 0, 0.0)
+        waiting = 0
+        for lane in range(lanes):
+            if state[lane] == _WAITS and integers[at.largest * lanes + lane] == integers[at.least * lanes + lane]:
+                _store_any(code, at, grid, tiles[group + lane], work, words, lane, n, m)
+                state[lane] = _SOLVED
+            waiting += state[lane] == _WAITS
+        late = in_haste and waiting <= lanes // 4
+        if waiting > 0 and not late and not clamp:
+            call(code.find_zeros, work, 0, 0, 0, 0.0)
         for lane in range(lanes):
             if state[lane] == _SOLVED:
                 continue
-            as_at_most = state[lane] == _LEFT if at_most else False
-            if not clamp:
-                as_at_most |= _is_full_of_zeros(work[at.zeros * lanes + lane], m)
+            if state[lane] == _LEFT:
+                next_ = AS_AT_MOST if at_most else TIES_EXACTLY
+            elif clamp:
+                next_ = TIES_AT_MOST if as_at_most and not in_haste else AS_AT_MOST
+            elif late:
+                next_ = AS_EXACTLY
+            else:
+                is_full = _is_full_of_zeros(work[at.zeros * lanes + lane], m)
+                next_ = AS_AT_MOST if is_full else TIES_EXACTLY
             shift = 0.0
-            if as_at_most and not clamp:
+            if not clamp and next_ == AS_AT_MOST:
                 # Split what potentials lack for "at most n" evenly between rows and columns.
                 shift = 0.5 * (work[at.lowest * lanes + lane] - work[at.worst * lanes + lane])
-            left[left_count] = group + lane
-            left_as[left_count] = AS_AT_MOST if as_at_most else AS_EXACTLY
+            left[left_count] = tiles[group + lane]
+            left_stages[left_count] = next_
             for j in range(m):
                 left_potentials[left_count, j] = work[(at.v + j) * lanes + lane] - shift
             left_count += 1
@@ -182,42 +234,42 @@ def equilibrate(
 
 @kernel
 def equilibrate_perturbed(
-    code,
-    at,
+    program,
     grid,
     tiles,
     start,
-    n,
-    m,
     rounds,
     relaxation,
     shares_address,
     potentials,
     left,
     left_potentials,
-    left_as,
+    left_stages,
     at_most,
     clamp,
+    in_haste,
 ):
     """Solve `tiles` in float64, perturbed where they tie; return how many are left.
 
     Parameters
     ----------
-    code, at
-        `_vectors.Code`, with or without clamp, and `_vectors.Layout`, for float64.
+    program
+        `_vectors.program` for float64.
     tiles, start
         (k), (k, m): tiles of the grid, and column potentials to start from.
     rounds
         (first round that is checked, last round, rounds between checks).
     shares_address
         Of (m * m) float64: the perturbation of each entry, between 0 and 1 times what the tile allows.
-    left, left_potentials, left_as
-        As for `equilibrate`. `left_as` says which of the two ways may still be tried; -1 for none.
+    left, left_potentials, left_stages
+        As for `equilibrate`.
     clamp
         Whether to equilibrate as "at most n", which `at_most` need not ask for.
 
     The other parameters are those of `equilibrate`.
     """
+    code, clamped, at, n, m = unpack(program)
+    moves = clamped if clamp else code
     lanes = at.lanes
     work = np.zeros(at.size * lanes)
     words = work.view(np.int64)
@@ -242,7 +294,7 @@ def equilibrate_perturbed(
             delta, zero_delta = 0.0, 0.0
             if _SMALLEST_TOP < top < _LARGEST_TOP:
                 if quantum >= top * _COARSE_GRID:
-                    delta = quantum / (2 * m)
+                    delta = quantum / m
                 if not clamp and work[at.zeros * lanes + lane] > 0:
                     zero_delta = max(delta, min(top * _ZERO_DELTA, 0.5 * smallest))
                     if zero_delta < top * _LEAST_DELTA:
@@ -251,26 +303,18 @@ def equilibrate_perturbed(
             work[at.less_zero * lanes + lane] = zero_delta
             work[at.nonzero * lanes + lane] = 0.0
             work[at.zero * lanes + lane] = 0.0
-            all_the_same = top == 0 or (smallest == top and work[at.zeros * lanes + lane] == 0)
-            if (waiting >> lane) & 1 and all_the_same:
-                waiting &= ~(1 << lane)
-                for i in range(m):
-                    words[(at.bits + i) * lanes + lane] = 0
-                    for k in range(n):
-                        words[(at.bits + i) * lanes + lane] |= np.int64(1) << ((i + k) % m)
-                call(code.store, work, grid[4] + _offset(grid, tiles[group + lane], 5), grid[7], lane, 0.0)
         _add_perturbation(code, at, work, shares_address)
 
         for k in range(at.u * lanes, at.v * lanes):
             work[k] = 0.0
         for round_ in range(rounds[1] + 1):
-            if waiting == 0:
+            if waiting == 0 or (in_haste and _count_bits(waiting) <= lanes // 4):
                 break
-            call(code.move_rows, work, 0, 0, 0, relaxation if round_ > 0 else 1.0)
-            call(code.move_columns, work, 0, 0, 0, relaxation)
+            call(moves.move_rows, work, 0, 0, 0, relaxation if round_ > 0 else 1.0)
+            call(moves.move_columns, work, 0, 0, 0, relaxation)
             if round_ < rounds[0] or (round_ - rounds[0]) % rounds[2] != 0:
                 continue
-            call(code.choose, work, 0, 0, 0, 0.0)
+            call(moves.choose, work, 0, 0, 0, 0.0)
             candidates = 0
             for lane in range(lanes):
                 work[at.less_nonzero * lanes + lane] = 0.0
@@ -279,7 +323,9 @@ def equilibrate_perturbed(
                     candidates |= waiting & (1 << lane)
             if candidates == 0:
                 continue
-            call(code.weigh, work, shares_address, 0, 0, 0.0)
+            call(moves.weigh, work, shares_address, 0, 0, 0.0)
+            if clamp and not at_most:
+                call(code.fill, work, 0, 0, 0, 0.0)
             refine = False
             for lane in range(lanes):
                 if not (candidates >> lane) & 1:
@@ -299,18 +345,19 @@ def equilibrate_perturbed(
                     passes = lack < -_ROUNDING * work[at.largest * lanes + lane]
                     shift = work[at.lowest * lanes + lane] + 0.5 * lack
                 elif clamp and not at_most:
-                    passes = _fill_with_zeros(
+                    passes = words[at.short * lanes + lane] == 0 or _fill_with_zeros(
                         words, at.bits * lanes + lane, at.zero_bits * lanes + lane, lanes, m, n, memory
                     )
                 if passes:
                     call(code.store, work, grid[4] + _offset(grid, tiles[group + lane], 5), grid[7], lane, 0.0)
                     if len(potentials) > 0:
                         lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
+                        number = _number(grid, tiles[group + lane])
                         for j in range(m):
-                            potentials[tiles[group + lane], j] = work[(at.v + j) * lanes + lane] - lowest
+                            potentials[number, j] = work[(at.v + j) * lanes + lane] - lowest
                 else:
                     left[left_count] = tiles[group + lane]
-                    left_as[left_count] = AS_EXACTLY if clamp else AS_AT_MOST
+                    left_stages[left_count] = TIES_EXACTLY if clamp else TIES_AT_MOST
                     for j in range(m):
                         left_potentials[left_count, j] = work[(at.v + j) * lanes + lane] - shift
                     left_count += 1
@@ -320,7 +367,10 @@ def equilibrate_perturbed(
         for lane in range(in_group):
             if (waiting >> lane) & 1:
                 left[left_count] = tiles[group + lane]
-                left_as[left_count] = AS_EXACTLY if clamp and not at_most else -1
+                if in_haste:
+                    left_stages[left_count] = TIES_AT_MOST if clamp else TIES_EXACTLY
+                else:
+                    left_stages[left_count] = TIES_EXACTLY if clamp and not at_most else UNSOLVED
                 for j in range(m):
                     left_potentials[left_count, j] = work[(at.v + j) * lanes + lane]
                 left_count += 1
@@ -336,13 +386,38 @@ def _add_perturbation(code, at, work, shares_address):
 
 
 @kernel
+def _store_any(code, at, grid, tile, work, words, lane, n, m):
+    """Store a mask of a tile whose entries are all the same."""
+    row = (np.int64(1) << n) - 1
+    for i in range(m):
+        words[at.bits * at.words + i * at.lanes + lane] = row
+        # Each row is the one before, turned round by one; bits from m on are not looked at.
+        row = (row << 1) | ((row >> (m - 1)) & 1)
+    call(code.store, work, grid[4] + _offset(grid, tile, 5), grid[7], lane, 0.0)
+
+
+@kernel
+def _count_bits(word):
+    count = 0
+    while word != 0:
+        count += 1
+        word &= word - 1
+    return count
+
+
+@kernel
 def _is_full_of_zeros(zeros, m):
     return 4 * zeros >= m * m
 
 
 @kernel
 def _offset(grid, tile, first):
-    return (tile // grid[8]) * grid[first] + (tile % grid[8]) * grid[first + 1]
+    return (tile >> 32) * grid[first] + (tile & 0xFFFFFFFF) * grid[first + 1]
+
+
+@kernel
+def _number(grid, tile):
+    return (tile >> 32) * grid[8] + (tile & 0xFFFFFFFF)
 
 
 @kernel

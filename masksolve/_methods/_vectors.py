@@ -18,10 +18,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
+from numba.np.unsafe import ndarray as _unsafe
+from numpy.typing import NDArray
 
+from masksolve._jit import kernel
 from masksolve._methods._networks import selection_network
 
 # On narrower machines the networks would spill their registers to memory.
@@ -45,9 +49,12 @@ class Layout(NamedTuple):
         Integers, one a column: how often it is chosen.
     bits, zero_bits, offsets
         Words: the choice of each row, its zeros, and where the lane's tile is.
-    strict, largest
-        Integers: not 0 where the choice is strictly best in every row and puts n in every column; the largest bit
-        pattern of an entry, which for floats that are not negative grows with the value, infinity and NaN last.
+    strict, largest, least
+        Integers: not 0 where the choice is strictly best in every row and puts n in every column; the largest and the
+        least bit pattern of an entry, which for floats that are not negative grow with the value, infinity and NaN
+        last.
+    short
+        Integers: not 0 where a row that was to be filled holds fewer than n.
     worst, lowest
         The least n-th best of all rows, and the least column potential.
     zeros, quantum, smallest
@@ -70,6 +77,8 @@ class Layout(NamedTuple):
     offsets: int
     strict: int
     largest: int
+    least: int
+    short: int
     worst: int
     lowest: int
     zeros: int
@@ -91,7 +100,7 @@ class Layout(NamedTuple):
 def layout(m: int, itemsize: int) -> Layout:
     """The layout for m x m tiles of numbers of 4 or 8 bytes."""
     word = 8 // itemsize
-    sizes = [m, m, 2 * m, m, m * word, m * word, word, *[1] * 14]
+    sizes = [m, m, 2 * m, m, m * word, m * word, word, *[1] * 16]
     starts = [m * m]
     for size in sizes:
         starts.append(starts[-1] + size)
@@ -109,6 +118,8 @@ class Code(NamedTuple):
     choose
         The n best entries of every row. Under clamp only those above 0, and columns may hold fewer than n; what
         their potentials miss is `wrong`.
+    fill
+        Adds zeros to the choice in rows and columns that hold fewer than n, as long as both have room.
     find_zeros, measure
         See `Layout`.
     perturb
@@ -124,6 +135,7 @@ class Code(NamedTuple):
     move_rows: int
     move_columns: int
     choose: int
+    fill: int
     find_zeros: int
     measure: int
     perturb: int
@@ -146,6 +158,8 @@ def _call(typingctx, address, work, a, b, c, x):
 
 call: Any = intrinsic(_call)
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [_ADDRESS, _I64, _I64, _I64, ir.DoubleType()])
+_tuple_of: Any = _unsafe.to_fixed_tuple
+_CODE, _LAYOUT = len(Code._fields), len(Layout._fields)
 _lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
     # A child that is forked while a thread compiles would wait for that thread, which it does not have.
@@ -153,10 +167,20 @@ if hasattr(os, "register_at_fork"):
 
 
 @cache
-def machine_code(n: int, m: int, itemsize: int, source_itemsize: int, clamp: bool) -> Code:
-    """The code for a pattern, numbers and weights of so many bytes, without or with potentials clamped at 0."""
+def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
+    """All that a kernel needs to know for a pattern, numbers and weights of so many bytes: for `unpack`."""
     with _lock:
-        return _compile(n, m, itemsize, source_itemsize, clamp).code
+        parts = [_compile(n, m, itemsize, source_itemsize, clamp).code for clamp in (False, True)]
+    return np.array([*parts[0], *parts[1], *layout(m, itemsize), n, m])
+
+
+@kernel
+def unpack(program):
+    """The code without and with clamp, the layout, n and m of a `program`."""
+    code = Code(*_tuple_of(program[:_CODE], _CODE))
+    clamped = Code(*_tuple_of(program[_CODE : 2 * _CODE], _CODE))
+    at = Layout(*_tuple_of(program[2 * _CODE : 2 * _CODE + _LAYOUT], _LAYOUT))
+    return code, clamped, at, program[-2], program[-1]
 
 
 @dataclass(frozen=True)
@@ -191,6 +215,7 @@ def write_module(n: int, m: int, itemsize: int, source_itemsize: int, clamp: boo
         "move_rows": lambda write: write.move(rows=True),
         "move_columns": lambda write: write.move(rows=False),
         "choose": _Writer.choose,
+        "fill": _Writer.fill,
         "find_zeros": _Writer.find_zeros,
         "measure": _Writer.measure,
         "perturb": _Writer.perturb,
@@ -236,8 +261,8 @@ class _Writer:
     def word_bit(self, k: int) -> ir.Value:
         return ir.Constant(self.words, [(1 << k) - (1 << 64 if k == 63 else 0)] * self.lanes)
 
-    def splat(self, scalar: ir.Value) -> ir.Value:
-        undefined = ir.Constant(self.vector, ir.Undefined)
+    def splat(self, scalar: ir.Value, kind: ir.Type | None = None) -> ir.Value:
+        undefined = ir.Constant(kind or self.vector, ir.Undefined)
         one = self.builder.insert_element(undefined, scalar, _I32(0))
         zeros = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(one, undefined, zeros)
@@ -321,10 +346,12 @@ class _Writer:
         offsets = self.load_vector(self.at.offsets, self.words)
         tiles = [builder.gep(base, [builder.extract_element(offsets, _I32(lane))]) for lane in range(self.lanes)]
         self.store_vector(self.integer(0), self.at.largest)
+        self.store_vector(self.integer((1 << (self.bits - 1)) - 1), self.at.least)
 
         def load_row(row: ir.Value) -> None:
             starts = [builder.gep(tile, [builder.mul(row, self.b)]) for tile in tiles]
             top = self.load_vector(self.at.largest, self.integers)
+            bottom = self.load_vector(self.at.least, self.integers)
             entries = iter(self.entries(row, rows=True))
             k = 0
             for width in _powers_of_two(self.m, self.lanes):
@@ -340,8 +367,10 @@ class _Writer:
                     entry = self.magnitude(column)
                     bits = builder.bitcast(entry, self.integers)
                     top = builder.select(builder.icmp_signed(">", bits, top), bits, top)
+                    bottom = builder.select(builder.icmp_signed("<", bits, bottom), bits, bottom)
                     self.store_vector(entry, next(entries))
             self.store_vector(top, self.at.largest)
+            self.store_vector(bottom, self.at.least)
 
         self.for_each_line(load_row)
 
@@ -403,6 +432,40 @@ class _Writer:
         self.store_vector(ok, self.at.strict)
         self.store_vector(lowest, self.at.lowest)
         self.store_vector(wrong if self.clamp else self.zero, self.at.wrong)
+
+    def fill(self) -> None:
+        builder = self.builder
+        no_bits = ir.Constant(self.words, [0] * self.lanes)
+        full = self.integer(self.n)
+        count_ones = ir.Function(
+            builder.module, ir.FunctionType(self.words, [self.words]), f"llvm.ctpop.v{self.lanes}i64"
+        )
+        self.store_vector(self.integer(0), self.at.short)
+
+        def fill_row(row: ir.Value) -> None:
+            place = self.times(row, self.word, self.at.bits)
+            bits = self.load_vector(place, self.words)
+            free = self.load_vector(self.times(row, self.word, self.at.zero_bits), self.words)
+            free = builder.and_(free, builder.not_(bits))
+            ones = builder.call(count_ones, [bits])
+            room = builder.sub(full, ones if self.word == 1 else builder.trunc(ones, self.integers))
+            # Each row starts at another column, or the first columns would be full before the last rows come.
+            for k in range(self.m):
+                column = builder.urem(builder.add(row, _I64(k)), _I64(self.m))
+                bit = self.splat(builder.shl(_I64(1), column), self.words)
+                counts = builder.add(column, _I64(self.at.counts))
+                count = self.load_vector(counts, self.integers)
+                takes = builder.icmp_signed("!=", builder.and_(free, bit), no_bits)
+                takes = builder.and_(takes, builder.icmp_signed(">", room, self.integer(0)))
+                takes = builder.and_(takes, builder.icmp_signed("<", count, full))
+                bits = builder.or_(bits, builder.select(takes, bit, no_bits))
+                taken = builder.sext(takes, self.integers)
+                room = builder.add(room, taken)
+                self.store_vector(builder.sub(count, taken), counts)
+            self.store_vector(bits, place)
+            self.store_vector(builder.or_(self.load_vector(self.at.short, self.integers), room), self.at.short)
+
+        self.for_each_line(fill_row)
 
     def find_zeros(self) -> None:
         builder = self.builder

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from masksolve._jit import interpreted, kernel
 from masksolve._methods import NotFiniteError, potentials_dtype
@@ -32,8 +32,17 @@ from masksolve._methods._chunks import (
     refuse_large_integers,
     run_pieces,
 )
-from masksolve._methods._equilibrate import AS_AT_MOST, AS_EXACTLY, equilibrate, equilibrate_perturbed
-from masksolve._methods._vectors import layout, machine_code
+from masksolve._methods._equilibrate import (
+    AS_AT_MOST,
+    AS_EXACTLY,
+    STAGES,
+    TIES_AT_MOST,
+    TIES_EXACTLY,
+    UNSOLVED,
+    equilibrate,
+    equilibrate_perturbed,
+)
+from masksolve._methods._vectors import program
 from masksolve._tiles import LineSums
 
 _logger = logging.getLogger("masksolve")
@@ -42,7 +51,7 @@ _SMALLEST_NORMAL = float(np.finfo(np.float64).smallest_normal)
 # Words of 64 bits hold a row of a mask.
 _LARGEST_EQUILIBRATED = 64
 # Weights that one call of a kernel takes: from where they lie, and from a converted copy.
-_WEIGHTS_IN_PLACE = 1 << 19
+_WEIGHTS_IN_PLACE = 1 << 18
 _WEIGHTS_CONVERTED = 1 << 17
 
 
@@ -96,22 +105,25 @@ def _equilibrate(
         tiles.dtype == dtype and tiles.dtype.isnative and tiles.flags.aligned and tiles.strides[3] == dtype.itemsize
     )
 
-    def work(piece: Piece) -> None:
-        part = tiles[piece]
+    def work(part: NDArray[Any], part_masks: NDArray[np.bool_], part_potentials: NDArray[Any] | None) -> None:
         if not in_place:
             part = _converted(part, dtype)
-        if potentials is None:
-            _equilibrate_piece(part, masks[piece], line_sums, None, warm)
+        if part_potentials is None:
+            _equilibrate_piece(part, part_masks, line_sums, None, warm)
         else:
-            found = potentials[piece].reshape(-1, part.shape[3])
-            _equilibrate_piece(part, masks[piece], line_sums, found, warm)
-            potentials[piece] = found.reshape(potentials[piece].shape)
+            found = part_potentials.reshape(-1, part.shape[3])
+            _equilibrate_piece(part, part_masks, line_sums, found, warm)
+            part_potentials[...] = found.reshape(part_potentials.shape)
 
     at_once = _WEIGHTS_IN_PLACE if in_place else _WEIGHTS_CONVERTED
     if tiles.size <= at_once:
-        work((slice(None), slice(None)))
+        work(tiles, masks, potentials)
     else:
-        run_pieces(work, pieces_of(tiles.shape, at_once), threads)
+
+        def work_on(piece: Piece) -> None:
+            work(tiles[piece], masks[piece], None if potentials is None else potentials[piece])
+
+        run_pieces(work_on, pieces_of(tiles.shape, at_once), threads)
 
 
 def _converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -129,89 +141,103 @@ def _converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return rows.swapaxes(1, 2)
 
 
+# What comes after the first pass, by whether lines may hold fewer than n: stages, and whether in haste. No tile goes
+# back to an earlier stage.
+_PASSES = tuple(
+    ((AS_EXACTLY, False), *((stage, in_haste) for stage in (AS_AT_MOST, *ties) for in_haste in (True, False)))
+    for ties in ((TIES_AT_MOST, TIES_EXACTLY), (TIES_EXACTLY, TIES_AT_MOST))
+)
+# So many tiles fit into a group or two: none of them is left to a later pass for being slow.
+_FEW = 32
+
+
 def _equilibrate_piece(
     tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, potentials: NDArray[Any] | None, warm: bool
 ) -> None:
     down, across, m, _ = tiles.shape
     n, itemsize = line_sums.kept, tiles.itemsize
-    plan = _plan(m)
     at_most = not line_sums.exact_rows
-    count = down * across
+    plan = _plan(m)
     strides = (tiles.strides[0] // itemsize, tiles.strides[1] // itemsize, tiles.strides[2] // itemsize)
     grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across)
-    left = np.empty(count, np.int64)
-    left_potentials = np.empty((count, m))
-    left_as = np.empty(count, np.int8)
     like, bits_like = _EMPTY[itemsize]
-    if potentials is None:
-        potentials = like.reshape(0, 1)
-    found = equilibrate(
-        machine_code(n, m, itemsize, itemsize, False),
-        machine_code(n, m, itemsize, itemsize, True),
-        layout(m, itemsize),
-        grid,
-        count,
-        n,
-        m,
-        like,
-        bits_like,
-        plan.rounds,
-        plan.relaxation,
-        warm,
-        potentials,
-        left,
-        left_potentials,
-        left_as,
-        at_most,
-    )
-    if found < 0:
-        raise NotFiniteError
-    if found == 0:
+    nothing = like.reshape(0, 1)
+    found = nothing if potentials is None else potentials
+    # Of every stage, what earlier passes have left to it: numbers of tiles (k), potentials to start from (k, m).
+    waiting: list[list[tuple[NDArray[np.int64], NDArray[Any]]]] = [[] for _ in STAGES]
+
+    def run(stage: int, in_haste: bool, some: NDArray[np.int64], start: NDArray[Any]) -> None:
+        is_tied = stage in (TIES_EXACTLY, TIES_AT_MOST)
+        left = np.empty(len(some), np.int64)
+        left_potentials = np.empty((len(some), m), np.float64 if is_tied else like.dtype)
+        left_stages = np.empty(len(some), np.int8)
+        in_haste = in_haste and len(some) > _FEW
+        if is_tied:
+            count = equilibrate_perturbed(
+                program(n, m, 8, itemsize),
+                grid,
+                some,
+                start,
+                plan.more_rounds,
+                plan.more_relaxation,
+                _address(plan.shares),
+                found,
+                left,
+                left_potentials,
+                left_stages,
+                at_most,
+                stage == TIES_AT_MOST,
+                in_haste,
+            )
+        else:
+            count = equilibrate(
+                program(n, m, itemsize, itemsize),
+                grid,
+                some,
+                start,
+                like,
+                bits_like,
+                plan.rounds,
+                plan.relaxations,
+                found,
+                left,
+                left_potentials,
+                left_stages,
+                at_most,
+                stage == AS_AT_MOST,
+                in_haste,
+            )
+        if count < 0:
+            raise NotFiniteError
+        if count > 0:
+            for next_stage in np.flatnonzero(np.bincount(left_stages[:count])):
+                index = np.flatnonzero(left_stages[:count] == next_stage)
+                waiting[next_stage].append((left.take(index), left_potentials.take(index, axis=0)))
+
+    def take(stage: int, dtype: DTypeLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        parts, waiting[stage] = waiting[stage], []
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts], dtype=dtype)
+
+    run(AS_EXACTLY, True, _all_tiles(down, across), found if warm else nothing)
+    if not any(waiting):
         return
-    waiting = {
-        how: (left[:found][left_as[:found] == how], left_potentials[:found][left_as[:found] == how])
-        for how in (AS_EXACTLY, AS_AT_MOST)
-    }
-    unsolved = []
-    for how in (AS_EXACTLY, AS_AT_MOST) if at_most else (AS_AT_MOST, AS_EXACTLY):
-        some, start = waiting[how]
-        if len(some) == 0:
-            continue
-        clamp = how == AS_AT_MOST
-        found = equilibrate_perturbed(
-            machine_code(n, m, 8, itemsize, clamp),
-            layout(m, 8),
-            grid,
-            some,
-            start,
-            n,
-            m,
-            plan.more_rounds,
-            plan.more_relaxation,
-            _address(plan.shares),
-            potentials,
-            left,
-            left_potentials,
-            left_as,
-            at_most,
-            clamp,
-        )
-        again = left_as[:found] >= 0
-        unsolved.append((left[:found][~again], left_potentials[:found][~again]))
-        other = AS_EXACTLY if clamp else AS_AT_MOST
-        waiting[other] = (
-            np.concatenate([waiting[other][0], left[:found][again]]),
-            np.concatenate([waiting[other][1], left_potentials[:found][again]]),
-        )
-    for some, start in unsolved:
-        if len(some) == 0:
-            continue
-        _logger.debug("%d of %d tiles left to augmenting paths", len(some), count)
-        where = some // across, some % across
+    for stage, in_haste in _PASSES[at_most]:
+        if waiting[stage]:
+            run(stage, in_haste, *take(stage, np.float64 if stage in (TIES_EXACTLY, TIES_AT_MOST) else like.dtype))
+    if waiting[UNSOLVED]:
+        some, start = take(UNSOLVED, np.float64)
+        _logger.debug("%d of %d tiles left to augmenting paths", len(some), down * across)
+        where = some >> 32, some & 0xFFFFFFFF
         solved, ends = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, start[np.newaxis])
         masks[where] = solved[0]
-        if len(potentials) > 0:
-            potentials[some] = ends[0]
+        if potentials is not None:
+            potentials[where[0] * across + where[1]] = ends[0]
+
+
+@functools.lru_cache(maxsize=8)
+def _all_tiles(down: int, across: int) -> NDArray[np.int64]:
+    """Tile row * 2**32 + tile column of every tile of a grid."""
+    return (np.arange(down)[:, np.newaxis] << 32 | np.arange(across)).ravel()
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -230,7 +256,7 @@ class _Plan:
     """How tiles are equilibrated; see the parameters of `equilibrate` and `equilibrate_perturbed`."""
 
     rounds: tuple[int, int, int]
-    relaxation: float
+    relaxations: tuple[float, float]
     more_rounds: tuple[int, int, int]
     more_relaxation: float
     shares: NDArray[np.float64]
@@ -240,15 +266,15 @@ class _Plan:
 def _plan(m: int) -> _Plan:
     # Measured on Gaussian tiles: larger ones need more rounds, and to go further beyond the middle.
     if m <= 4:
-        numbers = (3, 8, 2), 1.15, (3, 40, 2), 1.4
+        numbers = (3, 8, 2), (1.15, 1.4), (3, 40, 2), 1.4
     elif m <= 8:
-        numbers = (5, 12, 3), 1.25, (4, 60, 2), 1.4
+        numbers = (5, 12, 3), (1.25, 1.45), (4, 60, 2), 1.4
     elif m <= 16:
-        numbers = (8, 20, 5), 1.42, (6, 80, 3), 1.4
+        numbers = (8, 20, 5), (1.42, 1.5), (6, 80, 3), 1.4
     elif m <= 32:
-        numbers = (14, 32, 8), 1.52, (10, 120, 4), 1.6
+        numbers = (14, 32, 8), (1.52, 1.6), (6, 120, 4), 1.7
     else:
-        numbers = (24, 56, 14), 1.6, (16, 160, 5), 1.6
+        numbers = (24, 56, 14), (1.6, 1.6), (16, 160, 5), 1.6
     # Any fixed numbers without a pattern will do.
     return _Plan(*numbers, shares=0.25 + 0.749 * np.random.default_rng(7).random(m * m))
 
