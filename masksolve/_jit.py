@@ -1,7 +1,8 @@
-"""How every kernel of the package is compiled, and how one is run without compiling."""
+"""How every kernel of the package is compiled and kept on disk, and how one is run without compiling."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +42,30 @@ class _Cache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(OSError), _only_process(os.path.join(self.cache_path, "masksolve.lock")):
             super().save_overload(sig, data)
+
+
+def stored(beside: Any, name: str, made_of: bytes, make: Callable[[], bytes]) -> bytes:
+    """Machine code that make() compiles, kept on disk beside that of a kernel for as long as `made_of` is the same."""
+    folder = beside._cache.cache_path
+    if folder is None:
+        return make()
+    path = os.path.join(folder, f"{name}-{hashlib.sha256(made_of).hexdigest()[:16]}.o")
+    with suppress(OSError), open(path, "rb") as file:
+        checksum, code = file.read(_CHECKSUM), file.read()
+        if hashlib.sha256(code).digest() == checksum:
+            return code
+    code = make()
+    with suppress(OSError):
+        os.makedirs(folder, exist_ok=True)
+        # Other processes that compile the same at the same moment put the same in its place.
+        part = f"{path}.{os.getpid()}"
+        with open(part, "wb") as new:
+            new.write(hashlib.sha256(code).digest() + code)
+        os.replace(part, path)
+    return code
+
+
+_CHECKSUM = hashlib.sha256().digest_size
 
 
 @contextmanager

@@ -8,10 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from llvmlite import binding
 
+from masksolve._jit import stored
 from masksolve._methods._networks import selection_network
 from masksolve._methods._vectors import target_machine, write_module
 
@@ -60,13 +62,34 @@ def test_where_nothing_can_be_written_code_is_compiled_but_not_kept() -> None:
     assert finish(start("/proc/no-such-folder", 0)) == ""
 
 
+def test_stored_code_is_used_again_only_if_it_is_whole_and_made_of_the_same(tmp_path: Path) -> None:
+    beside = SimpleNamespace(_cache=SimpleNamespace(cache_path=str(tmp_path / "new")))
+    made: list[bytes] = []
+
+    def get(made_of: bytes, code: bytes) -> bytes:
+        def make() -> bytes:
+            made.append(code)
+            return code
+
+        return stored(beside, "vectors", made_of, make)
+
+    assert [get(b"a", b"first"), get(b"a", b"unused"), get(b"b", b"other")] == [b"first", b"first", b"other"]
+    assert made == [b"first", b"other"]
+    for file in (tmp_path / "new").iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    assert get(b"a", b"again") == get(b"a", b"unused") == b"again"
+    beside._cache.cache_path = "/proc/no-such-folder"
+    assert get(b"a", b"not kept") == b"not kept"
+    assert made == [b"first", b"other", b"again", b"not kept"]
+
+
 @pytest.mark.parametrize(("n", "m", "itemsize"), [(2, 4, 4), (3, 7, 4), (8, 16, 4), (4, 8, 8)])
 def test_selection_is_packed_min_and_max_alone(n: int, m: int, itemsize: int) -> None:
     if platform.machine() != "x86_64":
         pytest.skip("the instructions' names are those of x86-64")
     machine = target_machine()
-    module = binding.parse_assembly(write_module(n, m, itemsize, itemsize, clamp=False))
-    assembly = machine.emit_assembly(module).split("move_rows:")[1].split(".size")[0]
+    module = binding.parse_assembly(write_module(n, m, itemsize, itemsize))
+    assembly = machine.emit_assembly(module).split("\nmove_rows:")[1].split(".size")[0]
     kind = "ps" if itemsize == 4 else "pd"
     packed = len(re.findall(rf"\bv?(?:min|max){kind}\b", assembly))
     assert packed == len(selection_network(n, m).steps)

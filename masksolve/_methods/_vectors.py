@@ -3,7 +3,7 @@
 What LLVM makes of scalar code that ought to be vectorised changes with its version and takes it minutes for long
 selection networks; and Numba has no vector type. So the vector code of a pattern is emitted here as LLVM IR and
 compiled by llvmlite, which Numba brings along. It is straight-line code over packed min and max, in loops over the
-lines of a tile, and takes a fraction of a second to compile; it is not stored.
+lines of a tile, and takes a fraction of a second to compile.
 
 All vectors of a group of tiles live in one block of memory, `work`, as `Layout` says. Integers as wide as the
 numbers, and words of 64 bits for each lane (two vectors where numbers have 32 bits), lie there bit for bit.
@@ -14,10 +14,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import llvmlite
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
@@ -25,8 +26,8 @@ from numba.extending import intrinsic
 from numba.np.unsafe import ndarray as _unsafe
 from numpy.typing import NDArray
 
-from masksolve._jit import kernel
-from masksolve._methods._networks import selection_network
+from masksolve._jit import kernel, stored
+from masksolve._methods import _networks
 
 # On narrower machines the networks would spill their registers to memory.
 VECTOR_BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
@@ -170,8 +171,13 @@ if hasattr(os, "register_at_fork"):
 def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
     """All that a kernel needs to know for a pattern, numbers and weights of so many bytes: for `unpack`."""
     with _lock:
-        parts = [_compile(n, m, itemsize, source_itemsize, clamp).code for clamp in (False, True)]
-    return np.array([*parts[0], *parts[1], *layout(m, itemsize), n, m])
+        engine = _engine_of(n, m, itemsize, source_itemsize)
+    addresses = [
+        engine.get_function_address(_clamped(name) if clamp and name in _CLAMPED else name)
+        for clamp in (False, True)
+        for name in Code._fields
+    ]
+    return np.array([*addresses, *layout(m, itemsize), n, m])
 
 
 @kernel
@@ -183,32 +189,38 @@ def unpack(program):
     return code, clamped, at, program[-2], program[-1]
 
 
-@dataclass(frozen=True)
-class _Compiled:
-    code: Code
-    engine: binding.ExecutionEngine  # owns the code
-
-
 @cache
-def _compile(n: int, m: int, itemsize: int, source_itemsize: int, clamp: bool) -> _Compiled:
-    module = binding.parse_assembly(write_module(n, m, itemsize, source_itemsize, clamp))
-    module.verify()
-    engine = binding.create_mcjit_compiler(module, target_machine())
+def _engine_of(n: int, m: int, itemsize: int, source_itemsize: int) -> binding.ExecutionEngine:
+    """What owns the machine code, and has to live as long as the process."""
+    machine = target_machine()
+    sources = [Path(file).read_bytes() for file in (__file__, _networks.__file__)]
+    made_of = [llvmlite.__version__, machine.triple, *_host(), str((n, m, itemsize, source_itemsize))]
+    code = stored(
+        unpack,
+        f"vectors-{n}-{m}-{itemsize}-{source_itemsize}",
+        b"".join([*sources, *map(str.encode, made_of)]),
+        lambda: machine.emit_object(binding.parse_assembly(write_module(n, m, itemsize, source_itemsize))),
+    )
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    return _Compiled(Code(*(engine.get_function_address(name) for name in Code._fields)), engine)
+    return engine
+
+
+def _host() -> tuple[str, str]:
+    return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
 
 
 def target_machine() -> binding.TargetMachine:
     """The machine that this runs on, as LLVM knows it."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    return binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3, jit=True
-    )
+    cpu, features = _host()
+    return binding.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
 
 
-def write_module(n: int, m: int, itemsize: int, source_itemsize: int, clamp: bool) -> str:
-    """The LLVM IR of the functions of `Code`."""
+def write_module(n: int, m: int, itemsize: int, source_itemsize: int) -> str:
+    """The LLVM IR of the functions of `Code`, and of those that differ under clamp."""
     module = ir.Module()
     writers: dict[str, Callable[[_Writer], None]] = {
         "load": lambda write: write.load(source_itemsize),
@@ -223,11 +235,20 @@ def write_module(n: int, m: int, itemsize: int, source_itemsize: int, clamp: boo
         "store": _Writer.store,
     }
     for name, write in writers.items():
-        function = ir.Function(module, _PROTOTYPE, name)
-        builder = ir.IRBuilder(function.append_basic_block())
-        write(_Writer(builder, function.args, n, m, itemsize, clamp))
-        builder.ret_void()
+        for clamp in (False, True) if name in _CLAMPED else (False,):
+            function = ir.Function(module, _PROTOTYPE, _clamped(name) if clamp else name)
+            builder = ir.IRBuilder(function.append_basic_block())
+            write(_Writer(builder, function.args, n, m, itemsize, clamp))
+            builder.ret_void()
     return str(module)
+
+
+# What is different where potentials are clamped at 0.
+_CLAMPED = ("move_rows", "move_columns", "choose", "weigh")
+
+
+def _clamped(name: str) -> str:
+    return f"clamped_{name}"
 
 
 class _Writer:
@@ -309,7 +330,7 @@ class _Writer:
 
     def best_two(self, values: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
         """The n-th and the (n+1)-th largest."""
-        network = selection_network(self.n, self.m)
+        network = _networks.selection_network(self.n, self.m)
         wires = list(values)
         for is_max, a, b in network.steps:
             wires.append(self.pick(is_max, wires[a], wires[b]))
