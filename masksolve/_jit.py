@@ -32,6 +32,12 @@ def kernel(function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
+def inner_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function that only kernels call: without what Python would need to call it, and not kept on its own."""
+    njit: Any = numba.njit  # whose type hints lack these flags
+    return njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+
+
 class _Cache(FunctionCache):
     """Numba's cache, in which one process at a time writes.
 

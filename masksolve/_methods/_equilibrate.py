@@ -27,7 +27,7 @@ N", in which zeros do not tie, and filled up with zeros: nothing is worth more.
 
 import numpy as np
 
-from masksolve._jit import kernel
+from masksolve._jit import inner_kernel, kernel
 from masksolve._methods._vectors import call, lowest_bit, unpack
 
 # What becomes of a tile that a pass leaves unsolved: it is to be equilibrated as "exactly n" or as "at most n", in the
@@ -48,6 +48,10 @@ _SMALLEST_TOP, _LARGEST_TOP = 2.0**-900, 2.0**1000
 _WAITS, _SOLVED, _LEFT = 0, 1, 2
 # Checks in a row that certify no tile, after which those of a group that are not yet certified are taken to tie.
 _PATIENCE = 3
+# So many tiles fit into a group or two: none of them is left to a later pass for being slow.
+_FEW = 32
+# Stages, and whether in haste. The first is that of all tiles; none goes back to an earlier one.
+_PASSES = ((AS_EXACTLY, True), (AS_EXACTLY, False), (AS_AT_MOST, True), (AS_AT_MOST, False))
 
 
 @kernel
@@ -65,8 +69,6 @@ def equilibrate(
     left_potentials,
     left_stages,
     at_most,
-    as_at_most,
-    in_haste,
 ):
     """Solve tiles of a grid; return how many are left, or -1 for weights that are not finite.
 
@@ -92,10 +94,6 @@ def equilibrate(
         (k), (k, m), (k): filled with the tiles left, their column potentials, and what next, one of `STAGES`.
     at_most
         Whether lines may hold fewer than n.
-    as_at_most
-        Whether to equilibrate as "at most n", which `at_most` need not ask for.
-    in_haste
-        Whether a few tiles of a group that need more rounds than the others are left to a later call.
     """
     code, clamped, at, n, m = unpack(program)
     lanes = at.lanes
@@ -105,279 +103,312 @@ def equilibrate(
     state = np.empty(lanes, np.int8)
     memory = np.empty(4 * m, np.int64)
     infinity = 0x7F800000 if like.itemsize == 4 else 0x7FF0000000000000
-    count = len(tiles)
-    warm = len(start) > 0
-    left_count = 0
-    # Where most tiles tie, rounds are wasted on them.
-    mostly_left = 0
+    some, some_start, count, left_count = tiles, start, len(tiles), 0
 
-    for group in range(0, count, lanes):
-        for lane in range(lanes):
-            given = min(group + lane, count - 1)
-            words[at.offsets * at.words + lane] = _offset(grid, tiles[given], 1)
-            state[lane] = _WAITS if group + lane < count else _SOLVED
-            if warm:
-                for j in range(m):
-                    work[(at.v + j) * lanes + lane] = start[given, j]
-        call(code.load, work, grid[0], grid[3], 0, 0.0)
-        for k in range(at.u * lanes, (at.v if warm else at.best) * lanes):
-            work[k] = 0
-        full_of_zeros = 0
-        if mostly_left >= 2 and not as_at_most:
-            call(code.find_zeros, work, 0, 0, 0, 0.0)
-            waiting = 0
+    for number in range(4):
+        stage, in_haste = _PASSES[number]
+        if number > 0:
+            if number == 1:
+                some, some_start = np.empty(left_count, np.int64), np.empty((left_count, m), like.dtype)
+            count = _take(stage, left, left_potentials, left_stages, left_count, some, some_start)
+            left_count -= count
+        in_haste &= count > _FEW
+        as_at_most = stage == AS_AT_MOST
+        warm = number > 0 or len(start) > 0
+        # Where most tiles tie, rounds are wasted on them.
+        mostly_left = 0
+
+        for group in range(0, count, lanes):
             for lane in range(lanes):
-                full_of_zeros += _is_full_of_zeros(work[at.zeros * lanes + lane], m)
-                largest = integers[at.largest * lanes + lane]
-                if state[lane] == _WAITS and largest == integers[at.least * lanes + lane] and largest < infinity:
-                    _store_any(code, at, grid, tiles[group + lane], work, words, lane, n, m)
-                    state[lane] = _SOLVED
-                waiting += state[lane] == _WAITS
-            if waiting == 0:
-                continue
-        clamp = as_at_most or 2 * full_of_zeros > lanes
-        if clamp:
-            if not at_most and full_of_zeros == 0:
+                given = min(group + lane, count - 1)
+                words[at.offsets * at.words + lane] = _place(some[given], grid[1], grid[2])
+                state[lane] = _WAITS if group + lane < count else _SOLVED
+                if warm:
+                    for j in range(m):
+                        work[(at.v + j) * lanes + lane] = some_start[given, j]
+            call(code.load, work, grid[0], grid[3], 0, 0.0)
+            for k in range(at.u * lanes, (at.v if warm else at.best) * lanes):
+                work[k] = 0
+            full_of_zeros = 0
+            if mostly_left >= 2 and not as_at_most:
                 call(code.find_zeros, work, 0, 0, 0, 0.0)
-            if warm:
-                for k in range(at.v * lanes, at.best * lanes):
-                    if work[k] < 0:
-                        work[k] = 0
-        moves = clamped if clamp else code
-        ties = mostly_left >= 2 and not clamp
-        first_check = 2 if as_at_most else 0 if warm else rounds[2] if ties else rounds[0]
-        last = rounds[2] if ties else rounds[1]
-        # Halfway leaves the rows their half of what "at most n" shares out.
-        step = 0.5 if clamp else 1.0
-        waiting, stalled = lanes, 0
-        for round_ in range(last + 1):
-            if round_ > 0 or not warm:
-                call(moves.move_columns, work, 0, 0, 0, step)
-            if round_ >= first_check:
-                call(moves.choose, work, 0, 0, 0, 0.0)
-                proven = 0
                 for lane in range(lanes):
-                    is_proven = integers[at.strict * lanes + lane] != 0 and work[at.wrong * lanes + lane] == 0
-                    if state[lane] == _WAITS and is_proven:
-                        proven |= 1 << lane
-                if clamp and not at_most and proven != 0:
-                    call(code.fill, work, 0, 0, 0, 0.0)
-                before, waiting = waiting, 0
-                for lane in range(lanes):
-                    if (proven >> lane) & 1:
-                        passes = True
-                        if clamp and not at_most:
-                            passes = integers[at.short * lanes + lane] == 0 or _fill_with_zeros(
-                                words, at.bits * at.words + lane, at.zero_bits * at.words + lane, lanes, m, n, memory
-                            )
-                        elif at_most and not clamp:
-                            passes = work[at.worst * lanes + lane] > -work[at.lowest * lanes + lane]
-                        state[lane] = _SOLVED if passes else _LEFT
-                        if passes:
-                            tile = tiles[group + lane]
-                            call(code.store, work, grid[4] + _offset(grid, tile, 5), grid[7], lane, 0.0)
-                            if len(potentials) > 0:
-                                lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
-                                number = _number(grid, tile)
-                                for j in range(m):
-                                    potentials[number, j] = work[(at.v + j) * lanes + lane] - lowest
-                    waiting += state[lane] == _WAITS
-                if waiting == 0 or (in_haste and waiting <= lanes // 4):
-                    break
-                stalled = stalled + 1 if waiting == before else 0
-                if stalled == _PATIENCE and 4 * waiting <= 3 * lanes:
-                    break
-            step = relaxations[1] if clamp else relaxations[0]
-            call(moves.move_rows, work, 0, 0, 0, step if round_ > 0 else 1.0)
+                    full_of_zeros += _is_full_of_zeros(work[at.zeros * lanes + lane], m)
+                    largest = integers[at.largest * lanes + lane]
+                    if state[lane] == _WAITS and largest == integers[at.least * lanes + lane] and largest < infinity:
+                        _store_any(code, at, grid, some[group + lane], work, words, lane, n, m)
+                        state[lane] = _SOLVED
+                if _count_waiting(state) == 0:
+                    continue
+            clamp = as_at_most or 2 * full_of_zeros > lanes
+            if clamp:
+                if not at_most and full_of_zeros == 0:
+                    call(code.find_zeros, work, 0, 0, 0, 0.0)
+                if warm:
+                    for k in range(at.v * lanes, at.best * lanes):
+                        if work[k] < 0:
+                            work[k] = 0
+            moves = clamped if clamp else code
+            ties = mostly_left >= 2 and not clamp
+            first_check = 2 if as_at_most else 0 if warm else rounds[2] if ties else rounds[0]
+            last = rounds[2] if ties else rounds[1]
+            # Halfway leaves the rows their half of what "at most n" shares out.
+            step = 0.5 if clamp else 1.0
+            fills = clamp and not at_most
+            waiting = _count_waiting(state)
+            uncertain, stalled = waiting, 0
+            for round_ in range(last + 1):
+                if round_ > 0 or not warm:
+                    call(moves.move_columns, work, 0, 0, 0, step)
+                if round_ >= first_check:
+                    call(moves.choose, work, 0, 0, 0, 0.0)
+                    before, uncertain = uncertain, waiting
+                    proven = 0
+                    for lane in range(lanes):
+                        is_proven = integers[at.strict * lanes + lane] != 0 and work[at.wrong * lanes + lane] == 0
+                        if state[lane] == _WAITS and is_proven:
+                            proven |= 1 << lane
+                            uncertain -= 1
+                    stalled = stalled + 1 if uncertain == before else 0
+                    is_last = round_ == last or uncertain <= (lanes // 4 if in_haste else 0)
+                    is_last |= stalled == _PATIENCE and 4 * uncertain <= 3 * lanes
+                    if fills:
+                        # To fill takes longer than a round; most that are proven now will be so in the end.
+                        if is_last:
+                            call(code.fill, work, 0, 0, 0, 0.0)
+                        else:
+                            proven = 0
+                    for lane in range(lanes):
+                        if (proven >> lane) & 1:
+                            passes = True
+                            if fills:
+                                passes = integers[at.short * lanes + lane] == 0 or _fill_with_zeros(
+                                    words,
+                                    at.bits * at.words + lane,
+                                    at.zero_bits * at.words + lane,
+                                    lanes,
+                                    m,
+                                    n,
+                                    memory,
+                                )
+                            elif at_most and not clamp:
+                                passes = work[at.worst * lanes + lane] > -work[at.lowest * lanes + lane]
+                            state[lane] = _SOLVED if passes else _LEFT
+                            if passes:
+                                tile = some[group + lane]
+                                call(code.store, work, grid[4] + _place(tile, grid[5], grid[6]), grid[7], lane, 0.0)
+                                if len(potentials) > 0:
+                                    lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
+                                    number = _place(tile, grid[8], 1)
+                                    for j in range(m):
+                                        potentials[number, j] = work[(at.v + j) * lanes + lane] - lowest
+                    if is_last:
+                        break
+                    waiting = _count_waiting(state)
+                step = relaxations[1] if clamp else relaxations[0]
+                call(moves.move_rows, work, 0, 0, 0, step if round_ > 0 else 1.0)
 
-        unsolved = 0
-        for lane in range(lanes):
-            if integers[at.largest * lanes + lane] >= infinity:
-                return -1
-            unsolved += state[lane] != _SOLVED
-        if not clamp:
-            mostly_left = mostly_left + 1 if 2 * unsolved > lanes else 0
-        if unsolved == 0:
-            continue
-        waiting = 0
-        for lane in range(lanes):
-            if state[lane] == _WAITS and integers[at.largest * lanes + lane] == integers[at.least * lanes + lane]:
-                _store_any(code, at, grid, tiles[group + lane], work, words, lane, n, m)
-                state[lane] = _SOLVED
-            waiting += state[lane] == _WAITS
-        late = in_haste and waiting <= lanes // 4
-        if waiting > 0 and not late and not clamp:
-            call(code.find_zeros, work, 0, 0, 0, 0.0)
-        for lane in range(lanes):
-            if state[lane] == _SOLVED:
+            unsolved = 0
+            for lane in range(lanes):
+                if integers[at.largest * lanes + lane] >= infinity:
+                    return -1
+                unsolved += state[lane] != _SOLVED
+            if not clamp:
+                mostly_left = mostly_left + 1 if 2 * unsolved > lanes else 0
+            if unsolved == 0:
                 continue
-            if state[lane] == _LEFT:
-                next_ = AS_AT_MOST if at_most else TIES_EXACTLY
-            elif clamp:
-                next_ = TIES_AT_MOST if as_at_most and not in_haste else AS_AT_MOST
-            elif late:
-                next_ = AS_EXACTLY
-            else:
-                is_full = _is_full_of_zeros(work[at.zeros * lanes + lane], m)
-                next_ = AS_AT_MOST if is_full else TIES_EXACTLY
-            shift = 0.0
-            if not clamp and next_ == AS_AT_MOST:
-                # Split what potentials lack for "at most n" evenly between rows and columns.
-                shift = 0.5 * (work[at.lowest * lanes + lane] - work[at.worst * lanes + lane])
-            left[left_count] = tiles[group + lane]
-            left_stages[left_count] = next_
-            for j in range(m):
-                left_potentials[left_count, j] = work[(at.v + j) * lanes + lane] - shift
-            left_count += 1
+            for lane in range(lanes):
+                if state[lane] == _WAITS and integers[at.largest * lanes + lane] == integers[at.least * lanes + lane]:
+                    _store_any(code, at, grid, some[group + lane], work, words, lane, n, m)
+                    state[lane] = _SOLVED
+            waiting = _count_waiting(state)
+            late = in_haste and waiting <= lanes // 4
+            if waiting > 0 and not late and not clamp:
+                call(code.find_zeros, work, 0, 0, 0, 0.0)
+            for lane in range(lanes):
+                if state[lane] == _SOLVED:
+                    continue
+                if state[lane] == _LEFT:
+                    next_ = AS_AT_MOST if at_most else TIES_EXACTLY
+                elif clamp:
+                    next_ = TIES_AT_MOST if as_at_most and not in_haste else AS_AT_MOST
+                elif late:
+                    next_ = AS_EXACTLY
+                else:
+                    is_full = _is_full_of_zeros(work[at.zeros * lanes + lane], m)
+                    next_ = AS_AT_MOST if is_full else TIES_EXACTLY
+                shift = 0.0
+                if not clamp and next_ == AS_AT_MOST:
+                    # Split what potentials lack for "at most n" evenly between rows and columns.
+                    shift = 0.5 * (work[at.lowest * lanes + lane] - work[at.worst * lanes + lane])
+                left[left_count] = some[group + lane]
+                left_stages[left_count] = next_
+                for j in range(m):
+                    left_potentials[left_count, j] = work[(at.v + j) * lanes + lane] - shift
+                left_count += 1
+        if left_count == 0:
+            break
     return left_count
+
+
+@inner_kernel
+def _take(stage, tiles, potentials, stages, count, some, some_potentials):
+    """Move tiles that wait for a stage from a list to another; close up the others. Return how many are moved."""
+    taken = 0
+    for k in range(count):
+        if stages[k] == stage:
+            some[taken] = tiles[k]
+            for j in range(potentials.shape[1]):
+                some_potentials[taken, j] = potentials[k, j]
+            taken += 1
+        else:
+            tiles[k - taken] = tiles[k]
+            for j in range(potentials.shape[1]):
+                potentials[k - taken, j] = potentials[k, j]
+            stages[k - taken] = stages[k]
+    return taken
 
 
 @kernel
 def equilibrate_perturbed(
-    program,
-    grid,
-    tiles,
-    start,
-    rounds,
-    relaxation,
-    shares_address,
-    potentials,
-    left,
-    left_potentials,
-    left_stages,
-    at_most,
-    clamp,
-    in_haste,
+    program, grid, rounds, relaxation, shares_address, potentials, left, left_potentials, left_stages, at_most
 ):
-    """Solve `tiles` in float64, perturbed where they tie; return how many are left.
+    """Solve tiles in float64, perturbed where they tie; return how many are left.
 
     Parameters
     ----------
     program
         `_vectors.program` for float64.
-    tiles, start
-        (k), (k, m): tiles of the grid, and column potentials to start from.
     rounds
         (first round that is checked, last round, rounds between checks).
     shares_address
         Of (m * m) float64: the perturbation of each entry, between 0 and 1 times what the tile allows.
     left, left_potentials, left_stages
-        As for `equilibrate`.
-    clamp
-        Whether to equilibrate as "at most n", which `at_most` need not ask for.
+        The tiles, as `equilibrate` leaves them, and then those that are left.
 
     The other parameters are those of `equilibrate`.
     """
     code, clamped, at, n, m = unpack(program)
-    moves = clamped if clamp else code
     lanes = at.lanes
     work = np.zeros(at.size * lanes)
     words = work.view(np.int64)
     memory = np.empty(4 * m, np.int64)
-    left_count = 0
+    left_count = len(left)
+    some, some_start = np.empty(left_count, np.int64), np.empty(left_potentials.shape)
 
-    for group in range(0, len(tiles), lanes):
-        in_group = min(lanes, len(tiles) - group)
-        waiting = (1 << in_group) - 1
-        for lane in range(lanes):
-            given = group + min(lane, in_group - 1)
-            words[at.offsets * lanes + lane] = _offset(grid, tiles[given], 1)
-            for j in range(m):
-                work[(at.v + j) * lanes + lane] = max(0.0, start[given, j]) if clamp else start[given, j]
-        call(code.load, work, grid[0], grid[3], 0, 0.0)
-        call(code.measure, work, 0, 0, 0, 0.0)
-        call(code.find_zeros, work, 0, 0, 0, 0.0)
-        for lane in range(lanes):
-            top = work[at.largest * lanes + lane]
-            quantum = work[at.quantum * lanes + lane]
-            smallest = work[at.smallest * lanes + lane]
-            delta, zero_delta = 0.0, 0.0
-            if _SMALLEST_TOP < top < _LARGEST_TOP:
-                if quantum >= top * _COARSE_GRID:
-                    delta = quantum / m
-                if not clamp and work[at.zeros * lanes + lane] > 0:
-                    zero_delta = max(delta, min(top * _ZERO_DELTA, 0.5 * smallest))
-                    if zero_delta < top * _LEAST_DELTA:
-                        zero_delta = 0.0
-            work[at.less_nonzero * lanes + lane] = delta
-            work[at.less_zero * lanes + lane] = zero_delta
-            work[at.nonzero * lanes + lane] = 0.0
-            work[at.zero * lanes + lane] = 0.0
-        _add_perturbation(code, at, work, shares_address)
+    for number in range(4):
+        # Both stages in haste and not; the one that may leave tiles to the other comes first.
+        clamp = (number >= 2) == at_most
+        stage = TIES_AT_MOST if clamp else TIES_EXACTLY
+        moves = clamped if clamp else code
+        count = _take(stage, left, left_potentials, left_stages, left_count, some, some_start)
+        left_count -= count
+        in_haste = number % 2 == 0 and count > _FEW
 
-        for k in range(at.u * lanes, at.v * lanes):
-            work[k] = 0.0
-        for round_ in range(rounds[1] + 1):
-            if waiting == 0 or (in_haste and _count_bits(waiting) <= lanes // 4):
-                break
-            call(moves.move_rows, work, 0, 0, 0, relaxation if round_ > 0 else 1.0)
-            call(moves.move_columns, work, 0, 0, 0, relaxation)
-            if round_ < rounds[0] or (round_ - rounds[0]) % rounds[2] != 0:
-                continue
-            call(moves.choose, work, 0, 0, 0, 0.0)
-            candidates = 0
+        for group in range(0, count, lanes):
+            in_group = min(lanes, count - group)
+            waiting = (1 << in_group) - 1
             for lane in range(lanes):
-                work[at.less_nonzero * lanes + lane] = 0.0
-                work[at.less_zero * lanes + lane] = 0.0
-                if words[at.strict * lanes + lane] != 0:
-                    candidates |= waiting & (1 << lane)
-            if candidates == 0:
-                continue
-            call(moves.weigh, work, shares_address, 0, 0, 0.0)
-            if clamp and not at_most:
-                call(code.fill, work, 0, 0, 0, 0.0)
-            refine = False
-            for lane in range(lanes):
-                if not (candidates >> lane) & 1:
-                    continue
-                if not _is_proven(at, work, lane, m):
-                    deltas = max(work[at.nonzero * lanes + lane], work[at.zero * lanes + lane])
-                    if deltas * _REFINE > work[at.largest * lanes + lane] * _LEAST_DELTA:
-                        work[at.less_nonzero * lanes + lane] = work[at.nonzero * lanes + lane] * (_REFINE - 1)
-                        work[at.less_zero * lanes + lane] = work[at.zero * lanes + lane] * (_REFINE - 1)
-                        refine = True
-                    continue
-                waiting &= ~(1 << lane)
-                shift = 0.0
-                passes = True
-                if at_most and not clamp:
-                    lack = -work[at.threshold * lanes + lane] - work[at.lowest * lanes + lane]
-                    passes = lack < -_ROUNDING * work[at.largest * lanes + lane]
-                    shift = work[at.lowest * lanes + lane] + 0.5 * lack
-                elif clamp and not at_most:
-                    passes = words[at.short * lanes + lane] == 0 or _fill_with_zeros(
-                        words, at.bits * lanes + lane, at.zero_bits * lanes + lane, lanes, m, n, memory
-                    )
-                if passes:
-                    call(code.store, work, grid[4] + _offset(grid, tiles[group + lane], 5), grid[7], lane, 0.0)
-                    if len(potentials) > 0:
-                        lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
-                        number = _number(grid, tiles[group + lane])
-                        for j in range(m):
-                            potentials[number, j] = work[(at.v + j) * lanes + lane] - lowest
-                else:
-                    left[left_count] = tiles[group + lane]
-                    left_stages[left_count] = TIES_EXACTLY if clamp else TIES_AT_MOST
-                    for j in range(m):
-                        left_potentials[left_count, j] = work[(at.v + j) * lanes + lane] - shift
-                    left_count += 1
-            if refine:
-                _add_perturbation(code, at, work, shares_address)
-
-        for lane in range(in_group):
-            if (waiting >> lane) & 1:
-                left[left_count] = tiles[group + lane]
-                if in_haste:
-                    left_stages[left_count] = TIES_AT_MOST if clamp else TIES_EXACTLY
-                else:
-                    left_stages[left_count] = TIES_EXACTLY if clamp and not at_most else UNSOLVED
+                given = group + min(lane, in_group - 1)
+                words[at.offsets * lanes + lane] = _place(some[given], grid[1], grid[2])
                 for j in range(m):
-                    left_potentials[left_count, j] = work[(at.v + j) * lanes + lane]
-                left_count += 1
+                    work[(at.v + j) * lanes + lane] = max(0.0, some_start[given, j]) if clamp else some_start[given, j]
+            call(code.load, work, grid[0], grid[3], 0, 0.0)
+            call(code.measure, work, 0, 0, 0, 0.0)
+            call(code.find_zeros, work, 0, 0, 0, 0.0)
+            for lane in range(lanes):
+                top = work[at.largest * lanes + lane]
+                quantum = work[at.quantum * lanes + lane]
+                smallest = work[at.smallest * lanes + lane]
+                delta, zero_delta = 0.0, 0.0
+                if _SMALLEST_TOP < top < _LARGEST_TOP:
+                    if quantum >= top * _COARSE_GRID:
+                        delta = 2 * quantum / m
+                    if not clamp and work[at.zeros * lanes + lane] > 0:
+                        zero_delta = max(delta, min(top * _ZERO_DELTA, 0.5 * smallest))
+                        if zero_delta < top * _LEAST_DELTA:
+                            zero_delta = 0.0
+                work[at.less_nonzero * lanes + lane] = delta
+                work[at.less_zero * lanes + lane] = zero_delta
+                work[at.nonzero * lanes + lane] = 0.0
+                work[at.zero * lanes + lane] = 0.0
+            _add_perturbation(code, at, work, shares_address)
+
+            for k in range(at.u * lanes, at.v * lanes):
+                work[k] = 0.0
+            for round_ in range(rounds[1] + 1):
+                if waiting == 0 or (in_haste and _count_bits(waiting) <= lanes // 4):
+                    break
+                call(moves.move_rows, work, 0, 0, 0, relaxation if round_ > 0 else 1.0)
+                call(moves.move_columns, work, 0, 0, 0, relaxation)
+                if round_ < rounds[0] or (round_ - rounds[0]) % rounds[2] != 0:
+                    continue
+                call(moves.choose, work, 0, 0, 0, 0.0)
+                candidates = 0
+                for lane in range(lanes):
+                    work[at.less_nonzero * lanes + lane] = 0.0
+                    work[at.less_zero * lanes + lane] = 0.0
+                    if words[at.strict * lanes + lane] != 0:
+                        candidates |= waiting & (1 << lane)
+                if candidates == 0:
+                    continue
+                call(moves.weigh, work, shares_address, 0, 0, 0.0)
+                if clamp and not at_most:
+                    call(code.fill, work, 0, 0, 0, 0.0)
+                refine = False
+                for lane in range(lanes):
+                    if not (candidates >> lane) & 1:
+                        continue
+                    if not _is_proven(at, work, lane, m):
+                        deltas = max(work[at.nonzero * lanes + lane], work[at.zero * lanes + lane])
+                        if deltas * _REFINE > work[at.largest * lanes + lane] * _LEAST_DELTA:
+                            work[at.less_nonzero * lanes + lane] = work[at.nonzero * lanes + lane] * (_REFINE - 1)
+                            work[at.less_zero * lanes + lane] = work[at.zero * lanes + lane] * (_REFINE - 1)
+                            refine = True
+                        continue
+                    waiting &= ~(1 << lane)
+                    shift = 0.0
+                    passes = True
+                    if at_most and not clamp:
+                        lack = -work[at.threshold * lanes + lane] - work[at.lowest * lanes + lane]
+                        passes = lack < -_ROUNDING * work[at.largest * lanes + lane]
+                        shift = work[at.lowest * lanes + lane] + 0.5 * lack
+                    elif clamp and not at_most:
+                        passes = words[at.short * lanes + lane] == 0 or _fill_with_zeros(
+                            words, at.bits * lanes + lane, at.zero_bits * lanes + lane, lanes, m, n, memory
+                        )
+                    if passes:
+                        call(
+                            code.store, work, grid[4] + _place(some[group + lane], grid[5], grid[6]), grid[7], lane, 0.0
+                        )
+                        if len(potentials) > 0:
+                            lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
+                            number = _place(some[group + lane], grid[8], 1)
+                            for j in range(m):
+                                potentials[number, j] = work[(at.v + j) * lanes + lane] - lowest
+                    else:
+                        left[left_count] = some[group + lane]
+                        left_stages[left_count] = TIES_EXACTLY if clamp else TIES_AT_MOST
+                        for j in range(m):
+                            left_potentials[left_count, j] = work[(at.v + j) * lanes + lane] - shift
+                        left_count += 1
+                if refine:
+                    _add_perturbation(code, at, work, shares_address)
+
+            for lane in range(in_group):
+                if (waiting >> lane) & 1:
+                    left[left_count] = some[group + lane]
+                    if in_haste:
+                        left_stages[left_count] = TIES_AT_MOST if clamp else TIES_EXACTLY
+                    else:
+                        left_stages[left_count] = TIES_EXACTLY if clamp and not at_most else UNSOLVED
+                    for j in range(m):
+                        left_potentials[left_count, j] = work[(at.v + j) * lanes + lane]
+                    left_count += 1
     return left_count
 
 
-@kernel
+@inner_kernel
 def _add_perturbation(code, at, work, shares_address):
     call(code.perturb, work, shares_address, at.less_zero, at.less_nonzero, 0.0)
     for lane in range(at.words):
@@ -385,7 +416,15 @@ def _add_perturbation(code, at, work, shares_address):
         work[at.zero * at.words + lane] += work[at.less_zero * at.words + lane]
 
 
-@kernel
+@inner_kernel
+def _count_waiting(state):
+    count = 0
+    for lane in range(len(state)):
+        count += state[lane] == _WAITS
+    return count
+
+
+@inner_kernel
 def _store_any(code, at, grid, tile, work, words, lane, n, m):
     """Store a mask of a tile whose entries are all the same."""
     row = (np.int64(1) << n) - 1
@@ -393,10 +432,10 @@ def _store_any(code, at, grid, tile, work, words, lane, n, m):
         words[at.bits * at.words + i * at.lanes + lane] = row
         # Each row is the one before, turned round by one; bits from m on are not looked at.
         row = (row << 1) | ((row >> (m - 1)) & 1)
-    call(code.store, work, grid[4] + _offset(grid, tile, 5), grid[7], lane, 0.0)
+    call(code.store, work, grid[4] + _place(tile, grid[5], grid[6]), grid[7], lane, 0.0)
 
 
-@kernel
+@inner_kernel
 def _count_bits(word):
     count = 0
     while word != 0:
@@ -405,22 +444,17 @@ def _count_bits(word):
     return count
 
 
-@kernel
+@inner_kernel
 def _is_full_of_zeros(zeros, m):
     return 4 * zeros >= m * m
 
 
-@kernel
-def _offset(grid, tile, first):
-    return (tile >> 32) * grid[first] + (tile & 0xFFFFFFFF) * grid[first + 1]
+@inner_kernel
+def _place(tile, down, across):
+    return (tile >> 32) * down + (tile & 0xFFFFFFFF) * across
 
 
-@kernel
-def _number(grid, tile):
-    return (tile >> 32) * grid[8] + (tile & 0xFFFFFFFF)
-
-
-@kernel
+@inner_kernel
 def _is_proven(at, work, lane, m):
     """Whether a mask that is strictly best for the perturbed tile is proven optimal for the tile itself."""
     top = work[at.largest * at.words + lane]
@@ -435,7 +469,7 @@ def _is_proven(at, work, lane, m):
     return is_clear or wrong + rounding < work[at.quantum * at.words + lane]
 
 
-@kernel
+@inner_kernel
 def _fill_with_zeros(words, bits, zero_bits, stride, m, n, memory):
     """Fill a mask up to n ones a line with weights of zero, along alternating paths; False if that cannot be done.
 

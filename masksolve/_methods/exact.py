@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from masksolve._jit import interpreted, kernel
 from masksolve._methods import NotFiniteError, potentials_dtype
@@ -32,16 +32,7 @@ from masksolve._methods._chunks import (
     refuse_large_integers,
     run_pieces,
 )
-from masksolve._methods._equilibrate import (
-    AS_AT_MOST,
-    AS_EXACTLY,
-    STAGES,
-    TIES_AT_MOST,
-    TIES_EXACTLY,
-    UNSOLVED,
-    equilibrate,
-    equilibrate_perturbed,
-)
+from masksolve._methods._equilibrate import equilibrate, equilibrate_perturbed
 from masksolve._methods._vectors import program
 from masksolve._tiles import LineSums
 
@@ -141,16 +132,6 @@ def _converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return rows.swapaxes(1, 2)
 
 
-# What comes after the first pass, by whether lines may hold fewer than n: stages, and whether in haste. No tile goes
-# back to an earlier stage.
-_PASSES = tuple(
-    ((AS_EXACTLY, False), *((stage, in_haste) for stage in (AS_AT_MOST, *ties) for in_haste in (True, False)))
-    for ties in ((TIES_AT_MOST, TIES_EXACTLY), (TIES_EXACTLY, TIES_AT_MOST))
-)
-# So many tiles fit into a group or two: none of them is left to a later pass for being slow.
-_FEW = 32
-
-
 def _equilibrate_piece(
     tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, potentials: NDArray[Any] | None, warm: bool
 ) -> None:
@@ -160,78 +141,51 @@ def _equilibrate_piece(
     plan = _plan(m)
     strides = (tiles.strides[0] // itemsize, tiles.strides[1] // itemsize, tiles.strides[2] // itemsize)
     grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across)
-    like, bits_like = _EMPTY[itemsize]
-    nothing = like.reshape(0, 1)
+    like, bits_like, nothing = _EMPTY[itemsize]
     found = nothing if potentials is None else potentials
-    # Of every stage, what earlier passes have left to it: numbers of tiles (k), potentials to start from (k, m).
-    waiting: list[list[tuple[NDArray[np.int64], NDArray[Any]]]] = [[] for _ in STAGES]
-
-    def run(stage: int, in_haste: bool, some: NDArray[np.int64], start: NDArray[Any]) -> None:
-        is_tied = stage in (TIES_EXACTLY, TIES_AT_MOST)
-        left = np.empty(len(some), np.int64)
-        left_potentials = np.empty((len(some), m), np.float64 if is_tied else like.dtype)
-        left_stages = np.empty(len(some), np.int8)
-        in_haste = in_haste and len(some) > _FEW
-        if is_tied:
-            count = equilibrate_perturbed(
-                program(n, m, 8, itemsize),
-                grid,
-                some,
-                start,
-                plan.more_rounds,
-                plan.more_relaxation,
-                _address(plan.shares),
-                found,
-                left,
-                left_potentials,
-                left_stages,
-                at_most,
-                stage == TIES_AT_MOST,
-                in_haste,
-            )
-        else:
-            count = equilibrate(
-                program(n, m, itemsize, itemsize),
-                grid,
-                some,
-                start,
-                like,
-                bits_like,
-                plan.rounds,
-                plan.relaxations,
-                found,
-                left,
-                left_potentials,
-                left_stages,
-                at_most,
-                stage == AS_AT_MOST,
-                in_haste,
-            )
-        if count < 0:
-            raise NotFiniteError
-        if count > 0:
-            for next_stage in np.flatnonzero(np.bincount(left_stages[:count])):
-                index = np.flatnonzero(left_stages[:count] == next_stage)
-                waiting[next_stage].append((left.take(index), left_potentials.take(index, axis=0)))
-
-    def take(stage: int, dtype: DTypeLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        parts, waiting[stage] = waiting[stage], []
-        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts], dtype=dtype)
-
-    run(AS_EXACTLY, True, _all_tiles(down, across), found if warm else nothing)
-    if not any(waiting):
+    left = np.empty(down * across, np.int64)
+    start = np.empty((down * across, m), like.dtype)
+    stages = np.empty(down * across, np.int8)
+    count = equilibrate(
+        program(n, m, itemsize, itemsize),
+        grid,
+        _all_tiles(down, across),
+        found if warm else nothing,
+        like,
+        bits_like,
+        plan.rounds,
+        plan.relaxations,
+        found,
+        left,
+        start,
+        stages,
+        at_most,
+    )
+    if count < 0:
+        raise NotFiniteError
+    if count == 0:
         return
-    for stage, in_haste in _PASSES[at_most]:
-        if waiting[stage]:
-            run(stage, in_haste, *take(stage, np.float64 if stage in (TIES_EXACTLY, TIES_AT_MOST) else like.dtype))
-    if waiting[UNSOLVED]:
-        some, start = take(UNSOLVED, np.float64)
-        _logger.debug("%d of %d tiles left to augmenting paths", len(some), down * across)
-        where = some >> 32, some & 0xFFFFFFFF
-        solved, ends = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, start[np.newaxis])
-        masks[where] = solved[0]
-        if potentials is not None:
-            potentials[where[0] * across + where[1]] = ends[0]
+    left, start, stages = left[:count], start[:count].astype(np.float64), stages[:count]
+    count = equilibrate_perturbed(
+        program(n, m, 8, itemsize),
+        grid,
+        plan.more_rounds,
+        plan.more_relaxation,
+        _address(plan.shares),
+        found,
+        left,
+        start,
+        stages,
+        at_most,
+    )
+    if count == 0:
+        return
+    _logger.debug("%d of %d tiles left to augmenting paths", count, down * across)
+    where = left[:count] >> 32, left[:count] & 0xFFFFFFFF
+    solved, ends = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, start[np.newaxis, :count])
+    masks[where] = solved[0]
+    if potentials is not None:
+        potentials[where[0] * across + where[1]] = ends[0]
 
 
 @functools.lru_cache(maxsize=8)
@@ -245,9 +199,10 @@ def _address(array: NDArray[Any]) -> int:
     return address
 
 
-_EMPTY: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {
-    4: (np.empty(0, np.float32), np.empty(0, np.int32)),
-    8: (np.empty(0, np.float64), np.empty(0, np.int64)),
+# By the bytes of a number: no numbers, no integers as wide, no potentials.
+_EMPTY: dict[int, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = {
+    4: (np.empty(0, np.float32), np.empty(0, np.int32), np.empty((0, 1), np.float32)),
+    8: (np.empty(0, np.float64), np.empty(0, np.int64), np.empty((0, 1), np.float64)),
 }
 
 
