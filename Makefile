@@ -42,7 +42,7 @@ bench-targets: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.targets --write README.md
 
 bench-growth: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.growth $(BENCH)
+	$(BIN)/python -m benchmarks.growth $(BENCH) --write README.md
 
 agree: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.agree

@@ -39,10 +39,14 @@ def main() -> None:
     length.add_argument("--quick", action="store_true", help=f"up to {_QUICK_LARGEST}² (the default)")
     length.add_argument("--full", action="store_true", help=f"up to {_SIDES[-1]}²")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the CSV, JSON and PNG files")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="also put a summary between the marks 'growth' of FILE"
+    )
     arguments = parser.parse_args()
     pin_threads(1)
 
     from benchmarks import report
+    from benchmarks.marks import write_between_marks
 
     sides = [side for side in _SIDES if arguments.full or side <= _QUICK_LARGEST]
     threads = [count for count in (1, 2) if count <= usable_cores()]
@@ -51,6 +55,9 @@ def main() -> None:
     print(report.markdown(*table(cells)))
     paths = report.save(arguments.output, "growth", describe(max(threads)), cells)
     paths += _draw(cells, arguments.output / "growth.png")
+    if arguments.write:
+        text = f"{report.markdown(*summary(cells))}\n\n{header(max(threads))}"
+        write_between_marks(arguments.write, "growth", text)
     print(f"\nwrote {', '.join(map(str, paths))}")
 
 
@@ -103,6 +110,31 @@ def table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
         for cell in cells
     ]
     return columns, rows
+
+
+def summary(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+    """A row for each pattern: milliseconds by size on one thread, and what more threads and memory take at the end."""
+    from benchmarks.report import significant
+
+    patterns = list(dict.fromkeys(cell.pattern for cell in cells))
+    most_threads = max(cell.threads for cell in cells)
+    rows = []
+    for pattern in patterns:
+        one = [cell for cell in cells if cell.pattern == pattern and cell.threads == 1]
+        most = [cell for cell in cells if cell.pattern == pattern and cell.threads == most_threads][-1]
+        peaks = [cell.peak_bytes for cell in cells if cell.pattern == pattern]
+        peak = "not told" if None in peaks else f"{max(filter(None, peaks), default=0) / 2**20:.1f}"
+        times = [significant(cell.seconds * 1e3) for cell in one]
+        rows.append([pattern, *times, significant(most.seconds * 1e3), f"{one[-1].nanoseconds_per_weight:.2f}", peak])
+    sides = [f"{side}²" for side in dict.fromkeys(_side_of(cell) for cell in cells)]
+    largest = sides[-1]
+    columns = ["pattern", *sides, f"{largest}, {most_threads} threads", f"{largest}, ns/weight", "peak MiB"]
+    return columns, rows
+
+
+def _side_of(cell: Cell) -> int:
+    """The size before it was cut to a multiple of M."""
+    return next(side for side in _SIDES if side >= cell.side)
 
 
 def _draw(cells: Sequence[Cell], path: Path) -> list[Path]:
