@@ -76,7 +76,8 @@ class RefreshRecord:
 
 def kept_share(scores: Tensor, mask: Tensor) -> float:
     """The share of the importance that a mask keeps; shards of both may lie anywhere."""
-    total = torch.linalg.vector_norm(scores, 1, dtype=torch.float32)
-    kept = torch.linalg.vector_norm(torch.where(mask, scores, 0), 1, dtype=torch.float32)
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    total = torch.linalg.vector_norm(scores, 1, dtype=dtype)
+    kept = torch.linalg.vector_norm(torch.where(mask, scores, 0), 1, dtype=dtype)
     everything = float(as_plain(total))
     return float(as_plain(kept)) / everything if everything > 0 else 1.0
