@@ -58,7 +58,9 @@ def test_a_loss_of_the_masked_weight_sends_its_numerical_gradient(gradient: Grad
     weight.requires_grad_()
     loss(MaskedWeight(mask, gradient, DECAY)(weight)).backward()
     assert weight.grad is not None
-    torch.testing.assert_close(weight.grad, closed_form(gradient, numerical, mask, weight.detach()), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        weight.grad, closed_form(gradient, numerical, mask, weight.detach()), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

@@ -49,6 +49,13 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, ProcessGroup | None]:
     return model, None
 
 
+def check_not_fully_sharded(model: nn.Module) -> None:
+    """Refuse a model on whose parameters `fully_shard` holds already: it would go on using the dense ones."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    if module is not None and any(isinstance(each, module.FSDPModule) for each in model.modules()):
+        raise ValueError("the model is sharded by fully_shard already; make the Sparsifier before, with real weights")
+
+
 def share_solves(
     sizes: Mapping[str, int],
     solve: Callable[[str], Solution],

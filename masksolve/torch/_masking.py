@@ -75,7 +75,11 @@ def attach(owner: nn.Module, attribute: str, masked: MaskedWeight) -> None:
     """Mask a parameter of a module. The Parameter stays the same object, so that optimizers keep theirs."""
     order = tuple(owner._parameters)
     was_parametrized = parametrize.is_parametrized(owner)
+    weight = cast(nn.Parameter, getattr(owner, attribute))
+    # Registering resets the autograd node of the parameter, on which DDP waits for its gradient: so on a stand-in.
+    setattr(owner, attribute, nn.Parameter(weight.detach(), weight.requires_grad))
     parametrize.register_parametrization(owner, attribute, masked)
+    cast(nn.ModuleDict, owner.parametrizations)[attribute].original = weight
     if not was_parametrized:
         # state_dict lists parameters in this order, and optimizers number them by it; `detach` restores it.
         vars(owner.parametrizations)["order"] = order

@@ -55,7 +55,8 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
         Weights, or any importance that is not negative: float16, bfloat16, float32 or float64, any strides, any device.
     recipe : Recipe
     potentials : Tensor, optional
-        What an earlier call for nearly the same scores returned.
+        What an earlier call for nearly the same scores returned. Those of matrices of other shapes are left aside: the
+        parameter may have been sharded since.
 
     Returns
     -------
@@ -73,6 +74,9 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
     if recipe.method != "exact":
         mask = solve_matrix(array, n, m, method=recipe.method, saturated=recipe.saturated, threads=threads)
         return torch.from_numpy(mask).to(scores.device), None
+    *lead, rows, columns = scores.shape
+    if potentials is not None and potentials.shape != (*lead, rows // m, columns // m, m):
+        potentials = None
     mask, found = solve_matrix(
         array,
         n,

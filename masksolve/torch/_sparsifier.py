@@ -13,7 +13,15 @@ from torch.utils.hooks import RemovableHandle
 
 from masksolve._inputs import nearest
 from masksolve._pattern import Pattern
-from masksolve.torch._distributed import as_plain, is_sharded, like, share_solves, solve_sharded, unwrapped
+from masksolve.torch._distributed import (
+    as_plain,
+    check_not_fully_sharded,
+    is_sharded,
+    like,
+    share_solves,
+    solve_sharded,
+    unwrapped,
+)
 from masksolve.torch._layers import ParameterReport, Ragged, Site, as_globs, select
 from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight, attach, masked_parameter
 from masksolve.torch._records import LayerRecord, RefreshRecord, kept_share
@@ -122,6 +130,7 @@ class Sparsifier:
         self._schedule = Schedule(refresh_every, until)
         self._importance = importance
         self._model, self._group = unwrapped(model)
+        check_not_fully_sharded(self._model)
         self._sites, self._report = select(
             self._model, self._recipe.pattern, as_globs(include), as_globs(exclude), ragged
         )
