@@ -112,10 +112,3 @@ def test_a_tied_weight_decays_once() -> None:
     weight, mask = model[0].parametrizations.weight.original, model[0].parametrizations.weight[0].mask
     model(torch.zeros(1, 8)).sum().backward()
     torch.testing.assert_close(weight.grad, torch.where(mask, 0, 0.5 * weight.detach()))
-
-
-@pytest.mark.parametrize("gradient", GRADIENTS)
-def test_a_pruned_weight_that_is_not_finite_stays_pruned(gradient: Gradient) -> None:
-    weight = torch.tensor([[float("nan"), 1.0], [2.0, float("inf")]], requires_grad=True)
-    mask = torch.tensor([[False, True], [True, False]])
-    assert MaskedWeight(mask, gradient, 0.0)(weight).tolist() == [[0.0, 1.0], [2.0, 0.0]]

@@ -50,7 +50,8 @@ class MaskedWeight(nn.Module):
 class _Mask(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, mask: Tensor, decay: Tensor, gradient: Gradient) -> Tensor:
-        return torch.where(mask, weight, 0)
+        # On a CPU two to three times faster than torch.where; pruned weights may become -0.0.
+        return weight * mask
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Gradient], output: Tensor) -> None:
@@ -64,10 +65,10 @@ class _Mask(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         if ctx.gradient == "sr-ste":
             weight, mask, decay = ctx.saved_tensors
-            grad = grad + decay * torch.where(mask, 0, weight)
+            grad = grad + decay * (weight * ~mask)
         elif ctx.gradient == "masked":
             (mask,) = ctx.saved_tensors
-            grad = torch.where(mask, grad, 0)
+            grad = grad * mask
         return grad, None, None, None
 
 

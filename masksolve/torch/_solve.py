@@ -74,9 +74,10 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
     if recipe.method != "exact":
         mask = solve_matrix(array, n, m, method=recipe.method, saturated=recipe.saturated, threads=threads)
         return torch.from_numpy(mask).to(scores.device), None
-    *lead, rows, columns = scores.shape
-    if potentials is not None and potentials.shape != (*lead, rows // m, columns // m, m):
-        potentials = None
+    if potentials is not None:
+        *lead, rows, columns = scores.shape
+        if potentials.shape != (*lead, rows // m, columns // m, m):
+            potentials = None
     mask, found = solve_matrix(
         array,
         n,

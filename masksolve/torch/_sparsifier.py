@@ -24,7 +24,7 @@ from masksolve.torch._distributed import (
 )
 from masksolve.torch._layers import ParameterReport, Ragged, Site, as_globs, select
 from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight, attach, masked_parameter
-from masksolve.torch._records import LayerRecord, RefreshRecord, kept_share
+from masksolve.torch._records import LayerRecord, RefreshRecord, count_changes, kept_share
 from masksolve.torch._removal import remove_masks
 from masksolve.torch._schedule import RefreshEvery, Schedule
 from masksolve.torch._solve import MaskFunction, Recipe, Solution, as_pattern, solve_masks
@@ -231,7 +231,7 @@ class Sparsifier:
         changed = {}
         for name, (_, masked) in held.items():
             mask = like(solutions[name].mask, masked.mask)
-            changed[name] = int(as_plain((mask ^ masked.mask).sum()))
+            changed[name] = count_changes(mask, masked.mask)
             masked.mask.copy_(mask)
         return self._finish_refresh(solutions, start, changed)
 
