@@ -112,3 +112,21 @@ def test_a_tied_weight_decays_once() -> None:
     weight, mask = model[0].parametrizations.weight.original, model[0].parametrizations.weight[0].mask
     model(torch.zeros(1, 8)).sum().backward()
     torch.testing.assert_close(weight.grad, torch.where(mask, 0, 0.5 * weight.detach()))
+
+
+def test_under_frozen_masks_all_gradients_train_the_same_model() -> None:
+    kept = []
+    for gradient in GRADIENTS:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
+        sparsifier = Sparsifier(model, "3:8", gradient=gradient, decay=0.1, refresh_every=None)
+        optimizer = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.ones(2, 16)).square().sum().backward()
+            optimizer.step()
+            sparsifier.step()
+        sparsifier.finalize()
+        kept.append(model.state_dict())
+    for other in kept[1:]:
+        assert all(torch.equal(kept[0][name], value) for name, value in other.items())
