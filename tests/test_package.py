@@ -112,6 +112,27 @@ print(*ms.available_methods())
     assert processes.run(script) == "exact enumerate greedy two-approx\n"
 
 
+def test_the_adapter_without_torch_names_the_extra() -> None:
+    script = """
+import sys
+sys.modules["torch"] = None
+try:
+    import masksolve.torch
+except ImportError as error:
+    print(error)
+"""
+    assert processes.run(script) == (
+        "masksolve.torch needs torch, which is not installed; pip install 'masksolve[torch]'\n"
+    )
+
+
+def test_the_public_face_of_the_adapter_is_documented() -> None:
+    import masksolve.torch as adapter
+
+    assert list(adapter.__all__) == sorted(adapter.__all__)
+    assert all((getattr(adapter, name).__doc__ or "").strip() for name in adapter.__all__)
+
+
 def test_an_error_for_a_missing_library_is_an_import_error() -> None:
     assert issubclass(ms.MethodNotInstalledError, ImportError)
 

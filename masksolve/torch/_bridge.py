@@ -1,0 +1,64 @@
+"""The bridge to torch.nn.utils.prune: a transposable mask as one of its prunings."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from masksolve._pattern import Pattern
+from masksolve.torch._layers import layout_of
+from masksolve.torch._solve import MaskFunction, Recipe, as_pattern, solve_masks
+
+
+def transposable(
+    module: nn.Module,
+    name: str,
+    pattern: str | Pattern,
+    *,
+    method: str | MaskFunction = "exact",
+    saturated: bool = True,
+    importance_scores: Tensor | None = None,
+) -> nn.Module:
+    """Prune a parameter with `torch.nn.utils.prune.custom_from_mask` and its best transposable N:M mask.
+
+    Parameters
+    ----------
+    module : nn.Module
+    name : str
+        The parameter's name in the module, of two or more dimensions. A convolution is masked at each kernel position.
+    pattern : str or Pattern
+        N **kept** of every M, such as "4:8".
+    method, saturated
+        As for `Sparsifier`.
+    importance_scores : Tensor, optional
+        What to keep most of instead of abs(weight), shaped like it.
+
+    Returns
+    -------
+    module : nn.Module
+        The same, with NAME_orig and NAME_mask in place of NAME; `torch.nn.utils.prune.remove` makes it permanent.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a name that is no parameter, scores of another shape, NaN weights and whatever `solve_matrix` refuses.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = transposable(torch.nn.Linear(8, 8), "weight", "2:8")
+    >>> int(layer.weight_mask.sum())
+    16
+    """
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"{type(module).__name__} has no parameter {name!r}")
+    scores = weight if importance_scores is None else importance_scores
+    if scores.shape != weight.shape:
+        raise ValueError(
+            f"importance_scores have shape {tuple(scores.shape)}; parameter {name!r} needs {tuple(weight.shape)}"
+        )
+    layout = layout_of(module, name)
+    mask, _ = solve_masks(layout.matrices(scores.detach()), Recipe(as_pattern(pattern), method, saturated))
+    prune.custom_from_mask(module, name, layout.weight(mask))
+    return module

@@ -1,0 +1,241 @@
+"""Which parameters of a model can be sparsified, why the others cannot, and their (out, in) matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+
+from masksolve._pattern import Pattern
+from masksolve._tiles import convolution_axes
+from masksolve.torch._masking import MaskedWeight
+
+Ragged = Literal["allow", "skip"]
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight lies in memory: `groups` matrices along its first axis, and whether a kernel follows the matrix.
+
+    A convolution weight is (groups * out, in, *kernel), a transposed one the same with out and in exchanged; any
+    other weight is (..., R, C).
+    """
+
+    groups: int = 1
+    convolution: bool = False
+
+    def matrices(self, weight: Tensor) -> Tensor:
+        """The weight as a stack of matrices, a view: one for each kernel position and group."""
+        if not self.convolution:
+            return weight
+        split: Tensor = weight.unflatten(0, (self.groups, -1))
+        return split.permute(convolution_axes(split.ndim, lead=1))
+
+    def weight(self, matrices: Tensor) -> Tensor:
+        """The inverse of `matrices`."""
+        if not self.convolution:
+            return matrices
+        order = [int(axis) for axis in np.argsort(convolution_axes(matrices.ndim, lead=1))]
+        return matrices.permute(order).flatten(0, 1)
+
+    def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of one matrix of a weight."""
+        if self.convolution:
+            return shape[0] // self.groups, shape[1]
+        return shape[-2], shape[-1]
+
+    def matrix_axes(self, ndim: int) -> tuple[int, int]:
+        """Which axes of a weight are the rows and the columns of its matrices."""
+        return (0, 1) if self.convolution else (ndim - 2, ndim - 1)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A parameter that is masked: its names in the model (several when it is tied) and its layout."""
+
+    names: tuple[str, ...]
+    layout: Layout
+
+    @property
+    def name(self) -> str:
+        """The first of its names."""
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """What becomes of a parameter: sparse, or skipped and why. A tied one has a line for every name."""
+
+    name: str
+    shape: tuple[int, ...]
+    sparse: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One name of a parameter."""
+
+    name: str
+    owner: nn.Module
+    attribute: str
+    parameter: Tensor
+
+
+def select(
+    model: nn.Module, pattern: Pattern, include: Sequence[str] | None, exclude: Sequence[str] | None, ragged: Ragged
+) -> tuple[list[Site], tuple[ParameterReport, ...]]:
+    """Split the parameters of a model into those that are masked and those that are skipped.
+
+    Raises
+    ------
+    ValueError
+        If a glob matches no name, an `include` glob only parameters that cannot be masked, nothing is left to mask,
+        or a chosen parameter is on the meta device.
+    """
+    found = list(_named(model))
+    _check_globs(found, include, exclude)
+    sites, report = [], []
+    for names in _tied(found):
+        reasons = [_reason_to_skip(one, names, pattern, include, exclude, ragged) for one in names]
+        chosen = next((one for one, reason in zip(names, reasons, strict=True) if reason is None), None)
+        if chosen is None:
+            report += [_line(one, reason) for one, reason in zip(names, reasons, strict=True)]
+            continue
+        if chosen.parameter.is_meta:
+            raise ValueError(
+                f"parameter {chosen.name!r} is on the meta device and has no values to find masks for; materialise the "
+                "model first (to_empty and its initialisation, or load_state_dict with assign=True)"
+            )
+        first = names[0].name
+        sites.append(Site(tuple(one.name for one in names), layout_of(chosen.owner, chosen.attribute)))
+        report += [
+            ParameterReport(one.name, tuple(one.parameter.shape), True, None if one is names[0] else f"tied to {first}")
+            for one in names
+        ]
+    _check_chosen(model, pattern, include, report)
+    return sites, tuple(report)
+
+
+def layout_of(owner: nn.Module, attribute: str) -> Layout:
+    """The layout of one parameter of a module."""
+    if isinstance(owner, _ConvNd) and attribute == "weight":
+        return Layout(owner.groups, convolution=True)
+    return Layout()
+
+
+def as_globs(globs: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """One glob or several, as several."""
+    if globs is None:
+        return None
+    return (globs,) if isinstance(globs, str) else tuple(globs)
+
+
+def _named(model: nn.Module) -> Iterator[_Found]:
+    """Every name of every parameter, as it was before any parametrization moved it."""
+    for path, module in model.named_modules():
+        is_moved = isinstance(module, ParametrizationList)
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            head, _, tail = path.rpartition(".")
+            prefix = head.removesuffix("parametrizations") + tail if is_moved else path
+            name = prefix if is_moved else f"{prefix}.{attribute}" if prefix else attribute
+            yield _Found(name, module, attribute, parameter)
+
+
+def _tied(found: list[_Found]) -> list[list[_Found]]:
+    """The names of each parameter."""
+    groups: dict[int, list[_Found]] = {}
+    for one in found:
+        groups.setdefault(id(one.parameter), []).append(one)
+    return list(groups.values())
+
+
+def _reason_to_skip(
+    one: _Found,
+    names: list[_Found],
+    pattern: Pattern,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    ragged: Ragged,
+) -> str | None:
+    for glob in exclude or ():
+        for other in names:
+            if fnmatchcase(other.name, glob):
+                return f"excluded by {glob!r}" + ("" if other is one else f", to which {other.name} is tied")
+    for other in names:
+        if isinstance(other.owner, ParametrizationList):
+            kinds = [type(each) for each in other.owner]
+            if MaskedWeight in kinds:
+                return "already masked by a Sparsifier; finalize it first"
+            return f"already parametrized by {kinds[-1].__name__}; remove that parametrization first"
+    parameter = one.parameter
+    if is_lazy(parameter):
+        return "not initialised yet; run the model once first"
+    if parameter.ndim < 2:
+        return f"{parameter.ndim}-D: not a matrix"
+    if include is not None and not any(fnmatchcase(one.name, glob) for glob in include):
+        return "not included"
+    if include is None and not _is_default(one.owner, one.attribute):
+        return "not the weight of a Linear, a convolution or an attention; include it to mask it"
+    if parameter.dtype not in _DTYPES:
+        return f"dtype {parameter.dtype} is not one of {', '.join(map(str, _DTYPES))}"
+    return _reason_of_size(parameter.shape, layout_of(one.owner, one.attribute), pattern, ragged)
+
+
+def _is_default(owner: nn.Module, attribute: str) -> bool:
+    if isinstance(owner, nn.MultiheadAttention):
+        return attribute in _ATTENTION
+    return isinstance(owner, (nn.Linear, _ConvNd)) and attribute == "weight"
+
+
+def _reason_of_size(shape: Sequence[int], layout: Layout, pattern: Pattern, ragged: Ragged) -> str | None:
+    rows, columns = layout.matrix_shape(shape)
+    size = f"{rows}x{columns}" if layout.groups == 1 else f"each of its {layout.groups} groups is {rows}x{columns} and"
+    m = pattern.m
+    if min(rows, columns) < m or 0 in shape:
+        return f"{size} holds no whole {m}x{m} tile"
+    if ragged == "skip" and (rows % m or columns % m):
+        return f"{size} is no multiple of {m} both ways, and ragged='skip'"
+    return None
+
+
+def _line(one: _Found, reason: str | None) -> ParameterReport:
+    shape = () if is_lazy(one.parameter) else tuple(one.parameter.shape)
+    return ParameterReport(one.name, shape, False, reason)
+
+
+def _check_globs(found: list[_Found], include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
+    for option, globs in (("include", include), ("exclude", exclude)):
+        for glob in globs or ():
+            if not any(fnmatchcase(one.name, glob) for one in found):
+                some = ", ".join(one.name for one in found[:3])
+                raise ValueError(f"{option} {glob!r} matches none of the {len(found)} parameter names ({some}, ...)")
+
+
+def _check_chosen(
+    model: nn.Module, pattern: Pattern, include: Sequence[str] | None, report: Sequence[ParameterReport]
+) -> None:
+    for glob in include or ():
+        matched = [line for line in report if fnmatchcase(line.name, glob)]
+        if not any(line.sparse for line in matched):
+            raise ValueError(f"include {glob!r} matches nothing that can be {pattern} sparse ({_reasons(matched)})")
+    if not any(line.sparse for line in report):
+        reasons = _reasons(report) or "it has no parameters"
+        raise ValueError(f"no parameter of this {type(model).__name__} can be {pattern} sparse ({reasons})")
+
+
+def _reasons(lines: Sequence[ParameterReport]) -> str:
+    # Weights tell more than biases.
+    lines = [line for line in lines if len(line.shape) > 1] or list(lines)
+    return "; ".join(f"{line.name}: {line.reason}" for line in lines[:3]) + ("; ..." if len(lines) > 3 else "")

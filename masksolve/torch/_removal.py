@@ -1,0 +1,65 @@
+"""Writing the zeros into masked parameters and removing every trace of the masks."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from masksolve.torch._distributed import is_sharded
+from masksolve.torch._masking import detach, masked_parameter
+
+
+def finalize(model: nn.Module) -> None:
+    """Write the zeros into every masked parameter of a model, and make all of them plain parameters again.
+
+    For copies, which have no Sparsifier of their own: an EMA, a `copy.deepcopy`. `Sparsifier.finalize` does the same
+    for the model that it was made for.
+
+    Raises
+    ------
+    ValueError
+        If nothing in the model is masked.
+    RuntimeError
+        If a parameter carries another parametrization too, or is sharded by FSDP. The model is left as it was.
+
+    Examples
+    --------
+    >>> import copy, torch, masksolve.torch
+    >>> model = torch.nn.Linear(8, 8)
+    >>> sparsifier = masksolve.torch.Sparsifier(model, "4:8")
+    >>> average = copy.deepcopy(model)
+    >>> masksolve.torch.finalize(average)
+    >>> int((average.weight == 0).sum())
+    32
+    """
+    places = [
+        (f"{path}.{attribute}" if path else attribute, module, attribute)
+        for path, module in model.named_modules()
+        if parametrize.is_parametrized(module)
+        for attribute in cast(nn.ModuleDict, module.parametrizations)
+        if masked_parameter(module, attribute) is not None
+    ]
+    if not places:
+        raise ValueError(f"this {type(model).__name__} has no masked parameter; there is nothing to finalize")
+    remove_masks(places)
+
+
+def remove_masks(places: list[tuple[str, nn.Module, str]]) -> None:
+    """Detach parameters, given as (name, owner, attribute), after checking that all of them can be."""
+    for name, owner, attribute in places:
+        kinds = [type(each).__name__ for each in cast(Any, owner.parametrizations)[attribute]]
+        if len(kinds) > 1:
+            raise RuntimeError(
+                f"parameter {name!r} carries {' and '.join(kinds)}; remove what was registered after the mask first"
+            )
+        found = masked_parameter(owner, attribute)
+        if found is not None and is_sharded(found[0]) and not is_sharded(found[1].mask):
+            raise RuntimeError(
+                f"parameter {name!r} is sharded by fully_shard, which holds on to it; gather the state dict with "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict and full_state_dict=True, load it into "
+                "an unsharded model that has a Sparsifier, and finalize that"
+            )
+    for _, owner, attribute in places:
+        detach(owner, attribute)

@@ -1,0 +1,105 @@
+"""What is compared: a recipe is the kind of masks, when they change, and which gradient the dense weights get."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import masksolve as ms
+from masksolve.diversity import bits_per_weight, paper_formula
+from masksolve.torch import Sparsifier
+
+PATTERNS = ("2:4", "4:8", "8:16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of the table.
+
+    `structure` is "dense", "unstructured", "rows" (one-sided N:M along the inputs) or "both" (transposable). Masks
+    change every 40 steps ("dynamic"), or never ("static"); with `retrains`, training starts from the weights of the
+    dense run.
+    """
+
+    structure: str
+    pattern: str = "-"
+    masks: str = "-"
+    gradient: str = "-"
+    method: str = "-"
+    retrains: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        kind = {"both": "transposable", "rows": "one-sided"}.get(self.structure, self.structure)
+        words = [kind, self.pattern, self.masks, self.gradient, self.method, "retrained" if self.retrains else "-"]
+        return " ".join(word for word in words if word not in ("-", "exact"))
+
+    def sparsifier(self, model: nn.Module, include: tuple[str, ...], seed: int) -> Sparsifier | None:
+        """What masks the model, if anything does."""
+        if self.structure == "dense":
+            return None
+        options: dict[str, Any] = {
+            "include": include,
+            "refresh_every": 40 if self.masks == "dynamic" else None,
+            "gradient": self.gradient,
+        }
+        return Sparsifier(model, "1:2" if self.pattern == "-" else self.pattern, method=self._method(seed), **options)
+
+    def _method(self, seed: int) -> str | Callable[[Tensor, ms.Pattern], Tensor]:
+        if self.structure == "unstructured":
+            return larger_half
+        if self.structure == "rows":
+            return one_sided
+        return random(seed) if self.method == "random" else self.method
+
+    def bits(self) -> tuple[float, float]:
+        """The exact mask diversity in bits per weight, and what the paper's formula says."""
+        if self.structure in ("dense", "unstructured"):
+            return 1.0, 1.0
+        pattern = ms.Pattern.parse(self.pattern)
+        exact = bits_per_weight(pattern.n, pattern.m, self.structure)
+        formula = math.log2(paper_formula(pattern.n, pattern.m)) / pattern.m**2
+        return exact, exact if self.structure == "rows" else formula
+
+
+def larger_half(scores: Tensor, pattern: ms.Pattern) -> Tensor:
+    """The larger half of all weights of a tensor."""
+    return scores.abs() > scores.abs().median()
+
+
+def one_sided(scores: Tensor, pattern: ms.Pattern) -> Tensor:
+    """N of every M inputs of each output."""
+    return torch.from_numpy(ms.solve_matrix(scores.numpy(), pattern.n, pattern.m, direction="rows"))
+
+
+def random(seed: int) -> Callable[[Tensor, ms.Pattern], Tensor]:
+    """Masks drawn uniformly from all transposable ones, whatever the weights."""
+    generator = np.random.default_rng(seed)
+
+    def draw(scores: Tensor, pattern: ms.Pattern) -> Tensor:
+        *lead, rows, columns = scores.shape
+        n, m = pattern.n, pattern.m
+        tiles = ms.random_mask(n, m, size=(*lead, rows // m, columns // m), rng=generator)
+        return torch.from_numpy(tiles).transpose(-3, -2).reshape(scores.shape)
+
+    return draw
+
+
+RECIPES = (
+    Recipe("dense"),
+    Recipe("unstructured", "-", "dynamic", "ste"),
+    *(Recipe("rows", pattern, "dynamic", "ste", "exact") for pattern in ("2:4", "4:8")),
+    *(Recipe("both", pattern, "dynamic", "ste", "exact") for pattern in PATTERNS),
+    *(Recipe("both", pattern, "dynamic", "sr-ste", "exact") for pattern in PATTERNS),
+    Recipe("both", "4:8", "dynamic", "ste", "greedy"),
+    Recipe("both", "4:8", "static", "ste", "random"),
+    Recipe("dense", retrains=True),
+    *(Recipe("both", pattern, "static", "ste", "exact", retrains=True) for pattern in PATTERNS),
+)

@@ -1,0 +1,197 @@
+"""What each of two processes does for the tests of DDP, FSDP2 and DTensor. Run by `tests.test_torch_distributed`."""
+
+import datetime
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from masksolve.torch import Sparsifier, _solve
+
+STEPS = 3
+# Every scenario, by name; what it returns is saved for the tests to judge.
+SCENARIOS: dict[str, Any] = {}
+
+
+def scenario(function: Any) -> Any:
+    SCENARIOS[function.__name__] = function
+    return function
+
+
+def run(rank: int, folder: str) -> None:
+    """One process: all scenarios, one after the other."""
+    torch.set_num_threads(1)
+    address = f"file://{folder}/rendezvous"
+    timeout = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timeout)
+    for name, function in SCENARIOS.items():
+        try:
+            result = function(rank)
+        except Exception:
+            result = traceback.format_exc()
+        torch.save(result, Path(folder) / f"{name}-{rank}.pt")
+        if isinstance(result, str):
+            # The other process may wait for this one in vain.
+            break
+    dist.destroy_process_group()
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    """0.weight shards into whole 1:4 and 3:4 tiles, 2.weight does not, 4.weight is a convolution over one pixel."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(8, 16),
+        nn.ReLU(),
+        nn.Linear(16, 12),
+        nn.Unflatten(1, (12, 1)),
+        nn.Conv1d(12, 16, 1),
+        nn.Flatten(),
+        nn.Linear(16, 4),
+    )
+
+
+def batch(step: int) -> Tensor:
+    return torch.randn(8, 8, generator=torch.Generator().manual_seed(step))
+
+
+def train(model: nn.Module, sparsifier: Sparsifier, rank: int | None, steps: int = STEPS) -> None:
+    """Half of each batch for either process, all of it for a process alone."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    for step in range(steps):
+        x = batch(step) if rank is None else batch(step).chunk(2)[rank]
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        sparsifier.step()
+
+
+def held(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """The dense weight and the mask of every masked layer."""
+    found = {}
+    for name, module in model.named_modules():
+        if nn.utils.parametrize.is_parametrized(module):
+            inner: Any = module.parametrizations.weight
+            found[name] = inner.original.detach(), inner[0].mask
+    return found
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def gathered(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    return {name: (whole(weight).clone(), whole(mask).clone()) for name, (weight, mask) in held(model).items()}
+
+
+class Counted:
+    """Notes the shapes that are solved in this process."""
+
+    def __enter__(self) -> list[tuple[int, ...]]:
+        shapes: list[tuple[int, ...]] = []
+        self.solve = _solve.solve_matrix
+
+        def solve(weights: Any, *arguments: Any, **options: Any) -> Any:
+            shapes.append(weights.shape)
+            return self.solve(weights, *arguments, **options)
+
+        _solve.solve_matrix = solve  # type: ignore[assignment]
+        return shapes
+
+    def __exit__(self, *_: object) -> None:
+        _solve.solve_matrix = self.solve
+
+
+@scenario
+def ddp(rank: int) -> dict[str, Any]:
+    model = DistributedDataParallel(net(seed=rank))
+    with Counted() as shapes:
+        sparsifier = Sparsifier(model, "3:4", refresh_every=1)
+        train(model, sparsifier, rank)
+    record = sparsifier.last_refresh
+    found = {"layers": gathered(model.module), "shapes": shapes, "kept": [x.kept_importance for x in record.layers]}
+    sparsifier.finalize()
+    return {**found, "keys": list(model.module.state_dict())}
+
+
+@scenario
+def ddp_not_finite(rank: int) -> dict[str, Any]:
+    model = DistributedDataParallel(net())
+    sparsifier = Sparsifier(model, "2:4")
+    before = gathered(model.module)
+    with torch.no_grad():
+        for weight, _ in held(model.module).values():
+            weight.normal_()
+        held(model.module)["2"][0][1, 2] = float("nan")
+    try:
+        sparsifier.refresh()
+        message = ""
+    except (ValueError, RuntimeError) as error:
+        message = f"{type(error).__name__}: {error}"
+    after = gathered(model.module)
+    return {"message": message, "same": all(torch.equal(before[name][1], after[name][1]) for name in before)}
+
+
+@scenario
+def wrapped_after(rank: int) -> dict[str, Any]:
+    model = net(seed=rank)
+    sparsifier = Sparsifier(model, "1:4", refresh_every=1)
+    train(DistributedDataParallel(model), sparsifier, rank)
+    return {"layers": gathered(model)}
+
+
+@scenario
+def fsdp(rank: int) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    model = net()
+    sparsifier = Sparsifier(model, "3:4", refresh_every=1)
+    for layer in (model[0], model[2], model[4]):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    with Counted() as shapes:
+        train(model, sparsifier, rank)
+    found = {"layers": gathered(model), "shapes": shapes, "kept": sparsifier.last_refresh.layers}
+    try:
+        sparsifier.finalize()
+        message = ""
+    except RuntimeError as error:
+        message = str(error)
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    with torch.no_grad():
+        held(model)["0"][0].to_local()[1, 1] = float("nan") if rank == 1 else 0.0
+    try:
+        sparsifier.refresh()
+        not_finite = ""
+    except ValueError as error:
+        not_finite = str(error)
+    try:
+        Sparsifier(fully_shard(nn.Linear(8, 8), mesh=mesh), "2:4")
+        late = ""
+    except ValueError as error:
+        late = str(error)
+    saved = sparsifier.state_dict()
+    return {**found, "finalize": message, "state": state, "not finite": not_finite, "late": late, "saved": saved}
+
+
+@scenario
+def tensor_parallel(rank: int) -> dict[str, Any]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    with Counted() as shapes:
+        sparsifier = Sparsifier(model, "1:4", refresh_every=1, gradient="sr-ste")
+        train(model, sparsifier, None)
+    found = {"layers": gathered(model), "shapes": shapes, "sad": [x.sad for x in sparsifier.last_refresh.layers]}
+    sparsifier.finalize()
+    return {**found, "state": {name: whole(value) for name, value in model.state_dict().items()}}
