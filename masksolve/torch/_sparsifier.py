@@ -66,7 +66,7 @@ class Sparsifier:
         the number of accumulated backwards, and multiply it by the scale of a GradScaler.
     importance : callable, optional
         Gets the name and the Parameter (with its `.grad`, if there is one) and returns scores of its shape, not
-        negative, to keep most of instead of abs(weight).
+        negative, to keep most of instead of abs(weight). Where processes share the solves, only one of them calls it.
     method : str or callable
         As for `masksolve.solve_matrix`. A callable, for experiments, gets scores (..., R, C) and the Pattern and
         returns a boolean mask, of any structure.
