@@ -1,0 +1,1 @@
+"""Transposable N:M masks for PyTorch."""
