@@ -116,55 +116,47 @@ def _equilibrate(entries: _Entries, stage: Stage, start: Tensor | None) -> tuple
         v = (start * entries.up[0] * entries.up[1]).nan_to_num(nan=-LIMIT).clamp(-LIMIT, LIMIT).int()
         if stage.clamp_columns:
             v = v.clamp(min=0)
-    masks = perturbed.new_zeros(perturbed.shape, dtype=torch.bool)
-    potentials = v.clone()
-    proven = torch.zeros_like(entries.finite)
+    nth = middle = u
+    is_open = entries.finite.clone()
     first = stage.first if start is None else 0
     for round_ in range(stage.last + 1):
         nth, following = _best_two((perturbed - v).unbind(1), stage.rows)
         middle = _middle(nth, following, stage.clamp_rows)
         if round_ >= first and (round_ - first) % stage.every == 0:
-            chosen, holds, lowest = _prove(entries, stage, v, nth, following, middle)
-            fresh = holds & ~proven
-            masks = torch.where(fresh, chosen, masks)
-            potentials = torch.where(fresh, v - lowest, potentials)
-            proven |= holds
-            if proven.all():
+            failing = nth <= following
+            if stage.clamp_rows:
+                failing &= nth > 0
+            ones = _choose(perturbed - v, nth, stage).sum(dim=0)
+            misfits = ones > stage.kept if stage.clamp_columns else ones != stage.kept
+            is_open &= failing.any(dim=0) | misfits.any(dim=0)
+            if not is_open.any():
                 break
         beyond = stage.relaxation if round_ > 0 else 0
-        u = _moved(u, middle, beyond, stage.clamp_rows)
-        nth, following = _best_two((perturbed - u[:, None]).unbind(0), stage.columns)
-        v = _moved(v, _middle(nth, following, stage.clamp_columns), beyond, stage.clamp_columns)
-    potentials = torch.where(proven, potentials, v).clamp(-LARGEST_POTENTIAL, LARGEST_POTENTIAL)
-    return masks, potentials.float() * entries.down[0] * entries.down[1], proven
+        u = torch.where(is_open, _moved(u, middle, beyond, stage.clamp_rows), u)
+        nth_down, following_down = _best_two((perturbed - u[:, None]).unbind(0), stage.columns)
+        middle_down = _middle(nth_down, following_down, stage.clamp_columns)
+        v = torch.where(is_open, _moved(v, middle_down, beyond, stage.clamp_columns), v)
 
-
-def _prove(
-    entries: _Entries, stage: Stage, v: Tensor, nth: Tensor, following: Tensor, middle: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The choice of every row; whether it is proven; by how much to lower v so that it proves "at most" too."""
-    reduced = entries.perturbed - v
-    chosen = reduced >= nth[:, None]
-    strict = nth > following
-    if stage.clamp_rows:
-        chosen &= reduced > 0
-        strict |= nth <= 0
-    ones = chosen.sum(dim=0, dtype=torch.int32)
+    chosen = _choose(perturbed - v, nth, stage)
     right = entries.b - v - middle[:, None]
     right = torch.where(chosen, right, -right) - (entries.quantum == 0).int()
     wrong = (-right).clamp(0, SATURATED).sum(dim=1).clamp(max=SATURATED).sum(dim=0)
-    fits = ones == stage.kept
     if stage.clamp_columns:
-        fits = ones <= stage.kept
-        lost = v.clamp(max=SATURATED) * (stage.kept - ones).clamp(min=0)
-        wrong += lost.clamp(max=SATURATED).sum(dim=0)
+        places = (stage.kept - chosen.sum(dim=0)).clamp(min=0)
+        wrong += (v.clamp(max=SATURATED) * places).clamp(max=SATURATED).sum(dim=0)
     divisor = torch.where(right < wrong, entries.quantum, NO_QUANTUM).amin(dim=(0, 1))
-    holds = entries.finite & strict.all(dim=0) & fits.all(dim=0) & (wrong < SATURATED) & (wrong < divisor)
-    lowest = torch.zeros_like(v[0])
+    proven = entries.finite & ~is_open & (wrong < SATURATED) & (wrong < divisor)
     if stage.at_most:
         lowest = v.amin(dim=0)
-        holds &= middle.amin(dim=0) + lowest >= 0
-    return chosen, holds, lowest
+        proven &= lowest + middle.amin(dim=0) >= 0
+        v = v - torch.where(proven, lowest, 0)
+    v = v.clamp(-LARGEST_POTENTIAL, LARGEST_POTENTIAL)
+    return chosen, v.float() * entries.down[0] * entries.down[1], proven
+
+
+def _choose(values: Tensor, nth: Tensor, stage: Stage) -> Tensor:
+    chosen = values >= nth[:, None]
+    return chosen & (values > 0) if stage.clamp_rows else chosen
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ the lines across come from the neighbouring threads by shuffles. A tile of 32x32
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -57,7 +55,7 @@ def solve_stage(
     potentials
         float32 (b * p * q, w): column potentials to start from where `warm`, and where those reached are written.
     """
-    height, width = tiles.shape[3:]
+    _, tiles_down, tiles_across, height, width = tiles.shape
     count = potentials.shape[0] if which is None else which.shape[0]
     left = torch.empty(count, dtype=torch.uint8, device=tiles.device)
     lines = triton.next_power_of_2(max(height, width, 2))
@@ -73,8 +71,8 @@ def solve_stage(
             left,
             _shares_on(tiles.device, height * width, stage.seed),
             count,
-            tiles.shape[2],
-            tiles.shape[1] * tiles.shape[2],
+            tiles_down,
+            tiles_across,
             *tiles.stride(),
             *masks.stride(),
             int(warm),
@@ -97,13 +95,15 @@ def solve_stage(
             MASKED=masked is not None,
             TILES=per_program,
             LINES=lines,
+            HALVINGS=lines.bit_length() - 1,
             num_warps=1,
         )
     return left.view(torch.bool)
 
 
-def _network(selection: Selection) -> tuple[Any, int, int]:
-    return selection.steps, selection.nth, selection.following
+def _network(selection: Selection) -> tuple[tuple[int, ...], ...]:
+    """The two outputs, and the steps, as a tuple of tuples, which is what a kernel can take apart."""
+    return (selection.nth, selection.following), *selection.steps
 
 
 _shares: dict[tuple[torch.device, int, int], Tensor] = {}
@@ -126,8 +126,8 @@ def _solve(
     left,
     shares,
     count,
+    tiles_down,
     tiles_across,
-    tiles_in_matrix,
     weight_batch,
     weight_down,
     weight_across,
@@ -158,143 +158,144 @@ def _solve(
     MASKED: tl.constexpr,
     TILES: tl.constexpr,
     LINES: tl.constexpr,
+    HALVINGS: tl.constexpr,
 ):
-    slot = tl.program_id(0) * TILES + tl.arange(0, TILES)[:, None]
-    line = tl.arange(0, LINES)[None, :]
+    slot = tl.program_id(0) * TILES + tl.arange(0, TILES)
+    line = tl.arange(0, LINES)
+    i, j = line[None, :, None], line[None, None, :]
     waiting = slot < count
-    tile = slot.to(tl.int64)
+    tile = slot
     if LISTED:
-        tile = tl.load(which + slot, mask=waiting, other=0)
-    batch, in_matrix = tile // tiles_in_matrix, tile % tiles_in_matrix
-    down, across = in_matrix // tiles_across, in_matrix % tiles_across
-    origin = weights + batch * weight_batch + down * weight_down + across * weight_across
-    target = batch * mask_batch + down * mask_down + across * mask_across
-    in_row, in_column = waiting & (line < HEIGHT), waiting & (line < WIDTH)
-    row, column = origin + line * weight_row, origin + line * weight_column
-    row_shares, column_shares = shares + line * WIDTH, shares + line
+        tile = tl.load(which + slot, mask=waiting, other=0).to(tl.int32)
+    # Divisions of 64 bits are slow; products of strides need them.
+    tile_row, across = tile // tiles_across, (tile % tiles_across).to(tl.int64)
+    batch, down = (tile_row // tiles_down).to(tl.int64), (tile_row % tiles_down).to(tl.int64)
+    source = weights + (batch * weight_batch + down * weight_down + across * weight_across)[:, None, None]
+    source += i * weight_row + j * weight_column
+    target = (batch * mask_batch + down * mask_down + across * mask_across)[:, None, None]
+    target += i * mask_row + j * mask_column
+    inside = waiting[:, None, None] & (i < HEIGHT) & (j < WIDTH)
+    in_row, in_column = (line < HEIGHT)[None, :], (line < WIDTH)[None, :]
 
     # The scale: every weight is below 2**exponent.
-    top = tl.zeros([TILES, LINES], tl.int32)
-    for k in tl.static_range(WIDTH):
-        weight = tl.abs(tl.load(row + k * weight_column, mask=in_row, other=0.0)).to(tl.float32)
-        top = tl.maximum(top, weight.to(tl.int32, bitcast=True))
-    top = tl.max(top, axis=1, keep_dims=True)
+    weight = tl.load(source, mask=inside, other=0.0)
+    top = tl.max(tl.max(tl.abs(weight.to(tl.float32)).to(tl.int32, bitcast=True), axis=2), axis=1)
     finite = top < _INFINITY
+    inside = inside & finite[:, None, None]
     scale = tl.where(finite, _BITS + 126 - (top >> 23), 0)
-    up_1, up_2 = _power_of_two(scale >> 1), _power_of_two(scale - (scale >> 1))
-    down_1, down_2 = _power_of_two(-(scale >> 1)), _power_of_two((scale >> 1) - scale)
+    b, quantum = _in_fixed_point(tl.where(inside, weight, 0.0), scale)
+    finest = tl.min(tl.min(tl.minimum(quantum, _LARGEST_QUANTUM), axis=2), axis=1)
+    finest = tl.maximum(finest >> coarse, least)
+    share = tl.load(shares + i * WIDTH + j, mask=inside, other=0)
+    c = b + _perturbation(b, quantum, share, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS)
+    by_rows = _lines_of(c, HALVINGS)
+    by_columns = _lines_of(tl.permute(c, (0, 2, 1)), HALVINGS)
 
-    quantum = tl.full([TILES, LINES], _LARGEST_QUANTUM, tl.int32)
-    for k in tl.static_range(WIDTH):
-        b, q = _entry(row + k * weight_column, in_row & finite, up_1, up_2)
-        quantum = tl.minimum(quantum, q)
-    finest = tl.maximum(tl.min(quantum, axis=1, keep_dims=True) >> coarse, least)
-
-    by_rows = ()
-    for k in tl.static_range(WIDTH):
-        b, q = _entry(row + k * weight_column, in_row & finite, up_1, up_2)
-        share = tl.load(row_shares + k, mask=in_row, other=0)
-        by_rows = by_rows + (b + _perturbation(b, q, share, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS),)
-    by_columns = ()
-    for k in tl.static_range(HEIGHT):
-        b, q = _entry(column + k * weight_row, in_column & finite, up_1, up_2)
-        share = tl.load(column_shares + k * WIDTH, mask=in_column, other=0)
-        by_columns = by_columns + (b + _perturbation(b, q, share, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS),)
-
-    start = potentials + tile * WIDTH + line
-    v = tl.load(start, mask=in_column & (warm != 0), other=0.0) * up_1 * up_2
+    start = potentials + (tile.to(tl.int64) * WIDTH)[:, None] + line[None, :]
+    v = tl.load(start, mask=waiting[:, None] & in_column & (warm != 0), other=0.0)
+    v = v * _power_of_two(scale >> 1)[:, None] * _power_of_two(scale - (scale >> 1))[:, None]
     v = tl.where(v > -_LIMIT, tl.where(v < _LIMIT, v, _LIMIT), -_LIMIT).to(tl.int32)
     if CLAMP_COLUMNS:
         v = tl.maximum(v, 0)
     u = tl.zeros([TILES, LINES], tl.int32)
 
-    remaining = 1
+    nth = tl.zeros([TILES, LINES], tl.int32)
+    middle = nth
+    is_open = waiting & finite
+    unsettled = 1
     round_ = 0
-    while (round_ <= last) & (remaining > 0):
-        nth, following = _best_two(_reduced(by_rows, v), ROWS)
+    while (round_ <= last) & (unsettled > 0):
+        nth, following = _best_two(_reduced(by_rows, v, WIDTH), ROWS)
         middle = _middle(nth, following, CLAMP_ROWS)
         if (round_ >= first) & ((round_ - first) % every == 0):
-            # In the rows: is the choice strict, and how much is wrong?
-            strict = nth > following
+            failing = (nth <= following) & in_row
             if CLAMP_ROWS:
-                strict = strict | (nth <= 0)
-            rights = ()
-            quanta = ()
-            wrong = tl.zeros([TILES, LINES], tl.int32)
-            for k in tl.static_range(WIDTH):
-                b, q = _entry(row + k * weight_column, in_row & finite, up_1, up_2)
-                across_k = _of_line(v, k)
-                right = b - across_k - middle
-                right = tl.where(_is_chosen(by_rows[k] - across_k, nth, CLAMP_ROWS), right, -right)
-                right = right - (q == 0).to(tl.int32)
-                wrong += tl.minimum(tl.maximum(-right, 0), _SATURATED)
-                rights = rights + (right,)
-                quanta = quanta + (q,)
-            wrong = tl.where(in_row, tl.minimum(wrong, _SATURATED), 0)
-            # In the columns: how many ones do they hold?
+                failing = failing & (nth > 0)
             ones = tl.zeros([TILES, LINES], tl.int32)
             for k in tl.static_range(HEIGHT):
-                ones += _is_chosen(by_columns[k] - v, _of_line(nth, k), CLAMP_ROWS).to(tl.int32)
-            if CLAMP_COLUMNS:
-                fits = ones <= KEPT
-                lost = tl.minimum(tl.minimum(v, _SATURATED) * tl.maximum(KEPT - ones, 0), _SATURATED)
-                wrong += tl.where(in_column, lost, 0)
-            else:
-                fits = ones == KEPT
-            wrong = tl.sum(wrong, axis=1, keep_dims=True)
-            divisor = tl.full([TILES, LINES], _NO_QUANTUM, tl.int32)
-            for k in tl.static_range(WIDTH):
-                divisor = tl.where(rights[k] < wrong, tl.minimum(divisor, quanta[k]), divisor)
-            divisor = tl.min(tl.where(in_row, divisor, _NO_QUANTUM), axis=1, keep_dims=True)
-            bad = tl.where(in_row & (strict == 0), 1, 0) + tl.where(in_column & (fits == 0), 1, 0)
-            proven = waiting & finite & (tl.max(bad, axis=1, keep_dims=True) == 0)
-            proven = proven & (wrong < _SATURATED) & (wrong < divisor)
-            lowest = tl.zeros([TILES, 1], tl.int32)
-            if AT_MOST:
-                lowest = tl.min(tl.where(in_column, v, _LIMIT), axis=1, keep_dims=True)
-                least_row = tl.min(tl.where(in_row, middle, _LIMIT), axis=1, keep_dims=True)
-                proven = proven & (least_row + lowest >= 0)
-
-            stores = proven & in_column
-            for k in tl.static_range(HEIGHT):
-                chosen = _is_chosen(by_columns[k] - v, _of_line(nth, k), CLAMP_ROWS)
-                place = target + line * mask_column + k * mask_row
-                tl.store(masks + place, chosen.to(tl.uint8), mask=stores)
-                if MASKED:
-                    weight = tl.load(column + k * weight_row, mask=stores, other=0.0)
-                    tl.store(masked + place, tl.where(chosen, weight, 0.0).to(weight.dtype), mask=stores)
-            tl.store(start, _in_units(v - lowest, down_1, down_2), mask=stores)
-            waiting = waiting & (proven == 0)
-            remaining = tl.sum(waiting.to(tl.int32))
-
+                value = by_columns[k] - v
+                chosen = value >= _of_line(nth, k)
+                if CLAMP_ROWS:
+                    chosen = chosen & (value > 0)
+                ones += chosen.to(tl.int32)
+            misfits = ones > KEPT if CLAMP_COLUMNS else ones != KEPT
+            failing = failing | (misfits & in_column)
+            is_open = is_open & (tl.max(failing.to(tl.int32), axis=1) != 0)
+            unsettled = tl.max(is_open.to(tl.int32), axis=0)
         beyond = tl.where(round_ > 0, relaxation, 0)
-        u = _moved(u, middle, beyond, CLAMP_ROWS)
-        nth, following = _best_two(_reduced(by_columns, u), COLUMNS)
-        v = _moved(v, _middle(nth, following, CLAMP_COLUMNS), beyond, CLAMP_COLUMNS)
+        moves = is_open[:, None]
+        u = tl.where(moves, _moved(u, middle, beyond, CLAMP_ROWS), u)
+        nth_down, following_down = _best_two(_reduced(by_columns, u, HEIGHT), COLUMNS)
+        middle_down = _middle(nth_down, following_down, CLAMP_COLUMNS)
+        v = tl.where(moves, _moved(v, middle_down, beyond, CLAMP_COLUMNS), v)
         round_ += 1
 
-    tl.store(start, _in_units(v, down_1, down_2), mask=waiting & in_column)
-    tl.store(left + slot, waiting.to(tl.uint8), mask=slot < count)
+    weight = tl.load(source, mask=inside, other=0.0)
+    b, quantum = _in_fixed_point(weight, scale)
+    share = tl.load(shares + i * WIDTH + j, mask=inside, other=0)
+    value = b + _perturbation(b, quantum, share, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS) - v[:, None, :]
+    chosen = inside & (value >= nth[:, :, None])
+    if CLAMP_ROWS:
+        chosen = chosen & (value > 0)
+    right = b - v[:, None, :] - middle[:, :, None]
+    right = tl.where(chosen, right, -right) - (quantum == 0).to(tl.int32)
+    lacks = tl.where(inside, tl.minimum(tl.maximum(-right, 0), _SATURATED), 0)
+    wrong = tl.sum(tl.minimum(tl.sum(lacks, axis=2), _SATURATED), axis=1)
+    if CLAMP_COLUMNS:
+        places = tl.maximum(KEPT - tl.sum(chosen.to(tl.int32), axis=1), 0)
+        lost = tl.minimum(tl.minimum(v, _SATURATED) * places, _SATURATED)
+        wrong += tl.sum(tl.where(in_column, lost, 0), axis=1)
+    matters = inside & (right < wrong[:, None, None])
+    divisor = tl.min(tl.min(tl.where(matters, quantum, _NO_QUANTUM), axis=2), axis=1)
+    proven = waiting & finite & (is_open == 0) & (wrong < _SATURATED) & (wrong < divisor)
+    if AT_MOST:
+        lowest = tl.min(tl.where(in_column, v, _LIMIT), axis=1)
+        proven = proven & (lowest + tl.min(tl.where(in_row, middle, _LIMIT), axis=1) >= 0)
+        v = v - tl.where(proven, lowest, 0)[:, None]
+
+    stores = inside & proven[:, None, None]
+    tl.store(masks + target, chosen.to(tl.uint8), mask=stores)
+    if MASKED:
+        tl.store(masked + target, tl.where(chosen, weight, 0.0).to(weight.dtype), mask=stores)
+    tl.store(start, _in_units(v, scale), mask=waiting[:, None] & in_column)
+    tl.store(left + slot, (proven == 0).to(tl.uint8), mask=waiting)
 
 
 @triton.jit
-def _entry(place, inside, up_1, up_2):
-    """A weight in fixed point, and the largest power of two that divides it: 0 if it is inexact."""
-    weight = tl.load(place, mask=inside, other=0.0)
+def _in_fixed_point(weight, scale):
+    """Weights (tiles, h, w) as integers, and the largest powers of two that divide them: 0 for inexact ones."""
     if weight.dtype != tl.float64:
         weight = weight.to(tl.float32)
-    value = tl.abs(weight) * up_1 * up_2
+    value = tl.abs(weight) * _power_of_two(scale >> 1)[:, None, None]
+    value = value * _power_of_two(scale - (scale >> 1))[:, None, None]
     b = value.to(tl.int32)
     exact = (b.to(value.dtype) == value) & ((b != 0) | (weight == 0))
     return b, tl.where(exact, tl.where(b == 0, _NO_QUANTUM, b & -b), 0)
 
 
 @triton.jit
-def _perturbation(b, q, share, finest, spread, SPARE_ZEROS: tl.constexpr):
-    limit = tl.minimum(q >> spread, finest)
+def _perturbation(b, quantum, share, finest, spread, SPARE_ZEROS: tl.constexpr):
+    limit = tl.minimum(quantum >> spread, finest[:, None, None])
     if SPARE_ZEROS:
         limit = tl.where(b == 0, 0, limit)
     return share & tl.maximum(limit - 1, 0)
+
+
+@triton.jit
+def _lines_of(block, HALVINGS: tl.constexpr):
+    """A block (tiles, lines, 2**HALVINGS) as a tuple of slices (tiles, lines)."""
+    parts = (block,)
+    for halving in tl.static_range(HALVINGS):
+        halves = ()
+        for part in tl.static_range(1 << halving):
+            pairs = tl.reshape(parts[part], [block.shape[0], block.shape[1], 2, 1 << (HALVINGS - 1 - halving)])
+            low, high = tl.split(tl.permute(pairs, (0, 1, 3, 2)))
+            halves = halves + (low, high)
+        parts = halves
+    slices = ()
+    for part in tl.static_range(1 << HALVINGS):
+        slices = slices + (tl.reshape(parts[part], [block.shape[0], block.shape[1]]),)
+    return slices
 
 
 @triton.jit
@@ -303,10 +304,19 @@ def _power_of_two(exponent):
 
 
 @triton.jit
-def _in_units(v, down_1, down_2):
-    """Potentials in units of the weights."""
-    v = tl.minimum(tl.maximum(v, -_LARGEST_POTENTIAL), _LARGEST_POTENTIAL)
-    return v.to(tl.float32) * down_1 * down_2
+def _in_units(v, scale):
+    """Potentials (tiles, lines) in units of the weights."""
+    v = tl.minimum(tl.maximum(v, -_LARGEST_POTENTIAL), _LARGEST_POTENTIAL).to(tl.float32)
+    return v * _power_of_two(-(scale >> 1))[:, None] * _power_of_two((scale >> 1) - scale)[:, None]
+
+
+@triton.jit
+def _reduced(entries, potentials, LENGTH: tl.constexpr):
+    """The LENGTH entries of every line, less the potentials of the lines across."""
+    values = ()
+    for k in tl.static_range(LENGTH):
+        values = values + (entries[k] - _of_line(potentials, k),)
+    return values
 
 
 @triton.jit
@@ -316,38 +326,20 @@ def _of_line(values, k: tl.constexpr):
 
 
 @triton.jit
-def _reduced(entries, potentials):
-    """Entries of lines, less the potentials of the lines across."""
-    values = ()
-    for k in tl.static_range(len(entries)):
-        values = values + (entries[k] - _of_line(potentials, k),)
-    return values
-
-
-@triton.jit
 def _best_two(values, NETWORK: tl.constexpr):
     """The n-th and the (n+1)-th largest; 0 where a line has room for all."""
-    STEPS: tl.constexpr = NETWORK[0]
-    if len(STEPS) == 0:
+    if len(NETWORK) == 1:
         nth = tl.zeros_like(values[0])
         following = nth
     else:
-        for s in tl.static_range(len(STEPS)):
-            a, b = values[STEPS[s][1]], values[STEPS[s][2]]
-            if STEPS[s][0]:
+        for s in tl.static_range(1, len(NETWORK)):
+            a, b = values[NETWORK[s][1]], values[NETWORK[s][2]]
+            if NETWORK[s][0]:
                 values = values + (tl.maximum(a, b),)
             else:
                 values = values + (tl.minimum(a, b),)
-        nth, following = values[NETWORK[1]], values[NETWORK[2]]
+        nth, following = values[NETWORK[0][0]], values[NETWORK[0][1]]
     return nth, following
-
-
-@triton.jit
-def _is_chosen(value, nth, CLAMP: tl.constexpr):
-    chosen = value >= nth
-    if CLAMP:
-        chosen = chosen & (value > 0)
-    return chosen
 
 
 @triton.jit
