@@ -39,7 +39,7 @@ class DeviceSolution:
     masks : Tensor of bool, shape (..., R, C)
         True = kept.
     potentials : Tensor of float32, shape (..., R // m, C // m, m)
-        Column potentials of the whole tiles, in units of the weights: a warm start for weights that have moved a little.
+        Column potentials of the whole tiles, in units of the weights: a warm start for weights that have moved since.
     repaired : int
         Tiles that the device left unproven and the CPU solved.
     masked : Tensor or None
@@ -146,7 +146,7 @@ def _solve_region(
     if potentials is None:
         potentials = torch.empty(tiles.shape[:3].numel(), width, device=tiles.device)
         warm = False
-    solve_stage = _stage_solver(tiles.device.type, max(height, width))
+    solve_stage = _stage_solver(tiles)
     which = None
     for stage in plan(height, width, line_sums):
         left = solve_stage(tiles, masks, masked, potentials, which, stage, warm or which is not None)
@@ -183,15 +183,15 @@ def _tiles(matrix: Tensor, region: Region) -> Tensor:
     """Tiles (b, p, q, h, w) of a region of a matrix (..., R, C), a view unless the leading dimensions lie apart."""
     height, width = region.tile_shape
     part = matrix.reshape(-1, *matrix.shape[-2:])[:, region.rows, region.columns]
-    return part.unflatten(2, (-1, width)).unflatten(1, (-1, height)).transpose(2, 3)
+    count, rows, columns = part.shape
+    return part.view(count, rows // height, height, columns // width, width).transpose(2, 3)
 
 
-SolveStage = Callable[..., Tensor]
-
-
-def _stage_solver(device: str, m: int) -> SolveStage:
-    kernel = _triton() if device == "cuda" else None
-    solve: SolveStage = _batched.solve_stage if kernel is None or m > kernel.LARGEST_M else kernel.solve_stage
+def _stage_solver(tiles: Tensor) -> Callable[..., Tensor]:
+    kernel = _triton() if tiles.is_cuda else None
+    if kernel is None or max(tiles.shape[3:]) > kernel.LARGEST_M or max(tiles.stride()[3:]) > kernel.LARGEST_STRIDE:
+        return _batched.solve_stage
+    solve: Callable[..., Tensor] = kernel.solve_stage
     return solve
 
 
@@ -203,7 +203,7 @@ def _triton() -> ModuleType | None:
     except ImportError:
         return None
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
-        _logger.info("Triton %s is older than the kernel needs: masks are found by batched operations", triton.__version__)
+        _logger.info("Triton %s is too old for the kernel: masks are found by batched operations", triton.__version__)
         return None
     return importlib.import_module("masksolve.torch._triton")
 

@@ -129,7 +129,14 @@ def plan(height: int, width: int, line_sums: LineSums) -> tuple[Stage, ...]:
         seed=7,
     )
     finish = replace(
-        start, every=4, last=more, relaxation=relaxation + 4, spread=bits + 3, coarse=2 * bits + 1, least=1 << 10, seed=8
+        start,
+        every=4,
+        last=more,
+        relaxation=relaxation + 4,
+        spread=bits + 3,
+        coarse=2 * bits + 1,
+        least=1 << 10,
+        seed=8,
     )
     if clamp_rows and clamp_columns and height == width:
         # Most tiles are as well off with every line full, which takes fewer rounds.

@@ -26,6 +26,8 @@ from masksolve.torch._stages import (
 )
 
 LARGEST_M = 32
+# Within a tile, places are counted in 32 bits.
+LARGEST_STRIDE = 1 << 25
 
 _BITS = tl.constexpr(BITS)
 _LARGEST_POTENTIAL = tl.constexpr(LARGEST_POTENTIAL)
