@@ -62,7 +62,7 @@ def solve_stage(
     left = torch.empty(count, dtype=torch.uint8, device=tiles.device)
     lines = triton.next_power_of_2(max(height, width, 2))
     # One warp, which need not wait for others; the interpreter is quicker with few programs.
-    per_program = (32 if tiles.is_cuda else 4096) // lines
+    per_program = (32 if isinstance(_solve, triton.JITFunction) else 4096) // lines
     with torch.cuda.device(tiles.device if tiles.is_cuda else -1):
         _solve[(triton.cdiv(count, per_program),)](
             tiles,
