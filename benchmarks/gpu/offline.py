@@ -117,7 +117,7 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _sections(assembly: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Instructions before the loop, in it, and after it up to the exit; what stands behind is not for the usual case."""
+    """Instructions before the loop, in it, and after it up to the exit; what stands behind is for rare cases."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
     jumps: list[tuple[int, str]] = []

@@ -28,6 +28,7 @@ from masksolve.torch._stages import (
 LARGEST_M = 32
 # Within a tile, places are counted in 32 bits.
 LARGEST_STRIDE = 1 << 25
+KEPT_LINES = tl.constexpr(8)
 
 _BITS = tl.constexpr(BITS)
 _LARGEST_POTENTIAL = tl.constexpr(LARGEST_POTENTIAL)
@@ -61,10 +62,16 @@ def solve_stage(
     count = potentials.shape[0] if which is None else which.shape[0]
     left = torch.empty(count, dtype=torch.uint8, device=tiles.device)
     lines = triton.next_power_of_2(max(height, width, 2))
-    # One warp, which need not wait for others; the interpreter is quicker with few programs.
-    per_program = (32 if isinstance(_solve, triton.JITFunction) else 4096) // lines
+    if which is None and _FEW_PROGRAMS:
+        which = torch.arange(count, device=tiles.device)
+    # One warp, which need not wait for others.
+    per_program = (4096 if _FEW_PROGRAMS else 32) // lines
+    if which is None:
+        programs = count // tiles_across * triton.cdiv(tiles_across, per_program)
+    else:
+        programs = triton.cdiv(count, per_program)
     with torch.cuda.device(tiles.device if tiles.is_cuda else -1):
-        _solve[(triton.cdiv(count, per_program),)](
+        _solve[(programs,)](
             tiles,
             masks.view(torch.uint8),
             tiles if masked is None else masked,
@@ -162,16 +169,24 @@ def _solve(
     LINES: tl.constexpr,
     HALVINGS: tl.constexpr,
 ):
-    slot = tl.program_id(0) * TILES + tl.arange(0, TILES)
     line = tl.arange(0, LINES)
     i, j = line[None, :, None], line[None, None, :]
-    waiting = slot < count
-    tile = slot
+    program = tl.program_id(0)
     if LISTED:
-        tile = tl.load(which + slot, mask=waiting, other=0).to(tl.int32)
-    # Divisions of 64 bits are slow; products of strides need them.
-    tile_row, across = tile // tiles_across, (tile % tiles_across).to(tl.int64)
-    batch, down = (tile_row // tiles_down).to(tl.int64), (tile_row % tiles_down).to(tl.int64)
+        slot = program * TILES + tl.arange(0, TILES)
+        waiting = slot < count
+        tile = tl.load(which + slot, mask=waiting, other=0)
+        tile_row, across = tile // tiles_across, tile % tiles_across
+    else:
+        # A strip of one tile row, so that what is divided is the same in all threads.
+        strips = tl.cdiv(tiles_across, TILES)
+        tile_row = (program // strips).to(tl.int64)
+        across = program % strips * TILES + tl.arange(0, TILES)
+        waiting = across < tiles_across
+        slot = tile_row * tiles_across + across
+        tile = slot
+    batch, down = tile_row // tiles_down, tile_row % tiles_down
+    across = across.to(tl.int64)
     source = weights + (batch * weight_batch + down * weight_down + across * weight_across)[:, None, None]
     source += i * weight_row + j * weight_column
     target = (batch * mask_batch + down * mask_down + across * mask_across)[:, None, None]
@@ -232,10 +247,12 @@ def _solve(
         v = tl.where(moves, _moved(v, middle_down, beyond, CLAMP_COLUMNS), v)
         round_ += 1
 
-    weight = tl.load(source, mask=inside, other=0.0)
-    b, quantum = _in_fixed_point(weight, scale)
-    share = tl.load(shares + i * WIDTH + j, mask=inside, other=0)
-    value = b + _perturbation(b, quantum, share, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS) - v[:, None, :]
+    if LINES > KEPT_LINES:
+        weight = tl.load(source, mask=inside, other=0.0)
+        b, quantum = _in_fixed_point(weight, scale)
+        share = tl.load(shares + i * WIDTH + j, mask=inside, other=0)
+        c = b + _perturbation(b, quantum, share, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS)
+    value = c - v[:, None, :]
     chosen = inside & (value >= nth[:, :, None])
     if CLAMP_ROWS:
         chosen = chosen & (value > 0)
@@ -357,3 +374,7 @@ def _moved(potential, middle, beyond, CLAMP: tl.constexpr):
     way = middle - potential
     potential = tl.minimum(potential + way + (way >> _RELAXATION_BITS) * beyond, _LIMIT)
     return tl.maximum(potential, 0 if CLAMP else -_LIMIT)
+
+
+# The interpreter takes its time for a program, however many tiles that solves.
+_FEW_PROGRAMS = not isinstance(_solve, triton.JITFunction)
