@@ -50,6 +50,7 @@ bench-growth: $(VENV)/.bench
 
 bench-gpu: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu.training
 
 bench-gpu-operations: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.gpu.operations --write README.md

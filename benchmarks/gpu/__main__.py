@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 import masksolve as ms
 from benchmarks.environment import OUTPUT, describe
 from benchmarks.gpu import peers
+from benchmarks.gpu.timing import milliseconds
 from benchmarks.report import aligned, significant
 from masksolve.torch import _batched, _device
 from masksolve.torch._device import solve_on_device
@@ -79,7 +79,7 @@ def _measure(pattern: ms.Pattern, dtype: torch.dtype, side: int, *, with_peers: 
     generator = torch.Generator(_DEVICE).manual_seed(0)
     weights = torch.randn(side, side, device=_DEVICE, generator=generator).to(dtype)
     target = torch.empty_like(weights)
-    copy = _milliseconds(lambda: target.copy_(weights))
+    copy = milliseconds(lambda: target.copy_(weights))
     optimum = solve_on_device(weights, pattern)
     best = _kept(weights, optimum.masks)
     name = str(dtype).removeprefix("torch.")
@@ -90,12 +90,12 @@ def _measure(pattern: ms.Pattern, dtype: torch.dtype, side: int, *, with_peers: 
         return Row(str(pattern), name, side, solver, time, time / copy, retained, certified, repaired)
 
     yield row("copy", copy, None)
-    time = _milliseconds(lambda: solve_on_device(weights, pattern))
+    time = milliseconds(lambda: solve_on_device(weights, pattern))
     yield row("exact", time, optimum.masks, exact=True, repaired=optimum.repaired)
-    time = _milliseconds(lambda: solve_on_device(weights, pattern, masked=True))
+    time = milliseconds(lambda: solve_on_device(weights, pattern, masked=True))
     yield row("exact, and masked weights", time, optimum.masks)
     moved = (weights.float() * (1 + 1e-3 * torch.randn(weights.shape, device=_DEVICE, generator=generator))).to(dtype)
-    time = _milliseconds(lambda: solve_on_device(moved, pattern, potentials=optimum.potentials))
+    time = milliseconds(lambda: solve_on_device(moved, pattern, potentials=optimum.potentials))
     yield row("exact, warm", time, None)
     if side > PEER_SIDE or not with_peers:
         return
@@ -103,30 +103,15 @@ def _measure(pattern: ms.Pattern, dtype: torch.dtype, side: int, *, with_peers: 
     _device._stage_solver = lambda _: _batched.solve_stage
     try:
         batched = solve_on_device(weights, pattern)
-        time = _milliseconds(lambda: solve_on_device(weights, pattern))
+        time = milliseconds(lambda: solve_on_device(weights, pattern))
     finally:
         _device._stage_solver = by_kernel
     yield row("exact, batched PyTorch", time, batched.masks, exact=True, repaired=batched.repaired)
     if dtype != PEER_DTYPE:
         return
     for peer in peers.of(pattern):
-        time = _milliseconds(lambda solve=peer.solve: solve(weights, pattern), repeats=3)
+        time = milliseconds(lambda solve=peer.solve: solve(weights, pattern), repeats=3)
         yield row(peer.name, time, peer.solve(weights, pattern))
-
-
-def _milliseconds(run: Callable[[], object], repeats: int = 20) -> float:
-    """Median time of a call, from an idle device until it is idle again, after a warm-up that compiles."""
-    run()
-    times = []
-    for _ in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        begin.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
 
 
 def _kept(weights: Tensor, masks: Tensor) -> float:
