@@ -26,8 +26,8 @@ from masksolve.torch._stages import plan
 _logger = logging.getLogger("masksolve")
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# The release of Triton from which kernels take tuples.
-_OLDEST_TRITON = (3, 3)
+# The first release of Triton, that of PyTorch 2.8, that compiles the kernel.
+_OLDEST_TRITON = (3, 4)
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,8 @@ def _solve(
     b, quantum = _in_fixed_point(tl.where(inside, weight, 0.0), scale)
     finest = tl.min(tl.min(tl.minimum(quantum, _LARGEST_QUANTUM), axis=2), axis=1)
     finest = tl.maximum(finest >> coarse, least)
-    share = tl.load(shares + i * WIDTH + j, mask=inside, other=0)
+    entry = tl.broadcast_to(i * WIDTH + j, [TILES, LINES, LINES])
+    share = tl.load(shares + entry, mask=inside, other=0)
     c = b + _perturbation(b, quantum, share, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS)
     by_rows = _lines_of(c, HALVINGS)
     by_columns = _lines_of(tl.permute(c, (0, 2, 1)), HALVINGS)
@@ -250,7 +251,7 @@ def _solve(
     if LINES > KEPT_LINES:
         weight = tl.load(source, mask=inside, other=0.0)
         b, quantum = _in_fixed_point(weight, scale)
-        share = tl.load(shares + i * WIDTH + j, mask=inside, other=0)
+        share = tl.load(shares + entry, mask=inside, other=0)
         c = b + _perturbation(b, quantum, share, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS)
     value = c - v[:, None, :]
     chosen = inside & (value >= nth[:, :, None])
