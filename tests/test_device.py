@@ -141,7 +141,7 @@ def test_the_kernel_is_optimal_where_large_tiles_tie(
     assert_same(kernel, batched)
 
 
-@pytest.mark.parametrize(("n", "m"), [(8, 16), (16, 32), (5, 64)], ids=str)
+@pytest.mark.parametrize(("n", "m"), [(8, 16), (16, 32), pytest.param(5, 64, marks=pytest.mark.slow)])
 def test_the_batched_version_is_optimal_on_large_tiles(n: int, m: int) -> None:
     weights = gaussian((m + 1, 2 * m - 1), torch.float32)
     assert_optimal(weights, solve_on_device(weights, ms.Pattern(n, m)), n, m)
