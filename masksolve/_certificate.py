@@ -101,56 +101,80 @@ def certify(
     kept, bounds, optimal = [], [], True
     for region in regions(array.shape[-2], array.shape[-1], pattern, checked_direction, saturated):
         for tiles, masks in zip(tile_grids(array, region), tile_grids(mask_array, region), strict=True):
-            part = _certify_tiles(tiles, masks, region.line_sums, shift)
-            kept.append(part[0])
-            bounds.append(part[1])
-            optimal &= part[2]
+            part = certify_tiles(tiles, masks, region.line_sums, shift)
+            kept.append(float(part.kept.sum()))
+            bounds.append(float(part.upper_bound.sum()))
+            optimal &= bool(part.optimal.all())
     total, bound = math.fsum(kept), math.fsum(bounds)
     gap = 0.0 if optimal or bound == 0 else (bound - total) / bound
     with np.errstate(over="ignore"):
         return Certificate(float(np.ldexp(total, shift)), float(np.ldexp(bound, shift)), gap, optimal)
 
 
+@dataclass(frozen=True)
+class TileCertificates:
+    """What is found of every tile of a grid, arrays (P, Q): `Certificate`'s words, and all importance of the tile."""
+
+    importance: NDArray[np.float64]
+    kept: NDArray[np.float64]
+    upper_bound: NDArray[np.float64]
+    optimal: NDArray[np.bool_]
+
+
 def _largest_exponent(array: NDArray[Any]) -> int:
     return math.frexp(max(abs(float(array.max())), abs(float(array.min()))))[1]
 
 
-def _certify_tiles(
-    tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, shift: int
-) -> tuple[float, float, bool]:
-    """Kept importance and its upper bound, both times 2**-shift, and whether every tile is optimal."""
+def certify_tiles(
+    tiles: NDArray[Any],
+    masks: NDArray[np.bool_],
+    line_sums: LineSums,
+    shift: int = 0,
+    *,
+    threads: int | None = None,
+) -> TileCertificates:
+    """Judge the masks of a grid of tiles, both (P, Q, r, c); sums are times 2**-shift, which keeps them in float64."""
     # Numba is imported on first use, not with the package.
     from masksolve._methods import exact
     from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
-    from masksolve._weak_duality import CLOSE_CALL, OPTIMAL, judge_tiles
+    from masksolve._weak_duality import CLOSE_CALL, OPTIMAL, judge_tiles, proven_tiles
 
+    total = np.empty(tiles.shape[:2])
     kept = np.empty(tiles.shape[:2])
     bound = np.empty(tiles.shape[:2])
     verdict = np.empty(tiles.shape[:2], np.int8)
+    sums = line_sums.kept, line_sums.exact_rows, line_sums.exact_columns
 
     def work(piece: Piece) -> None:
         unscaled = importance_of(tiles[piece])
-        importance = np.ldexp(unscaled, -shift)
-        # The many-tiles solver's potentials are nearly right; augmenting paths, in integers, make them so.
-        start = np.zeros((*importance.shape[:2], importance.shape[3]))
-        exact.solve(importance, np.empty(importance.shape, np.bool_), line_sums, threads=1, potentials=start)
-        best, potentials = exact.solve_importance(importance, line_sums, start)
+        importance = np.ldexp(unscaled, -shift) if shift else unscaled
+        best = np.empty(importance.shape, np.bool_)
+        potentials = np.zeros((*importance.shape[:2], importance.shape[3]))
+        exact.solve(importance, best, line_sums, threads=1, potentials=potentials)
+        proven = np.zeros(importance.shape[:2], np.bool_)
+        if line_sums.exact_rows and line_sums.exact_columns:
+            proven[...] = proven_tiles(importance, best, potentials, line_sums.kept)
+        # Elsewhere the many-tiles solver's potentials are nearly right; augmenting paths, in integers, make them so.
+        left = np.nonzero(~proven)
+        solved, ends = exact.solve_importance(importance[left][np.newaxis], line_sums, potentials[left][np.newaxis])
+        best[left], potentials[left] = solved[0], ends[0]
         if shift:
             # The smallest weights may be lost in `importance`, which is the bound's loss but not the verdict's.
             best, _ = exact.solve_importance(unscaled, line_sums)
         judged = np.ascontiguousarray(masks[piece])
-        sums = line_sums.kept, line_sums.exact_rows, line_sums.exact_columns
-        kept[piece], bound[piece], verdicts = judge_tiles(importance, judged, best, potentials, *sums)
+        total[piece], kept[piece], bound[piece], verdicts = judge_tiles(
+            importance, judged, best, potentials, proven & (shift == 0), *sums
+        )
         for p, q in np.argwhere(verdicts == CLOSE_CALL):
             differ = judged[p, q] != best[p, q]
             if _sums_are_equal(unscaled[p, q][differ & best[p, q]], unscaled[p, q][differ & judged[p, q]]):
                 verdicts[p, q] = OPTIMAL
         verdict[piece] = verdicts
 
-    for_each_chunk(work, tiles.shape, None)
+    for_each_chunk(work, tiles.shape, threads)
     proven = verdict == OPTIMAL
     # The value of a mask that is proven optimal is the tightest bound, and free of the potentials' rounding.
-    return float(kept.sum()), float(np.where(proven, kept, bound).sum()), bool(proven.all())
+    return TileCertificates(total, kept, np.where(proven, kept, bound), proven)
 
 
 def _sums_are_equal(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:

@@ -1,4 +1,4 @@
-"""Kernels of `certify`: importance kept, and the upper bound that potentials give by weak duality."""
+"""Kernels of `certify`: importance kept, the upper bound that potentials give, and when they prove a mask optimal."""
 
 import numpy as np
 
@@ -11,13 +11,47 @@ _RELATIVE_ROUNDING = 1e-9
 
 
 @kernel
-def judge_tiles(importance, masks, best, potentials, n, exact_rows, exact_columns):
+def proven_tiles(importance, masks, potentials, n):
+    """Which masks (p, q, r, c), n ones in every line, the column potentials (p, q, c) prove optimal.
+
+    A mask is optimal if no kept entry of a row has a smaller importance - v than one that is not kept. Rounding is
+    monotone, so a strict order of rounded differences proves it; equal ones prove it where none was rounded.
+    """
+    down, across, rows, cols = importance.shape
+    proven = np.empty((down, across), np.bool_)
+    sums = np.empty(cols, np.int64)
+    for p in range(down):
+        for q in range(across):
+            c, mask, v = importance[p, q], masks[p, q], potentials[p, q]
+            sums[:] = 0
+            is_proven = True
+            for i in range(rows):
+                lowest, highest, count, is_exact = np.inf, -np.inf, 0, True
+                for j in range(cols):
+                    difference = c[i, j] - v[j]
+                    # The rounding error of a difference (Knuth's two-sum): 0 where there is none.
+                    back = c[i, j] - difference
+                    is_exact &= (c[i, j] - (difference + back)) + (back - v[j]) == 0.0
+                    kept = mask[i, j]
+                    count += kept
+                    sums[j] += kept
+                    lowest = min(lowest, difference if kept else np.inf)
+                    highest = max(highest, -np.inf if kept else difference)
+                is_proven &= count == n and (lowest > highest or (lowest == highest and is_exact))
+            proven[p, q] = is_proven and (sums == n).all()
+    return proven
+
+
+@kernel
+def judge_tiles(importance, masks, best, potentials, proven, n, exact_rows, exact_columns):
     """Judge masks (p, q, r, c) against optimal ones, `best`, and their column potentials (p, q, c).
 
-    Returns kept importance, upper bound and verdict, each (p, q). CLOSE_CALL: the mask differs from `best` by no
-    more than rounding, so that only exact summation can tell.
+    Returns all importance, kept importance, upper bound and verdict, each (p, q). Where `proven`, the value of `best`
+    is the bound. CLOSE_CALL: the mask differs from `best` by no more than rounding, so that only exact summation can
+    tell.
     """
     down, across, _, cols = importance.shape
+    total = np.empty((down, across))
     kept = np.empty((down, across))
     bound = np.empty((down, across))
     verdict = np.empty((down, across), np.int8)
@@ -25,12 +59,14 @@ def judge_tiles(importance, masks, best, potentials, n, exact_rows, exact_column
     for p in range(down):
         for q in range(across):
             c, mask = importance[p, q], masks[p, q]
-            for j in range(cols):
-                v[j] = potentials[p, q, j] if exact_columns else max(0.0, potentials[p, q, j])
-            kept[p, q] = _kept(c, mask)
-            best_kept = _kept(c, best[p, q])
-            bound[p, q] = _upper_bound(c, v, n, exact_rows)
+            total[p, q], kept[p, q], best_kept, is_best = _sums(c, mask, best[p, q])
             rounding = _RELATIVE_ROUNDING * best_kept
+            if proven[p, q]:
+                bound[p, q] = best_kept
+            else:
+                for j in range(cols):
+                    v[j] = potentials[p, q, j] if exact_columns else max(0.0, potentials[p, q, j])
+                bound[p, q] = _upper_bound(c, v, n, exact_rows)
             is_bounded = bound[p, q] <= best_kept + rounding
             if is_bounded:
                 # What the potentials bound, to rounding, is the value of a mask: no bound is tighter.
@@ -38,21 +74,24 @@ def judge_tiles(importance, masks, best, potentials, n, exact_rows, exact_column
             falls_short = kept[p, q] < best_kept - rounding
             if falls_short or not is_bounded or not _fills(mask, n, exact_rows, exact_columns):
                 verdict[p, q] = NOT_OPTIMAL
-            elif (mask == best[p, q]).all():
+            elif is_best:
                 verdict[p, q] = OPTIMAL
             else:
                 verdict[p, q] = CLOSE_CALL
-    return kept, bound, verdict
+    return total, kept, bound, verdict
 
 
 @kernel
-def _kept(c, mask):
-    total = 0.0
+def _sums(c, mask, best):
+    """All importance, what the mask keeps, what the best one keeps, and whether the two are the same."""
+    total, kept, best_kept, is_best = 0.0, 0.0, 0.0, True
     for i in range(c.shape[0]):
         for j in range(c.shape[1]):
-            if mask[i, j]:
-                total += c[i, j]
-    return total
+            total += c[i, j]
+            kept += c[i, j] if mask[i, j] else 0.0
+            best_kept += c[i, j] if best[i, j] else 0.0
+            is_best &= mask[i, j] == best[i, j]
+    return total, kept, best_kept, is_best
 
 
 @kernel
