@@ -62,7 +62,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.pip
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.pip
-	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli]' --group test
+	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli,cluster]' --group test
 	touch $@
 
 $(VENV)/.figures: pyproject.toml | $(VENV)/.pip

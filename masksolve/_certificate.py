@@ -97,7 +97,7 @@ def certify(
     check_values(array)
     check_mask(mask_array, n, m, direction=checked_direction)
 
-    shift = max(0, _largest_exponent(array) - _LARGEST_EXPONENT)
+    shift = scale_shift(array)
     kept, bounds, optimal = [], [], True
     for region in regions(array.shape[-2], array.shape[-1], pattern, checked_direction, saturated):
         for tiles, masks in zip(tile_grids(array, region), tile_grids(mask_array, region), strict=True):
@@ -121,8 +121,10 @@ class TileCertificates:
     optimal: NDArray[np.bool_]
 
 
-def _largest_exponent(array: NDArray[Any]) -> int:
-    return math.frexp(max(abs(float(array.max())), abs(float(array.min()))))[1]
+def scale_shift(array: NDArray[Any]) -> int:
+    """How many powers of two to take from weights, so that the sums of a tile stay within float64; mostly 0."""
+    exponent = math.frexp(max(abs(float(array.max())), abs(float(array.min()))))[1]
+    return max(0, exponent - _LARGEST_EXPONENT)
 
 
 def certify_tiles(

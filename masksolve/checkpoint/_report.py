@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from masksolve._pattern import Pattern
+from masksolve.checkpoint._file import TensorInfo
 from masksolve.checkpoint._selection import SkippedTensor
+from masksolve.checkpoint._work import BandRecord, TileRecord
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,12 @@ class PrunedTensor:
         How far kept is from the optimum, as `masksolve.certify` bounds it: 0.0 when optimal.
     optimal : bool
         Proven optimal in every tile.
+    tile_gaps : tuple of int
+        How many tiles have a gap of 0, of at most 1e-4, 1e-3, 1e-2, 0.1, and a larger one.
+    worst_tiles : tuple of TileRecord
+        Those with the largest gaps; among equals, those that lose the largest share of their importance.
     solve_seconds, certify_seconds : float
-        Time spent.
+        Time spent, by all workers together.
     """
 
     name: str
@@ -37,8 +42,28 @@ class PrunedTensor:
     kept: float
     gap: float
     optimal: bool
+    tile_gaps: tuple[int, ...]
+    worst_tiles: tuple[TileRecord, ...]
     solve_seconds: float
     certify_seconds: float
+
+    @classmethod
+    def of(cls, tensor: TensorInfo, band: BandRecord) -> PrunedTensor:
+        """The record of a tensor from that of all its bands."""
+        is_closed = band.optimal or band.upper_bound == 0
+        return cls(
+            name=tensor.name,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            importance=band.importance,
+            kept=band.kept,
+            gap=0.0 if is_closed else (band.upper_bound - band.kept) / band.upper_bound,
+            optimal=band.optimal,
+            tile_gaps=band.gaps,
+            worst_tiles=band.worst,
+            solve_seconds=band.solve_seconds,
+            certify_seconds=band.certify_seconds,
+        )
 
     @property
     def kept_share(self) -> float:
@@ -48,13 +73,20 @@ class PrunedTensor:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What `prune_checkpoint` did, with what is needed to do it again."""
+    """What `prune_checkpoint` or `apply_masks` did, with what is needed to do it again.
 
-    masksolve_version: str
+    `output` and `masks` are None where they were not written; `applied` is the file of masks that was applied;
+    `input_hash` is the xxh3_128 of the input's units.
+    """
+
+    versions: dict[str, str]
     input: str
-    output: str
+    input_hash: str
+    output: str | None
+    masks: str | None
+    applied: str | None
     pattern: Pattern
-    method: str
+    method: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     tensors: tuple[PrunedTensor, ...]
@@ -73,13 +105,10 @@ class PruneReport:
     def to_json(self) -> str:
         """The report as a JSON object."""
         record = asdict(self)
+        record["masksolve_version"] = self.versions["masksolve"]
         record["pattern"] = str(self.pattern)
         record["mean_kept_share"] = self.mean_kept_share
         record["optimal"] = self.optimal
         for entry, tensor in zip(record["tensors"], self.tensors, strict=True):
             entry["kept_share"] = tensor.kept_share
         return json.dumps(record, indent=2) + "\n"
-
-    def write_json(self, path: Path) -> None:
-        """Write the report as a JSON file."""
-        path.write_text(self.to_json(), encoding="utf-8")
