@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 import masksolve
@@ -87,8 +86,6 @@ def prune_checkpoint(
     """
     if target is None and masks is None:
         raise CheckpointError("nothing to write: name an output, masks, or both")
-    # A method that does not know this pattern says so now; and its code is on the disk before workers look for it.
-    masksolve.solve_block(np.zeros((pattern.m, pattern.m)), pattern.n, pattern.m, method=method)
     checkpoint = read_checkpoint(Path(source).absolute())
     chosen, skipped = select_tensors(checkpoint.tensors, pattern, include, exclude)
     request = Request(

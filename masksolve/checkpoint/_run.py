@@ -26,6 +26,7 @@ from masksolve.checkpoint._work import (
     fingerprint_unit,
     merge_bands,
     prune_unit,
+    try_method,
     verify_unit,
 )
 from masksolve.checkpoint._workspace import Workspace, allocate, open_workspace, sync_folder
@@ -87,6 +88,9 @@ def run(
     with open_workspace(request.target) as workspace:
         _check_unfinished(request, workspace)
         with executor_for(workers, sum(unit.nbytes for unit in units)) as executor:
+            if request.given is None:
+                # One first, so that the others find its code on the disk.
+                list(run_all(executor, try_method, [(0, (request.job,))]))
             team = _Team(executor, request.job, units, on_progress)
             fingerprints = team.fingerprint()
             hashes = hashes_of(units, fingerprints)

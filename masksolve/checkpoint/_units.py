@@ -21,13 +21,15 @@ from masksolve._pattern import Pattern
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
 from masksolve.checkpoint._layout import Checkpoint
 
-_WEIGHTS_AT_ONCE = 1 << 22
-_BYTES_AT_ONCE = 1 << 24
+# A band is what may have to be done again; a piece is what is held in memory, mostly in the processor's cache.
+_WEIGHTS_A_BAND = 1 << 23
+_WEIGHTS_A_PIECE = 1 << 20
+_BYTES_A_STRETCH = 1 << 24
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What of a band is held in memory at once: all its rows, in these columns (entries along the second axis)."""
+    """What of a band is held in memory at once: these rows, in these columns (entries along the second axis)."""
 
     rows: slice
     columns: slice
@@ -97,31 +99,33 @@ def units_of(checkpoint: Checkpoint, banded: Sequence[TensorInfo], pattern: Patt
 def bands_of(file: str, tensor: TensorInfo, pattern: Pattern) -> list[Unit]:
     """The bands of one tensor."""
     row = tensor.nbytes // tensor.shape[0]
-    step = rows_at_once(tensor, pattern) * row
+    step = _rows_at_once(tensor, pattern, _WEIGHTS_A_BAND) * row
     stop = tensor.offset + tensor.nbytes
     return [Unit(file, at, min(at + step, stop), tensor) for at in range(tensor.offset, stop, step)]
 
 
-def rows_at_once(tensor: TensorInfo, pattern: Pattern) -> int:
-    """How many rows a band has: whole tile rows, and at least one."""
-    weights = math.prod(tensor.shape[1:])
-    return max(1, _WEIGHTS_AT_ONCE // (weights * pattern.m)) * pattern.m
+def _rows_at_once(tensor: TensorInfo, pattern: Pattern, weights: int) -> int:
+    """How many rows hold about so many weights: whole tile rows, and at least one."""
+    return max(1, weights // (math.prod(tensor.shape[1:]) * pattern.m)) * pattern.m
 
 
 def _stretches(file: str, start: int, stop: int) -> list[Unit]:
-    return [Unit(file, at, min(at + _BYTES_AT_ONCE, stop)) for at in range(start, stop, _BYTES_AT_ONCE)]
+    return [Unit(file, at, min(at + _BYTES_A_STRETCH, stop)) for at in range(start, stop, _BYTES_A_STRETCH)]
 
 
 def pieces_of(unit: Unit, pattern: Pattern) -> Iterator[Piece]:
-    """Cut a band into pieces: one, unless a single tile row is too large to be held."""
+    """Cut a band into pieces: whole rows, unless a single tile row is too large to be held."""
     assert unit.tensor is not None
-    columns = unit.tensor.shape[1]
-    weights = math.prod(unit.tensor.shape[2:]) * (unit.rows.stop - unit.rows.start)
+    rows, columns = unit.rows, unit.tensor.shape[1]
+    high = _rows_at_once(unit.tensor, pattern, _WEIGHTS_A_PIECE)
     # Masks are stored eight to the byte; a piece begins at a whole one.
     whole = math.lcm(pattern.m, 8)
-    step = max(1, _WEIGHTS_AT_ONCE // (weights * whole)) * whole
-    for start in range(0, columns, step):
-        yield Piece(unit.rows, slice(start, min(start + step, columns)))
+    wide = max(1, _WEIGHTS_A_PIECE // (pattern.m * math.prod(unit.tensor.shape[2:]) * whole)) * whole
+    if high > pattern.m or wide >= columns:
+        wide = columns
+    for row in range(rows.start, rows.stop, high):
+        for column in range(0, columns, wide):
+            yield Piece(slice(row, min(row + high, rows.stop)), slice(column, min(column + wide, columns)))
 
 
 def weights_place(tensor: TensorInfo) -> Place:

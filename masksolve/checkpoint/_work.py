@@ -96,6 +96,12 @@ class UnitRecord:
     band: BandRecord | None = None
 
 
+def try_method(job: Job) -> None:
+    """Raise what the method raises if it cannot solve a tile of this pattern; the tile compiles its code, too."""
+    n, m = job.pattern.n, job.pattern.m
+    masksolve.solve_block(np.zeros((m, m)), n, m, method=job.method)
+
+
 def fingerprint_unit(job: Job, unit: Unit) -> str:
     """The hash of a unit of the input, whose weights have to be finite.
 
@@ -110,9 +116,8 @@ def fingerprint_unit(job: Job, unit: Unit) -> str:
         return hasher.hexdigest()
     for piece in pieces_of(unit, job.pattern):
         weights = read_weights(job.source, unit, piece)
-        finite = np.isfinite(weights)
-        if not finite.all():
-            bad = tuple(np.argwhere(~finite)[0])
+        if not _is_finite(weights):
+            bad = tuple(np.argwhere(~np.isfinite(weights))[0])
             first = (piece.rows.start, piece.columns.start, *[0] * (len(bad) - 2))
             index = ", ".join(str(int(start + step)) for start, step in zip(first, bad, strict=True))
             raise CheckpointError(
@@ -195,6 +200,13 @@ def merge_bands(bands: list[BandRecord]) -> BandRecord:
         solve_seconds=sum(band.solve_seconds for band in bands),
         certify_seconds=sum(band.certify_seconds for band in bands),
     )
+
+
+def _is_finite(weights: NDArray[Any]) -> bool:
+    # By the bits of the exponent, all of which are set otherwise: NumPy looks at bfloat16 one by one.
+    bits = weights.view(f"u{weights.dtype.itemsize}")
+    exponent = np.array(np.inf, weights.dtype).view(bits.dtype)
+    return not bool(((bits & exponent) == exponent).any())
 
 
 def _open_to_write(path: Path) -> Any:
