@@ -13,6 +13,7 @@ from concurrent.futures import (
     BrokenExecutor,
     CancelledError,
     Executor,
+    Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
     as_completed,
@@ -84,23 +85,35 @@ def run_all(
 ) -> Iterator[tuple[Item, Result]]:
     """Call work(*arguments) for every (item, arguments), and yield (item, result) as they are done.
 
-    After an error, or when the caller stops, what has not begun is cancelled and what runs is waited for.
+    After an error, what has not begun is cancelled, and what runs is waited for and yielded too.
 
     Raises
     ------
     WorkerLostError
         If a worker ends in the middle. Executors that can start the work anew, such as Dask's, do so first.
     """
-    futures = {}
+    futures: dict[Future[Result], Item] = {}
+    failure: BaseException | None = None
     try:
         for item, arguments in items:
             futures[executor.submit(work, *arguments)] = item
-        for future in as_completed(list(futures)):
-            yield futures.pop(future), future.result()
-    except _lost_worker_errors() as error:
-        raise WorkerLostError(f"a worker was lost ({type(error).__name__}: {error})".replace("\n", " ")) from error
+        for future in as_completed(futures):
+            error = CancelledError() if future.cancelled() else future.exception()
+            if error is None:
+                yield futures[future], future.result()
+            elif failure is None:
+                failure = error
+                for waiting in futures:
+                    waiting.cancel()
+    except BrokenExecutor as error:  # of `submit`
+        failure = failure or error
     finally:
         wait([future for future in futures if not future.cancel()])
+    if isinstance(failure, _lost_worker_errors()):
+        cause = str(failure).replace("\n", " ") or "it no longer answers"
+        raise WorkerLostError(f"a worker was lost, killed or out of memory: {cause}") from failure
+    if failure is not None:
+        raise failure
 
 
 def _lost_worker_errors() -> tuple[type[BaseException], ...]:

@@ -17,7 +17,7 @@ from masksolve.checkpoint._engine import executor_for, run_all
 from masksolve.checkpoint._file import CheckpointError, TensorInfo
 from masksolve.checkpoint._layout import INDEX, Checkpoint
 from masksolve.checkpoint._masks import MaskFile, hashes_of, masks_header, place_masks, places_in
-from masksolve.checkpoint._units import Unit, units_of
+from masksolve.checkpoint._units import Unit, put, sync, units_of
 from masksolve.checkpoint._work import (
     BandRecord,
     Job,
@@ -132,7 +132,7 @@ class _Team:
     on_progress: OnProgress | None
 
     def writing_to(self, request: Request, data: Path, hashes: dict[str, str]) -> _Team:
-        """The same, with the places of what is to be written, or of the masks to apply."""
+        """The same, with the places of what is to be written, or of the masks to apply; begins the file of masks."""
         job = replace(
             self.job,
             output=None if request.output is None else data / _OUTPUT,
@@ -141,9 +141,14 @@ class _Team:
         units = self.units
         if request.given is not None:
             units = place_masks(units, request.given.places)
-        elif request.masks is not None:
+        elif job.masks is not None:
             header = masks_header(request.chosen, job.pattern, hashes)
             units = place_masks(units, places_in(request.chosen, header))
+            if job.masks.exists():  # not published yet
+                # No unit holds the header, so every run writes it.
+                with job.masks.open("r+b", buffering=0) as file:
+                    put(file, 0, memoryview(header))
+                    sync(file)
         return replace(self, job=job, units=units)
 
     def fingerprint(self) -> list[str]:
@@ -300,10 +305,6 @@ def _prepare(request: Request, workspace: Workspace, hashes: dict[str, str]) -> 
         places = places_in(request.chosen, header)
         ends = [places[tensor.name].offset + tensor.shape[0] * places[tensor.name].row for tensor in request.chosen]
         allocate(data / _MASKS, max(ends))
-        with (data / _MASKS).open("r+b") as masks:
-            masks.write(header)
-            masks.flush()
-            os.fsync(masks.fileno())
     return data
 
 
