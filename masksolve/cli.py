@@ -27,6 +27,7 @@ try:
         TransferSpeedColumn,
     )
     from rich.table import Table
+    from rich.text import Text
 
     from masksolve.checkpoint import (
         PrunedTensor,
@@ -35,7 +36,10 @@ try:
         WorkerLostError,
         apply_masks,
         check_checkpoint,
+        compare_checkpoints,
         dask_executor,
+        page,
+        plan_checkpoint,
         prune_checkpoint,
     )
     from masksolve.checkpoint._run import OnProgress
@@ -200,6 +204,81 @@ def check(
 
 
 @cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option(
+    "--pattern",
+    "patterns",
+    type=_PatternType(),
+    multiple=True,
+    default=["2:4", "4:8", "8:16", "16:32"],
+    show_default=True,
+    help="N entries KEPT of every M; can be repeated.",
+)
+@click.option("--method", default="exact", show_default=True, help="See `masksolve methods`.")
+@_include
+@_exclude
+@_workers
+def plan(
+    source: Path,
+    patterns: tuple[Pattern, ...],
+    method: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    workers: int | None,
+) -> None:
+    """Tell what `prune` would do to INPUT, how long it would take and what it would need. Nothing is written."""
+    result = plan_checkpoint(source, patterns, method=method, include=include, exclude=exclude, workers=workers)
+    table = Table("tensor", "dtype", "shape")
+    reasons = []
+    for each in result.plans:
+        table.add_column(str(each.pattern))
+        reasons.append({tensor.name: tensor.reason for tensor in each.skipped})
+    for tensor in result.tensors:
+        fits = [Text(found.get(tensor.name, "fits")) for found in reasons]
+        table.add_row(Text(tensor.name), tensor.dtype, _shape(tensor.shape), *fits)
+    _print(table)
+    for each in result.plans:
+        weights = sum(math.prod(tensor.shape) for tensor in each.chosen)
+        memory = "" if each.memory is None else f", {each.memory / 2**20:.0f} MiB of memory"
+        click.echo(
+            f"{each.pattern.describe()}: {len(each.chosen)} of {len(result.tensors)} tensors, {weights:,} weights; "
+            f"about {_duration(each.seconds)}{memory} with {each.workers} worker{'s' if each.workers > 1 else ''}; "
+            f"writes {each.nbytes:,} bytes"
+        )
+    for pattern, reason in result.misfits.items():
+        click.echo(f"{pattern}: {reason}")
+    click.echo("times are measured on a sample; what the disk needs to write is not in them")
+
+
+@cli.command()
+@click.argument("first", metavar="A", type=click.Path(path_type=Path))
+@click.argument("second", metavar="B", type=click.Path(path_type=Path))
+@_workers
+@_scheduler
+def compare(first: Path, second: Path, workers: int | None, scheduler: str | None) -> None:
+    """Show what changed between the checkpoints A and B."""
+    with _progress() as on_progress, _who_works(workers, scheduler) as engine:
+        result = compare_checkpoints(first, second, workers=engine, on_progress=on_progress)
+    changed = [tensor for tensor in result.tensors if not tensor.is_same]
+    if changed:
+        table = Table("tensor", "difference")
+        for heading in ("changed", "made zero", "zeros before", "zeros after", "importance kept"):
+            table.add_column(heading, justify="right")
+        for tensor in changed:
+            if tensor.difference is not None:
+                table.add_row(Text(tensor.name), Text(tensor.difference))
+                continue
+            before, after = tensor.importance
+            shares = (count / tensor.entries for count in (tensor.changed, tensor.zeroed, *tensor.zeros))
+            kept = f"{after / before:.2%}" if before > 0 else ""
+            table.add_row(Text(tensor.name), "values", *(f"{share:.2%}" for share in shares), kept)
+        _print(table)
+    for file in result.files:
+        click.echo(file)
+    click.echo(f"{len(changed)} of {len(result.tensors)} tensors differ, and {len(result.files)} files beside them")
+
+
+@cli.command()
 def methods() -> None:
     """List the methods, preferred first, and how to install those that are missing."""
     installed = available_methods()
@@ -351,7 +430,8 @@ def _progress() -> Iterator[OnProgress]:
 def _show(result: PruneReport, report: Path | None) -> None:
     """Print what was done, and write the report of it."""
     if report is not None:
-        report.write_text(result.to_json(), encoding="utf-8")
+        content = page(result) if report.suffix == ".html" else result.to_json()
+        report.write_text(content, encoding="utf-8")
     _print_skipped(result.skipped)
     _print_pruned(result.tensors)
     proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
@@ -366,7 +446,7 @@ def _print_skipped(skipped: Sequence[SkippedTensor]) -> None:
         return
     table = Table("skipped tensor", "shape", "reason")
     for tensor in skipped:
-        table.add_row(tensor.name, _shape(tensor.shape), tensor.reason)
+        table.add_row(Text(tensor.name), _shape(tensor.shape), tensor.reason)
     _print(table)
 
 
@@ -377,7 +457,11 @@ def _print_pruned(tensors: Sequence[PrunedTensor]) -> None:
     for tensor in tensors:
         gap = "0 (optimal)" if tensor.optimal else f"{tensor.gap:.2e}"
         table.add_row(
-            tensor.name, _shape(tensor.shape), f"{tensor.kept_share:.2%}", gap, f"{tensor.solve_seconds * 1e3:.0f} ms"
+            Text(tensor.name),
+            _shape(tensor.shape),
+            f"{tensor.kept_share:.2%}",
+            gap,
+            f"{tensor.solve_seconds * 1e3:.0f} ms",
         )
     _print(table)
 
@@ -386,6 +470,17 @@ def _print(table: Table) -> None:
     # A file or a pipe has no width to fit: nothing is cut there.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = int(seconds // 3600), int(seconds // 60 % 60)
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {seconds % 60:.0f} s"
+        if minutes
+        else f"{seconds:.1f} s"
+    )
 
 
 def _shape(shape: tuple[int, ...]) -> str:

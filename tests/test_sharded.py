@@ -20,7 +20,7 @@ FIRST, SECOND, THIRD = (f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
 
 def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_units, "_WEIGHTS_A_BAND", 1 << 10)
-    monkeypatch.setattr(_units, "_WEIGHTS_A_PIECE", 1 << 8)
+    monkeypatch.setattr(_units, "WEIGHTS_A_PIECE", 1 << 8)
     monkeypatch.setattr(_units, "_BYTES_A_STRETCH", 100)
 
 

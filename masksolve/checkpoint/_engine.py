@@ -31,10 +31,16 @@ Result = TypeVar("Result")
 
 # A process takes a second to start, in which one that runs prunes about so many bytes.
 _BYTES_A_WORKER = 1 << 28
+_SECONDS_TO_ANSWER = 10
 
 
 class WorkerLostError(RuntimeError):
     """A worker ended in the middle of its work: killed, out of memory, or no longer to be reached."""
+
+
+def workers_for(nbytes: int) -> int:
+    """How many processes are worth starting: one a core, but fewer for little to do."""
+    return max(1, min(usable_cores(), nbytes // _BYTES_A_WORKER))
 
 
 @contextmanager
@@ -47,7 +53,7 @@ def executor_for(workers: int | Executor | None, nbytes: int) -> Iterator[Execut
         yield workers
         return
     if workers is None:
-        workers = max(1, min(usable_cores(), nbytes // _BYTES_A_WORKER))
+        workers = workers_for(nbytes)
     if as_count(workers, "workers", 1) == 1:
         with ThreadPoolExecutor(1) as thread:
             yield thread
@@ -75,7 +81,7 @@ def dask_executor(address: str) -> Iterator[Executor]:
         raise MethodNotInstalledError(
             f"--scheduler needs {error.name}, which is not installed; pip install 'masksolve[cluster]'"
         ) from None
-    with Client(address, timeout=10) as client:  # type: ignore[no-untyped-call]
+    with Client(address, timeout=_SECONDS_TO_ANSWER) as client:  # type: ignore[no-untyped-call]
         # What a task returns depends on files too: Dask must not take it for the same as an earlier one.
         yield client.get_executor(pure=False)
 

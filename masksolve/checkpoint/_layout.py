@@ -6,18 +6,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from masksolve.checkpoint._file import CheckpointError, TensorInfo, parse_json, read_header
+from masksolve.checkpoint._file import CheckpointError, Header, TensorInfo, parse_json, read_header
 
 INDEX = "model.safetensors.index.json"
+_NO_HEADER = Header((), {})
 
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A file of a checkpoint: its name relative to the folder, its size, and its tensors if it is a shard."""
+    """A file of a checkpoint: its name relative to the folder, its size, and what its header says if it is a shard."""
 
     name: str
     size: int
-    tensors: tuple[TensorInfo, ...] = ()
+    header: Header = _NO_HEADER
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The tensors in it, in the order of the header."""
+        return self.header.tensors
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _shard(folder: Path, name: str) -> CheckpointFile:
-    tensors = read_header(folder / name).tensors
-    return CheckpointFile(name, (folder / name).stat().st_size, tensors)
+    header = read_header(folder / name)
+    return CheckpointFile(name, (folder / name).stat().st_size, header)
 
 
 def _indexed_shards(folder: Path, loose: Iterable[str]) -> list[CheckpointFile]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from importlib.metadata import version
 from pathlib import Path
@@ -14,13 +15,17 @@ import xxhash
 
 import masksolve
 from masksolve._pattern import Pattern
+from masksolve._tiles import convolution_matrices
 from masksolve.checkpoint._file import CheckpointError, TensorInfo
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
 from masksolve.checkpoint._masks import MaskFile, read_masks
-from masksolve.checkpoint._report import PrunedTensor, PruneReport
+from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile
 from masksolve.checkpoint._run import OnProgress, Outcome, Request, run
 from masksolve.checkpoint._selection import SkippedTensor, select_tensors
+from masksolve.checkpoint._units import Piece, Unit, read_weights
 from masksolve.checkpoint._work import Job
+
+_DRAWN_TILES = 8
 
 Path_ = str | os.PathLike[str]
 
@@ -99,8 +104,9 @@ def prune_checkpoint(
         overwrite=overwrite,
         resume=resume,
     )
+    start = time.perf_counter()
     outcome = run(request, workers, on_progress)
-    return _report(request, outcome, skipped)
+    return _report(request, outcome, skipped, time.perf_counter() - start)
 
 
 def apply_masks(
@@ -162,8 +168,9 @@ def apply_masks(
                     "pass --other-weights to apply them nevertheless"
                 )
 
+    start = time.perf_counter()
     outcome = run(request, workers, on_progress, check)
-    return _report(request, outcome, skipped)
+    return _report(request, outcome, skipped, time.perf_counter() - start)
 
 
 def _masked_tensors(
@@ -197,7 +204,7 @@ def _arguments(
     return {**plain, **{name: list(value) if isinstance(value, tuple) else value for name, value in others.items()}}
 
 
-def _report(request: Request, outcome: Outcome, skipped: Sequence[SkippedTensor]) -> PruneReport:
+def _report(request: Request, outcome: Outcome, skipped: Sequence[SkippedTensor], seconds: float) -> PruneReport:
     arguments = request.arguments
     return PruneReport(
         versions={
@@ -216,4 +223,19 @@ def _report(request: Request, outcome: Outcome, skipped: Sequence[SkippedTensor]
         exclude=tuple(arguments.get("exclude", ())),
         tensors=tuple(PrunedTensor.of(tensor, outcome.bands[tensor.name]) for tensor in request.chosen),
         skipped=tuple(skipped),
+        worst_tiles=tuple(_worst_tiles(request.checkpoint, outcome)),
+        seconds=seconds,
     )
+
+
+def _worst_tiles(checkpoint: Checkpoint, outcome: Outcome) -> Iterator[WorstTile]:
+    """The worst tiles of all tensors; only their places were noted, so their weights are read again."""
+    owners = {tensor.name: (file.name, tensor) for file in checkpoint.files for tensor in file.tensors}
+    tiles = [(tile, name) for name, band in outcome.bands.items() for tile in band.worst]
+    for tile, name in sorted(tiles, key=lambda pair: pair[0].badness, reverse=True)[:_DRAWN_TILES]:
+        file, tensor = owners[name]
+        rows = slice(tile.row, tile.row + len(tile.mask))
+        columns = slice(tile.column, tile.column + len(tile.mask[0]))
+        whole = Unit(file, tensor.offset, tensor.offset + tensor.nbytes, tensor)
+        weights = convolution_matrices(read_weights(checkpoint.folder, whole, Piece(rows, columns)))[tile.kernel]
+        yield WorstTile(name, tile, tuple(tuple(map(float, line)) for line in weights))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 
 from masksolve._pattern import Pattern
@@ -72,11 +73,20 @@ class PrunedTensor:
 
 
 @dataclass(frozen=True)
+class WorstTile:
+    """One of the worst tiles of a checkpoint, with its weights, rows of numbers."""
+
+    tensor: str
+    tile: TileRecord
+    weights: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class PruneReport:
     """What `prune_checkpoint` or `apply_masks` did, with what is needed to do it again.
 
     `output` and `masks` are None where they were not written; `applied` is the file of masks that was applied;
-    `input_hash` is the xxh3_128 of the input's units.
+    `input_hash` is the xxh3_128 of the hashes of the input's units; `seconds` is the time that this run took.
     """
 
     versions: dict[str, str]
@@ -91,6 +101,8 @@ class PruneReport:
     exclude: tuple[str, ...]
     tensors: tuple[PrunedTensor, ...]
     skipped: tuple[SkippedTensor, ...]
+    worst_tiles: tuple[WorstTile, ...]
+    seconds: float
 
     @property
     def mean_kept_share(self) -> float:
@@ -102,6 +114,23 @@ class PruneReport:
         """Whether every tile of every pruned tensor is proven optimal."""
         return all(tensor.optimal for tensor in self.tensors)
 
+    @property
+    def command(self) -> str:
+        """The command that does the same again."""
+        words = ["masksolve", "apply" if self.applied else "prune", self.input]
+        options = {
+            "--masks": self.applied or self.masks,
+            "--pattern": None if self.applied else str(self.pattern),
+            "--method": self.method,
+            "--output": self.output,
+        }
+        for option, value in options.items():
+            words += [option, value] if value is not None else []
+        for option, globs in (("--include", self.include), ("--exclude", self.exclude)):
+            for glob in globs:
+                words += [option, glob]
+        return shlex.join(words)
+
     def to_json(self) -> str:
         """The report as a JSON object."""
         record = asdict(self)
@@ -109,6 +138,7 @@ class PruneReport:
         record["pattern"] = str(self.pattern)
         record["mean_kept_share"] = self.mean_kept_share
         record["optimal"] = self.optimal
+        record["command"] = self.command
         for entry, tensor in zip(record["tensors"], self.tensors, strict=True):
             entry["kept_share"] = tensor.kept_share
         return json.dumps(record, indent=2) + "\n"

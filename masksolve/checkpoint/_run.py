@@ -233,7 +233,10 @@ def _record_from(entry: dict[str, Any]) -> UnitRecord:
     """The record that a line of the journal holds."""
     band = entry["band"]
     if band is not None:
-        worst = tuple(TileRecord(**{**tile, "kernel": tuple(tile["kernel"])}) for tile in band["worst"])
+        worst = tuple(
+            TileRecord(**{**tile, "kernel": tuple(tile["kernel"]), "mask": tuple(tile["mask"])})
+            for tile in band["worst"]
+        )
         band = BandRecord(**{**band, "gaps": tuple(band["gaps"]), "worst": worst})
     return UnitRecord(entry["output"], entry["masks"], band)
 

@@ -23,7 +23,7 @@ from masksolve.checkpoint._layout import Checkpoint
 
 # A band is what may have to be done again; a piece is what is held in memory, mostly in the processor's cache.
 _WEIGHTS_A_BAND = 1 << 23
-_WEIGHTS_A_PIECE = 1 << 20
+WEIGHTS_A_PIECE = 1 << 20
 _BYTES_A_STRETCH = 1 << 24
 
 
@@ -117,10 +117,10 @@ def pieces_of(unit: Unit, pattern: Pattern) -> Iterator[Piece]:
     """Cut a band into pieces: whole rows, unless a single tile row is too large to be held."""
     assert unit.tensor is not None
     rows, columns = unit.rows, unit.tensor.shape[1]
-    high = _rows_at_once(unit.tensor, pattern, _WEIGHTS_A_PIECE)
+    high = _rows_at_once(unit.tensor, pattern, WEIGHTS_A_PIECE)
     # Masks are stored eight to the byte; a piece begins at a whole one.
     whole = math.lcm(pattern.m, 8)
-    wide = max(1, _WEIGHTS_A_PIECE // (pattern.m * math.prod(unit.tensor.shape[2:]) * whole)) * whole
+    wide = max(1, WEIGHTS_A_PIECE // (pattern.m * math.prod(unit.tensor.shape[2:]) * whole)) * whole
     if high > pattern.m or wide >= columns:
         wide = columns
     for row in range(rows.start, rows.stop, high):

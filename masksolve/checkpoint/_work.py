@@ -58,11 +58,15 @@ class Job:
 
 @dataclass(frozen=True)
 class TileRecord:
-    """A tile of a tensor: its first row and column, which matrix of a convolution it is in, and what it keeps."""
+    """A tile of a tensor: its first row and column, which matrix of a convolution it is in, and what it keeps.
+
+    `mask` has a line for each row, "1" where the entry is kept.
+    """
 
     kernel: tuple[int, ...]
     row: int
     column: int
+    mask: tuple[str, ...]
     importance: float
     kept: float
     gap: float
@@ -153,7 +157,7 @@ def prune_unit(job: Job, unit: Unit, fingerprint: str) -> UnitRecord:
             for piece in pieces_of(unit, job.pattern):
                 weights = read_weights(job.source, unit, piece)
                 read.update(as_bytes(weights))
-                mask, band = _mask_of(job, unit, piece, weights)
+                mask, band = mask_of(job, unit, piece, weights)
                 bands.append(band)
                 if output is not None:
                     _zero_pruned(weights, mask)
@@ -213,11 +217,11 @@ def _open_to_write(path: Path) -> Any:
     return path.open("r+b", buffering=0)
 
 
-def _mask_of(job: Job, unit: Unit, piece: Piece, weights: NDArray[Any]) -> tuple[NDArray[np.bool_], BandRecord]:
+def mask_of(job: Job, unit: Unit, piece: Piece, weights: NDArray[Any]) -> tuple[NDArray[np.bool_], BandRecord]:
     """The mask of a piece, shaped like its weights, and what it keeps."""
     n, m = job.pattern.n, job.pattern.m
     start = time.perf_counter()
-    matrices = convolution_matrices(_for_solver(weights))
+    matrices = convolution_matrices(narrow_as_float32(weights))
     if job.given is None:
         mask = masksolve.solve_matrix(matrices, n, m, method=job.method, threads=1)
         shaped = np.moveaxis(mask, (-2, -1), (0, 1))
@@ -232,7 +236,7 @@ def _mask_of(job: Job, unit: Unit, piece: Piece, weights: NDArray[Any]) -> tuple
     return shaped, _certified(matrices, mask, job.pattern, piece, start)
 
 
-def _for_solver(weights: NDArray[Any]) -> NDArray[Any]:
+def narrow_as_float32(weights: NDArray[Any]) -> NDArray[Any]:
     """Narrow floats as float32, which holds them exactly, once; NumPy would convert bfloat16 one by one, each time."""
     if weights.dtype.name == "bfloat16":
         bits = weights.view(np.uint16).astype(np.uint32)
@@ -271,6 +275,7 @@ def _certified(
                         tuple(map(int, kernel)),
                         int(piece.rows.start + region.rows.start + p * region.tile_shape[0]),
                         int(piece.columns.start + region.columns.start + q * region.tile_shape[1]),
+                        tuple("".join(map(str, line)) for line in masks[p, q].astype(int)),
                         float(np.ldexp(found.importance[p, q], shift)),
                         float(np.ldexp(found.kept[p, q], shift)),
                         float(gap[p, q]),
