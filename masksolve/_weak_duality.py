@@ -11,44 +11,65 @@ _RELATIVE_ROUNDING = 1e-9
 
 
 @kernel
-def proven_tiles(importance, masks, potentials, n):
+def prove_tiles(weights, masks, potentials, n):
     """Which masks (p, q, r, c), n ones in every line, the column potentials (p, q, c) prove optimal.
 
-    A mask is optimal if no kept entry of a row has a smaller importance - v than one that is not kept. Rounding is
+    A mask is optimal if no kept entry of a row has a smaller abs(weight) - v than one that is not kept. Rounding is
     monotone, so a strict order of rounded differences proves it; equal ones prove it where none was rounded.
+
+    Returns all importance, kept importance and whether it is proven, each (p, q).
     """
-    down, across, rows, cols = importance.shape
+    down, across, rows, cols = weights.shape
+    total = np.empty((down, across))
+    kept = np.empty((down, across))
     proven = np.empty((down, across), np.bool_)
     sums = np.empty(cols, np.int64)
+    v = np.empty(cols)
     for p in range(down):
         for q in range(across):
-            c, mask, v = importance[p, q], masks[p, q], potentials[p, q]
-            sums[:] = 0
-            is_proven = True
+            w, mask = weights[p, q], masks[p, q]
+            for j in range(cols):
+                v[j] = potentials[p, q, j]
+                sums[j] = 0
+            all_weight, kept_weight, is_proven = 0.0, 0.0, True
             for i in range(rows):
-                lowest, highest, count, is_exact = np.inf, -np.inf, 0, True
+                lowest, highest, count = np.inf, -np.inf, 0
                 for j in range(cols):
-                    difference = c[i, j] - v[j]
-                    # The rounding error of a difference (Knuth's two-sum): 0 where there is none.
-                    back = c[i, j] - difference
-                    is_exact &= (c[i, j] - (difference + back)) + (back - v[j]) == 0.0
-                    kept = mask[i, j]
-                    count += kept
-                    sums[j] += kept
-                    lowest = min(lowest, difference if kept else np.inf)
-                    highest = max(highest, -np.inf if kept else difference)
-                is_proven &= count == n and (lowest > highest or (lowest == highest and is_exact))
+                    c = abs(np.float64(w[i, j]))
+                    all_weight += c
+                    if mask[i, j]:
+                        kept_weight += c
+                        lowest = min(lowest, c - v[j])
+                        count += 1
+                        sums[j] += 1
+                    else:
+                        highest = max(highest, c - v[j])
+                if count != n or not (lowest > highest or (lowest == highest and _is_exact(w[i], v))):
+                    is_proven = False
+            total[p, q], kept[p, q] = all_weight, kept_weight
             proven[p, q] = is_proven and (sums == n).all()
-    return proven
+    return total, kept, proven
+
+
+@kernel
+def _is_exact(row, v):
+    """Whether no difference abs(row) - v is rounded: the error of each (Knuth's two-sum) is 0."""
+    for j in range(len(row)):
+        c = abs(np.float64(row[j]))
+        difference = c - v[j]
+        back = c - difference
+        if (c - (difference + back)) + (back - v[j]) != 0.0:
+            return False
+    return True
 
 
 @kernel
 def judge_tiles(importance, masks, best, potentials, proven, n, exact_rows, exact_columns):
     """Judge masks (p, q, r, c) against optimal ones, `best`, and their column potentials (p, q, c).
 
-    Returns all importance, kept importance, upper bound and verdict, each (p, q). Where `proven`, the value of `best`
-    is the bound. CLOSE_CALL: the mask differs from `best` by no more than rounding, so that only exact summation can
-    tell.
+    Returns all importance, kept importance, upper bound and verdict, each (p, q). Where `best` is `proven` to be, its
+    value is the bound. CLOSE_CALL: the mask differs from `best` by no more than rounding, so that only exact summation
+    can tell.
     """
     down, across, _, cols = importance.shape
     total = np.empty((down, across))

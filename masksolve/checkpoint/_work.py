@@ -222,8 +222,12 @@ def mask_of(job: Job, unit: Unit, piece: Piece, weights: NDArray[Any]) -> tuple[
     n, m = job.pattern.n, job.pattern.m
     start = time.perf_counter()
     matrices = convolution_matrices(narrow_as_float32(weights))
+    potentials = None
     if job.given is None:
-        mask = masksolve.solve_matrix(matrices, n, m, method=job.method, threads=1)
+        if job.method == "exact":
+            mask, potentials = masksolve.solve_matrix(matrices, n, m, threads=1, return_potentials=True)
+        else:
+            mask = masksolve.solve_matrix(matrices, n, m, method=job.method, threads=1)
         shaped = np.moveaxis(mask, (-2, -1), (0, 1))
     else:
         shaped = unpack(_read_packed(job.given, unit, piece), weights.shape)
@@ -233,7 +237,7 @@ def mask_of(job: Job, unit: Unit, piece: Piece, weights: NDArray[Any]) -> tuple[
             assert unit.tensor is not None
             complaint = bad.moved(piece.rows.start, piece.columns.start).describe(job.pattern, False)
             raise CheckpointError(f"the masks of tensor {unit.tensor.name!r} are not {job.pattern}: {complaint}")
-    return shaped, _certified(matrices, mask, job.pattern, piece, start)
+    return shaped, _certified(matrices, mask, potentials, job.pattern, piece, start)
 
 
 def narrow_as_float32(weights: NDArray[Any]) -> NDArray[Any]:
@@ -246,9 +250,14 @@ def narrow_as_float32(weights: NDArray[Any]) -> NDArray[Any]:
 
 
 def _certified(
-    matrices: NDArray[Any], mask: NDArray[np.bool_], pattern: Pattern, piece: Piece, start: float
+    matrices: NDArray[Any],
+    mask: NDArray[np.bool_],
+    potentials: NDArray[np.floating[Any]] | None,
+    pattern: Pattern,
+    piece: Piece,
+    start: float,
 ) -> BandRecord:
-    """Judge the masks of matrices (*kernel, rows, columns) that were solved since `start`."""
+    """Judge the masks of matrices (*kernel, rows, columns) that were solved since `start`, maybe with potentials."""
     solved = time.perf_counter()
     shift = scale_shift(matrices)
     importance = kept = bound = 0.0
@@ -258,7 +267,9 @@ def _certified(
     for kernel in np.ndindex(matrices.shape[:-2]):
         for region in regions(*matrices.shape[-2:], pattern, "both", True):
             (tiles,), (masks,) = tile_grids(matrices[kernel], region), tile_grids(mask[kernel], region)
-            found = certify_tiles(tiles, masks, region.line_sums, shift, threads=1)
+            is_whole = region.tile_shape == (pattern.m, pattern.m)
+            start_from = None if potentials is None or not is_whole else potentials[kernel]
+            found = certify_tiles(tiles, masks, region.line_sums, shift, threads=1, potentials=start_from)
             optimal &= bool(found.optimal.all())
             with np.errstate(all="ignore"):
                 importance += float(found.importance.sum())
