@@ -1,5 +1,7 @@
 """Kernels of `certify`: importance kept, the upper bound that potentials give, and when they prove a mask optimal."""
 
+import math
+
 import numpy as np
 
 from masksolve._jit import kernel
@@ -28,10 +30,12 @@ def prove_tiles(weights, masks, potentials, n):
     for p in range(down):
         for q in range(across):
             w, mask = weights[p, q], masks[p, q]
+            all_weight, kept_weight, is_proven = 0.0, 0.0, True
             for j in range(cols):
                 v[j] = potentials[p, q, j]
                 sums[j] = 0
-            all_weight, kept_weight, is_proven = 0.0, 0.0, True
+                # Comparisons with NaN would be neither here nor there.
+                is_proven &= math.isfinite(v[j])
             for i in range(rows):
                 lowest, highest, count = np.inf, -np.inf, 0
                 for j in range(cols):

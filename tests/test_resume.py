@@ -145,16 +145,28 @@ def test_what_the_disk_lost_is_written_again(source: Path, expected: dict[str, b
     executor = stop_at(9)
     with pytest.raises(StopHereError):
         prune(tmp_path, workers=executor)
-    lost = 0
-    for file in workspace(tmp_path).rglob("*"):
-        if file.is_file() and file.stat().st_size > 2000 and file.parent.name != ".out.masksolve":
-            content = bytearray(file.read_bytes())
-            content[1200] ^= 1
-            file.write_bytes(content)
-            lost += 1
-    assert lost
+    (data,) = workspace(tmp_path).glob("data-*")
+    first, second = sorted((data / "output").glob("*.safetensors"))[:2]
+    spoilt = bytearray(first.read_bytes())
+    spoilt[1200] ^= 1
+    first.write_bytes(spoilt)
+    os.truncate(second, second.stat().st_size // 2)
+    (data / "masks.safetensors").write_bytes(bytes((data / "masks.safetensors").stat().st_size))
     prune(tmp_path, resume=True)
-    # The header of the masks is written by no unit.
+    assert outputs(tmp_path) == expected
+
+
+def test_an_output_that_appears_meanwhile_is_not_replaced(
+    source: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    def intrude(phase: str, done: int, total: int) -> None:
+        if phase == "verifying" and done == 0:
+            write_sharded(tmp_path / "out", seed=1)
+
+    with pytest.raises(FileExistsError, match="has appeared meanwhile; move it away"):
+        prune(tmp_path, on_progress=intrude)
+    (tmp_path / "out").rename(tmp_path / "intruder")
+    prune(tmp_path, resume=True)
     assert outputs(tmp_path) == expected
 
 

@@ -352,6 +352,10 @@ def _publish(request: Request, workspace: Workspace, data: Path) -> None:
     for hidden, target in pairs:
         if not hidden.exists() and target.exists():
             continue
+        if target.exists() and not request.overwrite:
+            raise FileExistsError(
+                f"{target} has appeared meanwhile; move it away, and --resume gives the output its name"
+            )
         if hidden.is_dir():
             for folder in {hidden, *(path for path in hidden.rglob("*") if path.is_dir())}:
                 sync_folder(folder)
