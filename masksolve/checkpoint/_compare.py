@@ -75,6 +75,19 @@ def compare_checkpoints(
     ------
     CheckpointError
         For a checkpoint that cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> source, target = Path(folder.name, "in.safetensors"), Path(folder.name, "out.safetensors")
+    >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
+    >>> save_file({"w": np.arange(64.0).reshape(8, 8) // 2, "step": np.array(7)}, target)
+    >>> [(tensor.name, tensor.changed) for tensor in compare_checkpoints(source, target).tensors]
+    [('step', 0), ('w', 63)]
+    >>> folder.cleanup()
     """
     a, b = read_checkpoint(Path(first).absolute()), read_checkpoint(Path(second).absolute())
     in_a, in_b = _places(a), _places(b)

@@ -78,6 +78,19 @@ def plan_checkpoint(
     ------
     CheckpointError
         For an input that cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> source = Path(folder.name, "in.safetensors")
+    >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
+    >>> plan = plan_checkpoint(source, [Pattern(2, 4), Pattern(16, 32)]).plans[0]
+    >>> [tensor.name for tensor in plan.chosen], [tensor.reason for tensor in plan.skipped]
+    (['w'], ['dtype I64 is not one of F64, F32, F16, BF16'])
+    >>> folder.cleanup()
     """
     checkpoint = read_checkpoint(Path(source).absolute())
     plans, misfits = [], {}

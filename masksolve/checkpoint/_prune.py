@@ -88,6 +88,19 @@ def prune_checkpoint(
     WorkerLostError
         For a worker that ended in the middle. After this error, an OSError or a KeyboardInterrupt, a note says
         whether anything is kept that `resume` continues.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> source, target = Path(folder.name, "in.safetensors"), Path(folder.name, "out.safetensors")
+    >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
+    >>> report = prune_checkpoint(source, target, Pattern(2, 4))
+    >>> [tensor.name for tensor in report.tensors], report.optimal, round(report.mean_kept_share, 3)
+    (['w'], True, 0.5)
+    >>> folder.cleanup()
     """
     if target is None and masks is None:
         raise CheckpointError("nothing to write: name an output, masks, or both")
@@ -141,6 +154,19 @@ def apply_masks(
     CheckpointError
         As for `prune_checkpoint`, and for masks of tensors that the checkpoint does not have, or has with another
         shape or other weights.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> source, target = Path(folder.name, "in.safetensors"), Path(folder.name, "out.safetensors")
+    >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
+    >>> _ = prune_checkpoint(source, None, Pattern(2, 4), masks=Path(folder.name, "masks.safetensors"))
+    >>> apply_masks(source, Path(folder.name, "masks.safetensors"), target).optimal
+    True
+    >>> folder.cleanup()
     """
     given_path = Path(masks).absolute()
     given = read_masks(given_path)
