@@ -204,6 +204,29 @@ def test_a_changed_weight_is_not_resumed_and_is_named(name: str, source: Path, t
     assert name in str(caught.value)
 
 
+def test_a_changed_header_is_not_resumed(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(StopHereError):
+        prune(tmp_path, workers=stop_at(5))
+    shard = source / "model-00003-of-00003.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(b'"dtype": "F64", "shape": [40, 100]', b'"dtype": "F64", "shape": [100, 40]'))
+    assert shard.read_bytes() != content
+    with pytest.raises(CheckpointError, match="the input has changed"):
+        prune(tmp_path, resume=True)
+
+
+def test_ctrl_c_while_a_resumed_run_reads_says_what_is_kept(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(StopHereError):
+        prune(tmp_path, workers=stop_at(5))
+
+    def interrupt(phase: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        prune(tmp_path, resume=True, on_progress=interrupt)
+    assert caught.value.__notes__ == ["5 of 16 parts are done and kept; the same with --resume continues"]
+
+
 def test_a_new_file_in_the_input_is_named(source: Path, tmp_path: Path) -> None:
     with pytest.raises(StopHereError):
         prune(tmp_path, workers=stop_at(5))

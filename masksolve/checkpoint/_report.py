@@ -51,14 +51,13 @@ class PrunedTensor:
     @classmethod
     def of(cls, tensor: TensorInfo, band: BandRecord) -> PrunedTensor:
         """The record of a tensor from that of all its bands."""
-        is_closed = band.optimal or band.upper_bound == 0
         return cls(
             name=tensor.name,
             dtype=tensor.dtype,
             shape=tensor.shape,
             importance=band.importance,
             kept=band.kept,
-            gap=0.0 if is_closed else (band.upper_bound - band.kept) / band.upper_bound,
+            gap=band.gap,
             optimal=band.optimal,
             tile_gaps=band.gaps,
             worst_tiles=band.worst,

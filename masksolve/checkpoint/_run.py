@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -87,7 +86,8 @@ def run(
         units = [unit for unit in units if unit.tensor is not None]
     with open_workspace(request.target) as workspace:
         _check_unfinished(request, workspace)
-        with executor_for(workers, sum(unit.nbytes for unit in units)) as executor:
+        nbytes = sum(unit.nbytes for unit in units)
+        with _noting_what_is_kept(workspace, len(units)), executor_for(workers, nbytes) as executor:
             if request.given is None:
                 # One first, so that the others find its code on the disk.
                 list(run_all(executor, try_method, [(0, (request.job,))]))
@@ -110,10 +110,8 @@ def run(
                 _check_same(request, unfinished, plan, units)
                 data = workspace.folder / unfinished["data"]
             team = team.writing_to(request, data, hashes)
-            records: dict[int, UnitRecord] = {}
-            with _noting_progress(records, units):
-                _finish(workspace, team, records, fingerprints)
-                _publish(request, workspace, data)
+            records = _finish(workspace, team, fingerprints)
+            _publish(request, workspace, data)
     bands: dict[str, list[BandRecord]] = {}
     for index, unit in enumerate(units):
         band = records[index].band
@@ -183,17 +181,20 @@ class _Team:
             self.on_progress(phase, done, total)
 
 
-def _finish(workspace: Workspace, team: _Team, records: dict[int, UnitRecord], fingerprints: Sequence[str]) -> None:
-    """Do and verify every unit; `records` is filled with what is done."""
+def _finish(workspace: Workspace, team: _Team, fingerprints: Sequence[str]) -> dict[int, UnitRecord]:
+    """Do what the journal does not have, and verify all; returns the record of every unit."""
+    records: dict[int, UnitRecord] = {}
     for entry in workspace.read_journal():
         if "verified" in entry:
-            return
+            return records
         for index in entry.get("redo", []):
             del records[index]
         if "unit" in entry:
             records[entry["unit"]] = _record_from(entry)
-    left = Counter(unit.tensor.name for unit in team.units if unit.tensor is not None)
-    left.subtract(_name(team.units[index]) for index in records)
+    bands: dict[str, list[int]] = {}
+    for index, unit in enumerate(team.units):
+        if unit.tensor is not None:
+            bands.setdefault(unit.tensor.name, []).append(index)
     suspects: Sequence[int] = range(len(team.units))
     missing = [index for index in suspects if index not in records]
     with workspace.journal() as journal:
@@ -201,14 +202,13 @@ def _finish(workspace: Workspace, team: _Team, records: dict[int, UnitRecord], f
             for index, record in team.prune(missing, fingerprints):
                 journal.add({"unit": index, **asdict(record)})
                 records[index] = record
-                name = _name(team.units[index])
-                left[name] -= 1
-                if name and left[name] == 0:
-                    _log_tensor(name, team.units, records)
+                tensor = team.units[index].tensor
+                if tensor is not None and all(each in records for each in bands[tensor.name]):
+                    _log_tensor(tensor.name, [records[each] for each in bands[tensor.name]])
             bad = team.verify(records, suspects)
             if not bad:
                 journal.add({"verified": True})
-                return
+                return records
             for index in bad:
                 _logger.warning("written, but not found again on the disk: %s", team.units[index].describe())
                 del records[index]
@@ -217,16 +217,10 @@ def _finish(workspace: Workspace, team: _Team, records: dict[int, UnitRecord], f
     raise OSError(f"the disk does not keep what is written to it: {team.units[bad[0]].describe()}; check the disk")
 
 
-def _name(unit: Unit) -> str:
-    return "" if unit.tensor is None else unit.tensor.name
-
-
-def _log_tensor(name: str, units: Sequence[Unit], records: dict[int, UnitRecord]) -> None:
-    bands = [band for index, unit in enumerate(units) if _name(unit) == name and (band := records[index].band)]
-    band = merge_bands(bands)
-    share = band.kept / band.importance if band.importance > 0 else 1.0
-    proof = "optimal" if band.optimal else f"gap {1 - band.kept / band.upper_bound:.2e}"
-    _logger.info("pruned %s: %.2f%%, %s", name, share * 100, proof)
+def _log_tensor(name: str, records: Sequence[UnitRecord]) -> None:
+    band = merge_bands([record.band for record in records if record.band is not None])
+    proof = "optimal" if band.optimal else f"gap {band.gap:.2e}"
+    _logger.info("pruned %s: %.2f%%, %s", name, band.kept_share * 100, proof)
 
 
 def _record_from(entry: dict[str, Any]) -> UnitRecord:
@@ -242,12 +236,14 @@ def _record_from(entry: dict[str, Any]) -> UnitRecord:
 
 
 @contextmanager
-def _noting_progress(records: dict[int, UnitRecord], units: Sequence[Unit]) -> Iterator[None]:
-    """Add to whatever ends the run how much of it is done and how to go on."""
+def _noting_what_is_kept(workspace: Workspace, units: int) -> Iterator[None]:
+    """Add to whatever ends a run that can be resumed how much of it is done and how to go on."""
     try:
         yield
     except BaseException as error:
-        error.add_note(f"{len(records)} of {len(units)} parts are done and kept; the same with --resume continues")
+        if workspace.read_plan() is not None:
+            done = len({entry["unit"] for entry in workspace.read_journal() if "unit" in entry})
+            error.add_note(f"{done} of {units} parts are done and kept; the same with --resume continues")
         raise
 
 
@@ -326,8 +322,9 @@ def _check_same(request: Request, old: dict[str, Any], new: dict[str, Any], unit
         )
         difference = f"the input has changed: {', '.join(names[:3])} has another size, is new or is missing"
     if difference is None and old["units"] != new["units"]:
-        changed = [unit for unit, a, b in zip(units, old["units"], new["units"], strict=True) if a != b]
-        difference = f"the input has changed: {changed[0].describe()}"
+        pairs = zip(units, old["units"], new["units"], strict=False)
+        changed = [unit.describe() for unit, a, b in pairs if a != b] or ["its tensors"]
+        difference = f"the input has changed: {changed[0]}"
     if difference is not None:
         raise CheckpointError(
             f"the unfinished run of {request.target} cannot be resumed: {difference}; "

@@ -90,6 +90,17 @@ class BandRecord:
     solve_seconds: float
     certify_seconds: float
 
+    @property
+    def kept_share(self) -> float:
+        """Kept importance as a share of all importance; 1.0 for weights that are all zero."""
+        return self.kept / self.importance if self.importance > 0 else 1.0
+
+    @property
+    def gap(self) -> float:
+        """As in `masksolve.Certificate`."""
+        is_closed = self.optimal or self.upper_bound == 0
+        return 0.0 if is_closed else (self.upper_bound - self.kept) / self.upper_bound
+
 
 @dataclass(frozen=True)
 class UnitRecord:
