@@ -46,10 +46,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", type=Path, default=_FOLDER, help="where there is room for the files")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the CSV and JSON files")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="also put the table between the marks 'checkpoints' of FILE"
+    )
     arguments = parser.parse_args()
     pin_threads(1)
 
     from benchmarks import report
+    from benchmarks.marks import write_between_marks
 
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,12 +64,13 @@ def main() -> None:
         f"one tensor of {arguments.tensor:g} GiB": [("w", (math.ceil(arguments.tensor * 2**29 / side), side))],
         f"{(layers * _A_LAYER + _OUTSIDE) / 1e9:.2f} billion parameters": list(_decoder(layers)),
     }
-    print(header(1) + "\n", flush=True)
     cells = []
     for name, shapes in cases.items():
-        if math.prod(shapes[0][1]):
-            cells += measure(name, shapes, folder, arguments.pattern, arguments.workers)
-    print(report.markdown(*table(cells)))
+        cells += measure(name, shapes, folder, arguments.pattern, arguments.workers)
+    text = f"{report.markdown(*table(cells))}\n\n{arguments.pattern}, bfloat16.\n\n{header(1)}"
+    print(text)
+    if arguments.write:
+        write_between_marks(arguments.write, "checkpoints", text)
     paths = report.save(arguments.output, "checkpoints", describe(1), cells)
     print(f"\nwrote {', '.join(map(str, paths))}")
 

@@ -27,7 +27,7 @@ PATTERN = Pattern(3, 8)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", host="127.0.0.1"
     ) as cluster:
         yield cluster
 
@@ -90,7 +90,7 @@ def test_a_lost_scheduler_ends_the_run_which_is_resumed_without_it(tmp_path: Pat
     source = large_enough_to_interrupt(tmp_path / "in.safetensors")
     prune_checkpoint(source, tmp_path / "here.safetensors", PATTERN, method="flow")
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0", host="127.0.0.1"
     ) as cluster:
         closed = []
 

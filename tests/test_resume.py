@@ -111,6 +111,8 @@ def test_the_order_in_which_units_are_done_does_not_matter(
     with ThreadPoolExecutor(3) as pool:
         prune(tmp_path, workers=pool)
     assert outputs(tmp_path) == expected
+    prune(tmp_path, workers=2, overwrite=True)
+    assert outputs(tmp_path) == expected
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -333,7 +335,7 @@ def command(*arguments: object) -> list[str]:
 
 def large_enough_to_interrupt(path: Path) -> Path:
     rng = np.random.default_rng(0)
-    tensors = {f"w{index}": rng.standard_normal((256, 512), dtype=np.float32) for index in range(40)}
+    tensors = {f"w{index}": rng.standard_normal((128, 512), dtype=np.float32) for index in range(40)}
     write_shard(path, tensors)
     return path
 

@@ -69,13 +69,9 @@ class Workspace:
         return data
 
     def read_journal(self) -> list[dict[str, Any]]:
-        """The entries of the journal. A last line without its end is cut off: the run ended while it was written."""
-        path = self.folder / _JOURNAL
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            os.truncate(path, len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
+        """The entries of the journal, without a last line that has no end: the run ended while it was written."""
+        content = (self.folder / _JOURNAL).read_bytes()
+        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
     def is_verified(self) -> bool:
         """Whether all that an unfinished run had left to do is to name its files."""
@@ -83,8 +79,10 @@ class Workspace:
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
-        """Open the journal for more entries."""
-        with (self.folder / _JOURNAL).open("ab", buffering=0) as file:
+        """Open the journal for more entries, behind the last whole one."""
+        with (self.folder / _JOURNAL).open("r+b", buffering=0) as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+            file.seek(0, os.SEEK_END)
             yield Journal(file)
 
     def clear(self) -> None:
