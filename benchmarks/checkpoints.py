@@ -40,8 +40,10 @@ class Cell:
 def main() -> None:
     """Make the checkpoints one by one, measure, remove them; print and save the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoints", description=__doc__)
-    parser.add_argument("--parameters", type=float, default=1e9, help="of the sharded checkpoint, in bfloat16 (1e9)")
-    parser.add_argument("--tensor", type=float, default=1.0, help="GiB of the one tensor of the other (1)")
+    parser.add_argument(
+        "--parameters", type=float, default=1e9, help="of the sharded checkpoint, in bfloat16; 0: none (1e9)"
+    )
+    parser.add_argument("--tensor", type=float, default=1.0, help="GiB of the one tensor of the other; 0: none (1)")
     parser.add_argument("--pattern", default="4:8")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--folder", type=Path, default=_FOLDER, help="where there is room for the files")
@@ -60,10 +62,12 @@ def main() -> None:
     room = (shutil.disk_usage(folder).free - _RESERVE) // 2
     layers = max(1, round((min(arguments.parameters, room / 2) - _OUTSIDE) / _A_LAYER))
     side = 1 << 14
-    cases = {
-        f"one tensor of {arguments.tensor:g} GiB": [("w", (math.ceil(arguments.tensor * 2**29 / side), side))],
-        f"{(layers * _A_LAYER + _OUTSIDE) / 1e9:.2f} billion parameters": list(_decoder(layers)),
-    }
+    cases: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    if arguments.tensor > 0:
+        cases[f"one tensor of {arguments.tensor:g} GiB"] = [("w", (math.ceil(arguments.tensor * 2**29 / side), side))]
+    if arguments.parameters > 0:
+        parameters = layers * _A_LAYER + _OUTSIDE
+        cases[f"{parameters / 1e9:.2f} billion parameters"] = list(_decoder(layers))
     cells = []
     for name, shapes in cases.items():
         cells += measure(name, shapes, folder, arguments.pattern, arguments.workers)

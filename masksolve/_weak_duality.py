@@ -8,6 +8,8 @@ from masksolve._jit import kernel
 
 NOT_OPTIMAL, OPTIMAL, CLOSE_CALL = 0, 1, 2
 
+_LARGEST = np.finfo(np.float64).max
+
 # Far above the rounding of a float64 sum over a tile.
 _RELATIVE_ROUNDING = 1e-9
 
@@ -37,17 +39,19 @@ def prove_tiles(weights, masks, potentials, n):
                 # Comparisons with NaN would be neither here nor there.
                 is_proven &= math.isfinite(v[j])
             for i in range(rows):
-                lowest, highest, count = np.inf, -np.inf, 0
+                lowest, highest, count = _LARGEST, -_LARGEST, 0
                 for j in range(cols):
+                    # By arithmetic: a branch on what is as good as random costs more.
+                    keep = np.float64(mask[i, j])
                     c = abs(np.float64(w[i, j]))
+                    difference = c - v[j]
                     all_weight += c
-                    if mask[i, j]:
-                        kept_weight += c
-                        lowest = min(lowest, c - v[j])
-                        count += 1
-                        sums[j] += 1
-                    else:
-                        highest = max(highest, c - v[j])
+                    kept_weight += c * keep
+                    lowest = min(lowest, difference + (1.0 - keep) * _LARGEST)
+                    highest = max(highest, difference - keep * _LARGEST)
+                for j in range(cols):
+                    count += mask[i, j]
+                    sums[j] += mask[i, j]
                 if count != n or not (lowest > highest or (lowest == highest and _is_exact(w[i], v))):
                     is_proven = False
             total[p, q], kept[p, q] = all_weight, kept_weight
