@@ -114,6 +114,24 @@ def test_the_worst_tiles_are_those_with_the_largest_gaps(tmp_path: Path) -> None
     assert list(report.tensors[0].tile_gaps) == list(counts)
 
 
+@pytest.mark.parametrize("scale", [1e306, 1e-310])
+def test_weights_near_the_ends_of_float64_are_pruned(scale: float, tmp_path: Path) -> None:
+    w = np.random.default_rng(0).standard_normal((32, 32)) * scale
+    write_shard(tmp_path / "in.safetensors", {"w": w})
+    report = prune_checkpoint(tmp_path / "in.safetensors", tmp_path / "out.safetensors", Pattern(3, 8))
+    assert report.optimal
+    assert ms.certify(w, tensors_of(tmp_path / "out.safetensors")["w"] != 0, 3, 8).optimal
+
+
+@pytest.mark.parametrize("pattern", ["0:4", "4:4", "1:1", "3:20"])
+def test_patterns_that_keep_nothing_or_all_are_pruned_to(pattern: str, tmp_path: Path) -> None:
+    source = write_sharded(tmp_path / "in")
+    report = prune_checkpoint(source, tmp_path / "out", Pattern.parse(pattern), masks=tmp_path / "masks")
+    assert report.optimal
+    assert report.mean_kept_share == {"0:4": 0, "3:20": report.mean_kept_share}.get(pattern, 1)
+    assert all(check.problem is None for check in check_checkpoint(tmp_path / "out", Pattern.parse(pattern))[0])
+
+
 def test_a_folder_with_one_shard_needs_no_index(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()

@@ -27,15 +27,15 @@ from masksolve.checkpoint._work import Job
 
 _DRAWN_TILES = 8
 
-Path_ = str | os.PathLike[str]
+AnyPath = str | os.PathLike[str]
 
 
 def prune_checkpoint(
-    source: Path_,
-    target: Path_ | None,
+    source: AnyPath,
+    target: AnyPath | None,
     pattern: Pattern,
     *,
-    masks: Path_ | None = None,
+    masks: AnyPath | None = None,
     method: str = "exact",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -123,9 +123,9 @@ def prune_checkpoint(
 
 
 def apply_masks(
-    source: Path_,
-    masks: Path_,
-    target: Path_,
+    source: AnyPath,
+    masks: AnyPath,
+    target: AnyPath,
     *,
     other_weights: bool = False,
     overwrite: bool = False,
@@ -217,12 +217,12 @@ def _masked_tensors(
     return chosen, skipped
 
 
-def _absolute(path: Path_ | None) -> Path | None:
+def _absolute(path: AnyPath | None) -> Path | None:
     return None if path is None else Path(path).absolute()
 
 
 def _arguments(
-    source: Path_, target: Path_ | None, masks: Path_ | None, pattern: Pattern, **others: Any
+    source: AnyPath, target: AnyPath | None, masks: AnyPath | None, pattern: Pattern, **others: Any
 ) -> dict[str, Any]:
     """What has to be the same for a run to be resumed, as JSON."""
     named = {"input": _absolute(source), "output": _absolute(target), "masks": _absolute(masks), "pattern": pattern}

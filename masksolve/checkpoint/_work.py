@@ -299,14 +299,16 @@ def _certified(
             gap = np.where(found.optimal, 0.0, np.maximum(gap, _SMALLEST_GAP))
             gaps += np.bincount(np.searchsorted(GAP_CLASSES, gap.ravel()), minlength=len(gaps))
             for p, q in _largest(gap if gap.any() else lost):
+                with np.errstate(over="ignore"):
+                    scaled = np.ldexp((found.importance[p, q], found.kept[p, q]), shift)
                 worst.append(
                     TileRecord(
                         tuple(map(int, kernel)),
                         int(piece.rows.start + region.rows.start + p * region.tile_shape[0]),
                         int(piece.columns.start + region.columns.start + q * region.tile_shape[1]),
                         tuple("".join(map(str, line)) for line in masks[p, q].astype(int)),
-                        float(np.ldexp(found.importance[p, q], shift)),
-                        float(np.ldexp(found.kept[p, q], shift)),
+                        float(scaled[0]),
+                        float(scaled[1]),
                         float(gap[p, q]),
                     )
                 )
