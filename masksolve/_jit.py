@@ -50,10 +50,11 @@ class _Cache(FunctionCache):
             super().save_overload(sig, data)
 
 
-def stored(beside: Any, name: str, made_of: bytes, make: Callable[[], bytes]) -> bytes:
-    """Machine code that make() compiles, kept on disk beside that of a kernel for as long as `made_of` is the same."""
-    folder = beside._cache.cache_path
-    if folder is None:
+def stored(beside: Callable[..., Any], name: str, made_of: bytes, make: Callable[[], bytes]) -> bytes:
+    """Machine code that make() compiles, kept on disk where a kernel's would be while `made_of` is the same."""
+    try:
+        folder = _Cache(beside).cache_path
+    except (RuntimeError, OSError):
         return make()
     path = os.path.join(folder, f"{name}-{hashlib.sha256(made_of).hexdigest()[:16]}.o")
     with suppress(OSError), open(path, "rb") as file:

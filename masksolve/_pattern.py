@@ -112,6 +112,8 @@ class Pattern:
 
 def as_integer(value: SupportsIndex, name: str) -> int:
     """A whole number as an int; a bool is none."""
+    if type(value) is int:  # nearly always, and small calls are made in loops
+        return value
     try:
         if isinstance(value, bool) or type(value).__name__ == "bool":
             raise TypeError

@@ -8,8 +8,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import numba
 import pytest
 from llvmlite import binding
 
@@ -62,8 +62,10 @@ def test_where_nothing_can_be_written_code_is_compiled_but_not_kept() -> None:
     assert finish(start("/proc/no-such-folder", 0)) == ""
 
 
-def test_stored_code_is_used_again_only_if_it_is_whole_and_made_of_the_same(tmp_path: Path) -> None:
-    beside = SimpleNamespace(_cache=SimpleNamespace(cache_path=str(tmp_path / "new")))
+def test_stored_code_is_used_again_only_if_it_is_whole_and_made_of_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     made: list[bytes] = []
 
     def get(made_of: bytes, code: bytes) -> bytes:
@@ -71,14 +73,14 @@ def test_stored_code_is_used_again_only_if_it_is_whole_and_made_of_the_same(tmp_
             made.append(code)
             return code
 
-        return stored(beside, "vectors", made_of, make)
+        return stored(start, "vectors", made_of, make)
 
     assert [get(b"a", b"first"), get(b"a", b"unused"), get(b"b", b"other")] == [b"first", b"first", b"other"]
     assert made == [b"first", b"other"]
-    for file in (tmp_path / "new").iterdir():
+    for file in tmp_path.rglob("*.o"):
         file.write_bytes(file.read_bytes()[:-1])
     assert get(b"a", b"again") == get(b"a", b"unused") == b"again"
-    beside._cache.cache_path = "/proc/no-such-folder"
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "/proc/no-such-folder")
     assert get(b"a", b"not kept") == b"not kept"
     assert made == [b"first", b"other", b"again", b"not kept"]
 

@@ -67,6 +67,7 @@ def extras_of_methods() -> dict[str, str | None]:
     return {name: method.extra for name, method in _METHODS.items()}
 
 
+@cache
 def potentials_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The floats in which method "exact" solves weights of a dtype: float32 where that holds them exactly."""
     is_narrow = dtype.itemsize <= (2 if dtype.kind in "iu" else 4)

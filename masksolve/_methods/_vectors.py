@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 from numba.np.unsafe import ndarray as _unsafe
 from numpy.typing import NDArray
 
-from masksolve._jit import kernel, stored
+from masksolve._jit import inner_kernel, stored
 from masksolve._methods import _networks
 
 # On narrower machines the networks would spill their registers to memory.
@@ -180,7 +180,7 @@ def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.i
     return np.array([*addresses, *layout(m, itemsize), n, m])
 
 
-@kernel
+@inner_kernel
 def unpack(program):
     """The code without and with clamp, the layout, n and m of a `program`."""
     code = Code(*_tuple_of(program[:_CODE], _CODE))
@@ -196,7 +196,7 @@ def _engine_of(n: int, m: int, itemsize: int, source_itemsize: int) -> binding.E
     sources = [Path(file).read_bytes() for file in (__file__, _networks.__file__)]
     made_of = [llvmlite.__version__, machine.triple, *_host(), str((n, m, itemsize, source_itemsize))]
     code = stored(
-        unpack,
+        _engine_of.__wrapped__,
         f"vectors-{n}-{m}-{itemsize}-{source_itemsize}",
         b"".join([*sources, *map(str.encode, made_of)]),
         lambda: machine.emit_object(binding.parse_assembly(write_module(n, m, itemsize, source_itemsize))),
