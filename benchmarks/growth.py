@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.environment import OUTPUT, describe, header, pin_threads, usable_cores
 
+PICTURE = Path(__file__).with_name("growth.png")
 _SIDES = (256, 512, 1024, 2048, 4096, 8192, 16384)
 _QUICK_LARGEST = 4096
 _MS = (4, 8, 12, 16, 24, 32, 48, 64)
@@ -40,7 +42,10 @@ def main() -> None:
     length.add_argument("--full", action="store_true", help=f"up to {_SIDES[-1]}²")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the CSV, JSON and PNG files")
     parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="also put a summary between the marks 'growth' of FILE"
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="also put a summary between the marks 'growth' of FILE, and the figure beside this program",
     )
     arguments = parser.parse_args()
     pin_threads(1)
@@ -58,6 +63,7 @@ def main() -> None:
     if arguments.write:
         text = f"{report.markdown(*summary(cells))}\n\n{header(max(threads))}"
         write_between_marks(arguments.write, "growth", text)
+        shutil.copy(arguments.output / "growth.png", PICTURE)
     print(f"\nwrote {', '.join(map(str, paths))}")
 
 
