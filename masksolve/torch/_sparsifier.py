@@ -27,7 +27,7 @@ from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight, attach, 
 from masksolve.torch._records import LayerRecord, RefreshRecord, count_changes, kept_share
 from masksolve.torch._removal import remove_masks
 from masksolve.torch._schedule import RefreshEvery, Schedule
-from masksolve.torch._solve import MaskFunction, Recipe, Solution, as_pattern, solve_masks
+from masksolve.torch._solve import MaskFunction, Masks, Recipe, Solution, as_pattern, solve_masks
 
 # The name of a parameter and the parameter -> scores of its shape.
 Importance = Callable[[str, nn.Parameter], Tensor]
@@ -38,7 +38,8 @@ class Sparsifier:
 
     Every weight of a Linear, a convolution and a MultiheadAttention that holds a whole m x m tile gets a mask: at once,
     and anew from the dense weights every `refresh_every` optimizer steps. A convolution is masked at each kernel
-    position. The dense weights stay the Parameters that the optimizer knows.
+    position. The dense weights stay the Parameters that the optimizer knows. Exact masks are found on the device where
+    the weights lie.
 
     Parameters
     ----------
@@ -329,19 +330,15 @@ class Sparsifier:
             scores = _checked_scores(self._importance(site.name, parameter), site.name, parameter)
         warm = self._potentials.get(site.name)
 
-        def solve(part: Tensor) -> tuple[Tensor, Tensor | None]:
-            mask, potentials = solve_masks(site.layout.matrices(part), self._recipe, warm)
-            return site.layout.weight(mask), potentials
+        def solve(part: Tensor) -> Masks:
+            found = solve_masks(site.layout.matrices(part), self._recipe, warm)
+            return found._replace(masks=site.layout.weight(found.masks))
 
-        mask: Tensor
         try:
-            if is_sharded(scores):
-                mask, potentials = solve_sharded(scores, site.layout, self.pattern.m, solve)
-            else:
-                mask, potentials = solve(scores)
+            found = solve_sharded(scores, site.layout, self.pattern.m, solve) if is_sharded(scores) else solve(scores)
         except ValueError as error:
             raise ValueError(f"parameter {site.name!r}: {_not_finite(scores) or error}; no mask was changed") from error
-        return Solution(mask, potentials, kept_share(scores, mask))
+        return Solution(*found, kept_share(scores, found.masks))
 
     def _finish_refresh(
         self, solutions: Mapping[str, Solution], start: float, changed: Mapping[str, int]
@@ -350,7 +347,9 @@ class Sparsifier:
             name: solution.potentials for name, solution in solutions.items() if solution.potentials is not None
         }
         layers = tuple(
-            LayerRecord(name, solution.kept_importance, changed[name], changed[name] / solution.mask.numel())
+            LayerRecord(
+                name, solution.kept_importance, changed[name], changed[name] / solution.mask.numel(), solution.repaired
+            )
             for name, solution in solutions.items()
         )
         now = time.perf_counter()
