@@ -133,6 +133,7 @@ def test_gradients_are_those_of_the_product(products: list[Tensor]) -> None:
 
     inputs = torch.randn(3, 16, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(product, (inputs, weight.requires_grad_())) is True
+    assert torch.autograd.gradgradcheck(product, (inputs, weight)) is True
     assert len(products) > 2
 
 
@@ -205,6 +206,18 @@ def test_compiled_in_one_graph_that_only_the_dense_phase_compiles_again(
     assert counter.frame_count == (1 if until is None else 2)
     assert len(products) == 3 * (5 if until is None else 4)
     assert found == pytest.approx(training(False, until=until)[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_for_any_number_of_rows(backend: str, products: list[Tensor], compiling: None) -> None:
+    warnings.simplefilter("ignore")
+    model = mlp()
+    Sparsifier(model, "2:4", accelerate=True)
+    run = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+    for rows in (3, 8, 9):
+        inputs = torch.randn(rows, 16)
+        torch.testing.assert_close(run(inputs), model(inputs))
+    assert len(products) == 3 * 2 * 2
 
 
 def test_a_compiled_graph_follows_masks_that_are_loaded(products: list[Tensor], compiling: None) -> None:

@@ -142,8 +142,7 @@ def pack(masked: Tensor) -> Tensor:
 def packed_linear(inputs: Tensor, masked: Tensor) -> Tensor:
     """Inputs · maskedᵀ, (..., in) by (out, in), both of one 16-bit dtype, with the gradients of the dense product."""
     rows = inputs.reshape(-1, inputs.shape[-1])
-    product: Tensor = _Product.apply(rows, masked)  # type: ignore[no-untyped-call]
-    return product.reshape(*inputs.shape[:-1], masked.shape[0])
+    return _product(rows, masked).reshape(*inputs.shape[:-1], masked.shape[0])
 
 
 def _multiply(rows: Tensor, masked: Tensor) -> Tensor:
@@ -176,9 +175,14 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rows, masked = ctx.saved_tensors
-        of_rows = sparse_product(gradient, masked.t()) if ctx.needs_input_grad[0] else None
+        # Not the operator itself: gradients may have gradients.
+        of_rows = _product(gradient, masked.t()) if ctx.needs_input_grad[0] else None
         of_weight = gradient.t() @ rows if ctx.needs_input_grad[1] else None
         return of_rows, of_weight
+
+
+def _product(rows: Tensor, masked: Tensor) -> Tensor:
+    return cast(Tensor, _Product.apply(rows, masked))  # type: ignore[no-untyped-call]
 
 
 def _forward(self: nn.Linear, inputs: Tensor) -> Tensor:
