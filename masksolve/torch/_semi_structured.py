@@ -31,6 +31,7 @@ _MULTIPLE = 64
 # What it asks of the rows of the dense factor.
 _ROWS, _ALIGNMENT = 8, 16
 _OLDEST_CAPABILITY = (8, 0)
+_KEPT = 2
 
 
 def acceleration_reason(module: nn.Module) -> str:
@@ -59,7 +60,7 @@ def acceleration_reason(module: nn.Module) -> str:
         return f"not accelerated: this {type(module).__name__} has no weight that a Sparsifier masks"
     weight, masked = found
     reasons = []
-    if not is_linear(module):
+    if not _is_linear(module):
         name = type(module).__name__.removeprefix("Parametrized")
         reasons.append(f"only the forward of nn.Linear is known, this {name} has its own, or one that calls it")
     elif not _is_attached(module) or not isinstance(masked, PackableWeight):
@@ -69,16 +70,9 @@ def acceleration_reason(module: nn.Module) -> str:
     if is_sharded(weight):
         reasons.append("its weight is sharded")
     reasons += _obstacles(weight.device.type, weight.device.index, tuple(weight.shape), _product_dtype(weight))
-    if not _is_two_of_four(masked.mask):
-        reasons.append("sparse tensor cores need at most 2 of every 4 kept both ways, as 2:4 does; the mask keeps more")
+    if (most := _most_of_four(masked.mask)) is not None and most > _KEPT:
+        reasons.append(f"sparse tensor cores need masks that keep 2 of 4 both ways, as 2:4 does; this one keeps {most}")
     return f"not accelerated: {'; '.join(reasons)}" if reasons else "accelerated"
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether what a module computes is known to be the product with its weight."""
-    is_own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    # The output projection of MultiheadAttention, which takes its weight and calls it not.
-    return is_own and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def replace_forward(module: nn.Module) -> None:
@@ -86,7 +80,7 @@ def replace_forward(module: nn.Module) -> None:
 
     The layer gets a forward of its own; other modules are left alone.
     """
-    if is_linear(module) and "forward" not in vars(module):
+    if _is_linear(module) and "forward" not in vars(module):
         module.forward = MethodType(_forward, module)
 
 
@@ -112,7 +106,8 @@ class PackableWeight(MaskedWeight):
 
     def look(self) -> None:
         """Note whether the mask can be packed. A compiled graph relies on it: whoever changes the mask calls this."""
-        self.is_packable = self.mask.device.type == _DEVICE and _is_two_of_four(self.mask)
+        most = _most_of_four(self.mask) if self.mask.device.type == _DEVICE else None
+        self.is_packable = most is not None and most <= _KEPT
         self._seen = self._moment()
 
     def look_again(self) -> None:
@@ -198,7 +193,9 @@ def _is_packed(module: nn.Linear, inputs: Tensor, weight: Tensor) -> bool:
     # A parametrization that is gone, or not the last, leaves a weight that need not be sparse.
     if not parametrize.is_parametrized(module, "weight") or len(_parametrizations(module)) > 1:
         return False
-    # What the dense product refuses, it has to refuse in its own words; it knows empty and sharded inputs too.
+    # What the dense product refuses, it has to refuse in its own words; it knows empty and nested inputs too.
+    if type(inputs) not in (Tensor, nn.Parameter) or inputs.is_nested or inputs.layout != torch.strided:
+        return False
     if type(weight) is not Tensor or inputs.device != weight.device or inputs.shape[-1:] != weight.shape[1:]:
         return False
     dtype = _product_dtype(weight)
@@ -257,26 +254,36 @@ def _refusal(index: int) -> str | None:
         product = sparse_product(rows, masked)
     except RuntimeError as error:
         return f"cuSPARSELt refuses cuda:{index}: {str(error).splitlines()[0]}"
-    return None if torch.equal(product, rows @ masked.t()) else f"cuSPARSELt computes a wrong product on cuda:{index}"
+    with torch.autocast(_DEVICE, enabled=False):
+        is_right = torch.equal(product, rows @ masked.t())
+    return None if is_right else f"cuSPARSELt computes a wrong product on cuda:{index}"
 
 
 def _sample() -> tuple[Tensor, Tensor]:
-    """Small integers, whose products are exact, and a 2:4 matrix of them with zeros of either sign."""
-    rows = torch.arange(3 * _MULTIPLE).remainder(5).view(3, _MULTIPLE).bfloat16()
-    weight = torch.arange(_MULTIPLE**2).remainder(7).sub(3).view(_MULTIPLE, _MULTIPLE).bfloat16()
+    """Integers, so small that their products are exact, and a 2:4 matrix of them with zeros of either sign."""
+    rows = torch.arange(3 * _MULTIPLE).remainder(5).sub(1).view(3, _MULTIPLE).bfloat16()
+    weight = torch.arange(_MULTIPLE**2).remainder(3).sub(1).view(_MULTIPLE, _MULTIPLE).bfloat16()
     places = torch.arange(_MULTIPLE)
     return rows, weight * ((places[:, None] + places) % 4 < 2)
 
 
-def _is_two_of_four(mask: Tensor) -> bool:
+def _most_of_four(mask: Tensor) -> int | None:
+    """How many of a group of 4 in a row or a column a mask keeps at most; None if it has no such groups."""
     if mask.ndim != 2 or any(side % 4 for side in mask.shape) or is_sharded(mask):
-        return False
+        return None
     most = [mask.unflatten(axis, (-1, 4)).sum(axis + 1, dtype=torch.uint8).amax() for axis in (0, 1)]
-    return bool(torch.stack(most).amax() <= 2)
+    return int(torch.stack(most).amax())
 
 
 def _parametrizations(module: nn.Module) -> nn.ModuleList:
     return cast(nn.ModuleList, cast(nn.ModuleDict, module.parametrizations)["weight"])
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether what a module computes is known to be the product with its weight."""
+    is_own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    # The output projection of MultiheadAttention, which takes its weight and calls it not.
+    return is_own and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def _is_attached(module: nn.Module) -> bool:
