@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import masksolve as ms
-from masksolve.torch import _batched, _device
+from masksolve.torch import Sparsifier, _batched, _device
 from masksolve.torch._device import solve_on_device
 from tests.tables import name_of, weights_of
 from tests.test_device import KERNEL_PATTERNS
+from tests.test_torch_sparsifier import held, images, matrices, net, sparse_names
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,3 +68,42 @@ def test_what_is_not_finite_is_refused_by_position_on_the_gpu() -> None:
     weights[9, 2] = float("nan")
     with pytest.raises(ValueError, match=r"weights\[9, 2\] is nan"):
         solve_on_device(weights, ms.Pattern(2, 4))
+
+
+def test_a_model_on_the_gpu_keeps_its_masks_and_potentials_there() -> None:
+    model = net().cuda()
+    sparsifier = Sparsifier(model, "2:4", refresh_every=1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    for step in range(3):
+        optimizer.zero_grad()
+        model(images(step).cuda()).square().mean().backward()
+        optimizer.step()
+        sparsifier.step()
+    state = sparsifier.state_dict()
+    assert all(found.is_cuda for found in (*state["masks"].values(), *state["potentials"].values()))
+    assert list(state["potentials"]) == sparse_names(sparsifier)
+    for name in sparse_names(sparsifier):
+        weight, mask = held(model, name)
+        assert ms.certify(matrices(weight.cpu()), matrices(mask.cpu()), 2, 4).optimal
+
+
+def test_a_checkpoint_moves_between_the_gpu_and_the_cpu() -> None:
+    for source, target in (("cuda", "cpu"), ("cpu", "cuda")):
+        model, twin = net().to(source), net().to(target)
+        saved, resumed = Sparsifier(model, "4:8"), Sparsifier(twin, "4:8")
+        twin.load_state_dict(model.state_dict())
+        resumed.load_state_dict(saved.state_dict())
+        found, expected = resumed.refresh(), saved.refresh()
+        assert [layer.kept_importance for layer in found.layers] == pytest.approx(
+            [layer.kept_importance for layer in expected.layers], rel=1e-5
+        )
+        assert all(layer.sad == 0 for layer in found.layers)
+
+
+def test_what_is_not_finite_names_the_parameter_on_the_gpu() -> None:
+    model = net().cuda()
+    sparsifier = Sparsifier(model, "2:4")
+    with torch.no_grad():
+        held(model, "2.weight")[0][3, 1, 2, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"parameter '2.weight': \[3, 1, 2, 0\] is inf; .*no mask was changed"):
+        sparsifier.refresh()

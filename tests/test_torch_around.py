@@ -209,6 +209,19 @@ def test_a_copy_in_training_goes_its_own_way() -> None:
     assert sparsifier.steps == 0
 
 
+def test_finalizing_a_copy_leaves_the_model_and_other_copies_as_they_were() -> None:
+    model = mlp()
+    sparsifier = Sparsifier(model, "2:4")
+    expected = model(data(0))
+    twin, other = copy.deepcopy(model), copy.deepcopy(model)
+    finalize(twin)
+    for each in (model, other, twin):
+        torch.testing.assert_close(each(data(0)), expected)
+    sparsifier.finalize()
+    assert [type(module) for module in model.modules()] == [type(module) for module in mlp().modules()]
+    assert torch.equal(other(data(0)), expected)
+
+
 def test_a_model_state_dict_carries_the_masks() -> None:
     model, other = mlp(), mlp()
     Sparsifier(model, "2:4")

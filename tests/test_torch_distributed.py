@@ -63,6 +63,15 @@ def test_under_ddp_both_processes_have_the_masks_of_one(results: Results) -> Non
         assert oracle.is_optimal(matrix(weight), matrix(mask), 3, 4)
 
 
+def test_under_ddp_masks_of_a_device_are_shared_like_those_of_the_cpu(results: Results) -> None:
+    assert same_on_both(results["ddp_on_device"])
+    assert_trained_as(alone("3:4"), results["ddp_on_device"][0]["layers"])
+    first, second = (result["records"] for result in results["ddp_on_device"])
+    assert first == second
+    assert [layer.repaired for layer in sorted(first, key=lambda layer: layer.name)] == [8, 12, 12, 4]
+    assert not any(result["shapes"] for result in results["ddp_on_device"])
+
+
 def test_under_ddp_every_tensor_is_solved_once(results: Results) -> None:
     shapes = [result["shapes"] for result in results["ddp"]]
     assert all(shapes)

@@ -403,7 +403,9 @@ def test_scalars_name_every_figure_of_every_layer() -> None:
     def numbers(record: RefreshRecord) -> Iterator[str]:
         yield from ("masks/seconds", "masks/share")
         for layer in record.layers:
-            yield from (f"masks/{figure}/{layer.name}" for figure in ("kept_importance", "sad", "flip_rate"))
+            yield from (
+                f"masks/{figure}/{layer.name}" for figure in ("kept_importance", "sad", "flip_rate", "repaired")
+            )
 
     record = Sparsifier(net(), "2:4").last_refresh
     assert list(record.scalars()) == list(numbers(record))

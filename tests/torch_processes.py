@@ -2,6 +2,7 @@
 
 import datetime
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from masksolve.torch import Sparsifier, _solve
+from masksolve.torch import Sparsifier, _device, _solve
 
 STEPS = 3
 # Every scenario, by name; what it returns is saved for the tests to judge.
@@ -115,6 +116,23 @@ def ddp(rank: int) -> dict[str, Any]:
     found = {"layers": gathered(model.module), "shapes": shapes, "kept": [x.kept_importance for x in record.layers]}
     sparsifier.finalize()
     return {**found, "keys": list(model.module.state_dict())}
+
+
+@scenario
+def ddp_on_device(rank: int) -> dict[str, Any]:
+    """Masks as on a GPU, found where the weights lie; but with no rounds, so that the CPU is left with every tile."""
+    elsewhere, plan = _solve._is_solved_where_it_lies, _device.plan
+    _solve._is_solved_where_it_lies = lambda scores: True
+    _device.plan = lambda *tile: tuple(replace(stage, last=-1) for stage in plan(*tile))
+    try:
+        with Counted() as shapes:
+            model = DistributedDataParallel(net(seed=rank))
+            sparsifier = Sparsifier(model, "3:4", refresh_every=1)
+            train(model, sparsifier, rank)
+    finally:
+        _solve._is_solved_where_it_lies, _device.plan = elsewhere, plan
+    records = sparsifier.last_refresh.layers
+    return {"layers": gathered(model.module), "shapes": shapes, "records": records}
 
 
 @scenario

@@ -9,18 +9,20 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 import masksolve as ms
 from benchmarks.environment import OUTPUT
 from benchmarks.gpu.timing import milliseconds
 from benchmarks.report import aligned, significant
+from masksolve.torch import Sparsifier, acceleration_reason
 from masksolve.torch._device import solve_on_device
-from masksolve.torch._semi_structured import acceleration_reason, linear, pack
+from masksolve.torch._semi_structured import pack, packed_linear
 
 _DEVICE = "cuda"
 _PATTERN = ms.Pattern(2, 4)
@@ -49,13 +51,12 @@ def measure(batch: int, tokens: int, width: int, heads: int) -> list[tuple[str, 
     weights = [torch.randn(shape, device=_DEVICE).mul_(0.02).bfloat16().requires_grad_() for shape in shapes]
     inputs = torch.randn(batch, tokens, width, device=_DEVICE, dtype=torch.bfloat16)
     solutions = [solve_on_device(weight, _PATTERN) for weight in weights]
-    reasons = {acceleration_reason(weight, _PATTERN) for weight in weights}
+    reasons = {_reason(shape) for shape in shapes}
 
     def step(masked: bool, packed: bool) -> None:
         leaves = [weight.detach().requires_grad_() for weight in weights]
         used = [w * s.masks for w, s in zip(leaves, solutions, strict=True)] if masked else leaves
-        forms = [pack(weight) for weight in used] if packed else [None] * len(used)
-        _block(inputs, used, forms, heads).square().mean().backward()
+        _block(inputs, used, packed_linear if packed else functional.linear, heads).square().mean().backward()
         with torch.no_grad():
             for weight, leaf in zip(weights, leaves, strict=True):
                 assert leaf.grad is not None
@@ -69,7 +70,8 @@ def measure(batch: int, tokens: int, width: int, heads: int) -> list[tuple[str, 
     times["step, masked dense"] = milliseconds(lambda: step(True, False))
     if reasons == {"accelerated"}:
         times["step, accelerated"] = milliseconds(lambda: step(True, True))
-        times["packing alone"] = milliseconds(lambda: [pack(weight) for weight in weights])
+        products = [weight.detach() * solution.masks for weight, solution in zip(weights, solutions, strict=True)]
+        times["packing alone"] = milliseconds(lambda: [pack(form) for each in products for form in (each, each.t())])
     times["refresh of the masks"] = milliseconds(lambda: refresh(False))
     times["refresh, warm"] = milliseconds(lambda: refresh(True))
     dense = times["step, dense"]
@@ -77,14 +79,20 @@ def measure(batch: int, tokens: int, width: int, heads: int) -> list[tuple[str, 
     return rows if "step, accelerated" in times else [*rows, ("step, accelerated", "-", "; ".join(sorted(reasons)))]
 
 
-def _block(inputs: Tensor, weights: list[Tensor], packed: list[Tensor | None], heads: int) -> Tensor:
+def _reason(shape: tuple[int, int]) -> str:
+    layer = nn.Linear(shape[1], shape[0], bias=False, device=_DEVICE, dtype=torch.bfloat16)
+    Sparsifier(layer, _PATTERN, accelerate=True)
+    return acceleration_reason(layer)
+
+
+def _block(inputs: Tensor, weights: list[Tensor], linear: Callable[[Tensor, Tensor], Tensor], heads: int) -> Tensor:
     width = inputs.shape[-1]
-    qkv = linear(functional.layer_norm(inputs, (width,)), weights[0], packed[0])
+    qkv = linear(functional.layer_norm(inputs, (width,)), weights[0])
     query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    hidden = inputs + linear(attended.transpose(1, 2).flatten(2), weights[1], packed[1])
-    wide = functional.gelu(linear(functional.layer_norm(hidden, (width,)), weights[2], packed[2]))
-    return hidden + linear(wide, weights[3], packed[3])
+    hidden = inputs + linear(attended.transpose(1, 2).flatten(2), weights[1])
+    wide = functional.gelu(linear(functional.layer_norm(hidden, (width,)), weights[2]))
+    return hidden + linear(wide, weights[3])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from masksolve.torch._bridge import transposable
 from masksolve.torch._layers import ParameterReport
 from masksolve.torch._records import LayerRecord, RefreshRecord
 from masksolve.torch._removal import finalize
+from masksolve.torch._semi_structured import acceleration_reason
 from masksolve.torch._sparsifier import Sparsifier
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ParameterReport",
     "RefreshRecord",
     "Sparsifier",
+    "acceleration_reason",
     "finalize",
     "transposable",
 ]

@@ -59,6 +59,6 @@ def transposable(
             f"importance_scores have shape {tuple(scores.shape)}; parameter {name!r} needs {tuple(weight.shape)}"
         )
     layout = layout_of(module, name)
-    mask, _ = solve_masks(layout.matrices(scores.detach()), Recipe(as_pattern(pattern), method, saturated))
-    prune.custom_from_mask(module, name, layout.weight(mask))
+    found = solve_masks(layout.matrices(scores.detach()), Recipe(as_pattern(pattern), method, saturated))
+    prune.custom_from_mask(module, name, layout.weight(found.masks))
     return module

@@ -101,7 +101,8 @@ def solve_on_device(
     _check(weights, pattern, potentials)
     weights = weights.detach()
     *lead, rows, columns = weights.shape
-    found = torch.zeros(*lead, rows // pattern.m, columns // pattern.m, pattern.m, device=weights.device)
+    shape = (*lead, rows // pattern.m, columns // pattern.m, pattern.m)
+    found = torch.zeros(shape, dtype=torch.float32, device=weights.device)
     if pattern.zeros == 0 or pattern.kept == 0:
         if not weights.isfinite().all():
             _refuse_values(weights)
@@ -144,7 +145,7 @@ def _solve_region(
     """Fill masks (b, p, q, h, w) and what goes with them; how many tiles the CPU solved."""
     height, width = tiles.shape[3:]
     if potentials is None:
-        potentials = torch.empty(tiles.shape[:3].numel(), width, device=tiles.device)
+        potentials = torch.empty(tiles.shape[:3].numel(), width, dtype=torch.float32, device=tiles.device)
         warm = False
     solve_stage = _stage_solver(tiles)
     which = None

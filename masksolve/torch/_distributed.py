@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from masksolve.torch._layers import Layout
-from masksolve.torch._solve import Solution
+from masksolve.torch._solve import Masks, Solution
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -91,7 +91,7 @@ def share_solves(
         # The others wait for this process, and have to be told.
         error = caught
     told: list[Any] = [None] * count
-    mine = {name: solution.kept_importance for name, solution in solved.items()}
+    mine = {name: (solution.repaired, solution.kept_importance) for name, solution in solved.items()}
     dist.all_gather_object(told, (None if error is None else str(error), mine), group=group)
     if error is not None:
         raise error
@@ -103,7 +103,7 @@ def share_solves(
         mask = solved[name].mask.contiguous() if owner == rank else blank(name)
         dist.broadcast(mask, dist.get_global_rank(group, owner), group=group)
         potentials = solved[name].potentials if owner == rank else None
-        found[name] = Solution(mask, potentials, told[owner][1][name])
+        found[name] = Solution(mask, potentials, *told[owner][1][name])
     return found
 
 
@@ -117,10 +117,8 @@ def _owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     return owners
 
 
-def solve_sharded(
-    scores: DTensor, layout: Layout, m: int, solve: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-) -> tuple[DTensor, Tensor | None]:
-    """The mask of a DTensor, distributed as the scores are.
+def solve_sharded(scores: DTensor, layout: Layout, m: int, solve: Callable[[Tensor], Masks]) -> Masks:
+    """The mask of a DTensor, distributed as the scores are; the potentials and the count are those of this process.
 
     A shard whose edges are multiples of m holds whole tiles and is solved where it lies. Otherwise every process
     gathers the tensor and solves all of it.
@@ -132,11 +130,12 @@ def solve_sharded(
         raise ValueError("a shard of the weights holds NaN or infinities, which have no importance; replace them first")
     mesh, placements = scores.device_mesh, scores.placements
     if not _holds_whole_tiles(scores, layout, m):
-        mask, potentials = solve(scores.full_tensor())
-        return distribute_tensor(mask, mesh, placements), potentials
+        found = solve(scores.full_tensor())
+        return found._replace(masks=distribute_tensor(found.masks, mesh, placements))
     local = scores.to_local()
-    mask, potentials = solve(local) if local.numel() else (torch.zeros_like(local, dtype=torch.bool), None)
-    return DTensor.from_local(mask, mesh, placements, shape=scores.shape, stride=scores.stride()), potentials
+    found = solve(local) if local.numel() else Masks(torch.zeros_like(local, dtype=torch.bool), None, 0)
+    masks = DTensor.from_local(found.masks, mesh, placements, shape=scores.shape, stride=scores.stride())
+    return found._replace(masks=masks)
 
 
 def _holds_whole_tiles(scores: DTensor, layout: Layout, m: int) -> bool:

@@ -175,10 +175,10 @@ def _reason_to_skip(
                 return f"excluded by {glob!r}" + ("" if other is one else f", to which {other.name} is tied")
     for other in names:
         if isinstance(other.owner, ParametrizationList):
-            kinds = [type(each) for each in other.owner]
-            if MaskedWeight in kinds:
+            kinds = list(other.owner)
+            if any(isinstance(kind, MaskedWeight) for kind in kinds):
                 return "already masked by a Sparsifier; finalize it first"
-            return f"already parametrized by {kinds[-1].__name__}; remove that parametrization first"
+            return f"already parametrized by {type(kinds[-1]).__name__}; remove that parametrization first"
     parameter = one.parameter
     if is_lazy(parameter):
         return "not initialised yet; run the model once first"

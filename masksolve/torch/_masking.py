@@ -104,6 +104,9 @@ def detach(owner: nn.Module, attribute: str) -> None:
         # Adding zero turns the -0.0 of a negative weight into 0.0.
         weight.mul_(masked.mask).add_(0.0)
     order: tuple[str, ...] = vars(owner.parametrizations).get("order", ())
+    # Copies share the class that parametrize made, from which it would take the property of all of them.
+    shared = type(owner)
+    owner.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     parametrize.remove_parametrizations(owner, attribute, leave_parametrized=False)
     for name in order:
         if name in owner._parameters:

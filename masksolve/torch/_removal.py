@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 
 from masksolve.torch._distributed import is_sharded
 from masksolve.torch._masking import detach, masked_parameter
+from masksolve.torch._semi_structured import restore_forward
 
 
 def finalize(model: nn.Module) -> None:
@@ -62,4 +63,5 @@ def remove_masks(places: list[tuple[str, nn.Module, str]]) -> None:
                 "an unsharded model that has a Sparsifier, and finalize that"
             )
     for _, owner, attribute in places:
+        restore_forward(owner)
         detach(owner, attribute)

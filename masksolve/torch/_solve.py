@@ -1,9 +1,10 @@
-"""From scores to masks: the one place where tensors reach the solver. It runs on the CPU."""
+"""From scores to masks: the one place where tensors reach the solvers, that of the CPU and that of other devices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from masksolve._api import solve_matrix
 from masksolve._methods import load_method
 from masksolve._pattern import Pattern
+from masksolve.torch._device import solve_on_device
 
 # Scores (..., R, C) and a pattern -> a boolean mask of the same shape, on the same device.
 MaskFunction = Callable[[Tensor, Pattern], Tensor]
@@ -38,16 +40,28 @@ def as_pattern(pattern: str | Pattern) -> Pattern:
 class Solution:
     """The mask found for one parameter, shaped like it, and the share of the importance that it keeps.
 
-    `potentials` are to start the next solve from; None where there are none, or another process has them.
+    `potentials` are to start the next solve from, on the device that found them; None where there are none, or another
+    process has them. `repaired` counts the tiles that a device left to the CPU.
     """
 
     mask: Tensor
     potentials: Tensor | None
+    repaired: int
     kept_importance: float
 
 
-def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+class Masks(NamedTuple):
+    """Masks of matrices (..., R, C), the potentials that found them, how many tiles a device left to the CPU."""
+
+    masks: Tensor
+    potentials: Tensor | None
+    repaired: int
+
+
+def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None) -> Masks:
     """The masks of matrices of scores, and the potentials to start the next call from.
+
+    Exact masks of scores on a GPU, or any other device, are found there.
 
     Parameters
     ----------
@@ -55,31 +69,34 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
         Weights, or any importance that is not negative: float16, bfloat16, float32 or float64, any strides, any device.
     recipe : Recipe
     potentials : Tensor, optional
-        What an earlier call for nearly the same scores returned. Those of matrices of other shapes are left aside: the
-        parameter may have been sharded since.
+        What an earlier call for nearly the same scores returned, on any device. Those of matrices of other shapes are
+        left aside: the parameter may have been sharded since.
 
     Returns
     -------
-    mask : Tensor of bool, shape (..., R, C), on the device of the scores
+    masks : Tensor of bool, shape (..., R, C), on the device of the scores
     potentials : Tensor or None
         None for methods that have none.
+    repaired : int
+        How many tiles the device left unproven and the CPU solved; 0 for scores on the CPU.
     """
     pattern = recipe.pattern
     scores = scores.detach()
     if callable(recipe.method):
         if not bool(torch.isfinite(scores).all()):
             raise ValueError("weights hold NaN or infinities, which have no importance; replace them first")
-        return _checked(recipe.method(scores, pattern), scores), None
+        return Masks(_checked(recipe.method(scores, pattern), scores), None, 0)
+    if potentials is not None and potentials.shape != _potentials_shape(scores, pattern):
+        potentials = None
+    if recipe.method == "exact" and _is_solved_where_it_lies(scores):
+        solution = solve_on_device(scores, pattern, saturated=recipe.saturated, potentials=potentials)
+        return Masks(solution.masks, solution.potentials, solution.repaired)
     # NumPy has no bfloat16; float32 holds it exactly.
     array = (scores.float() if scores.dtype == torch.bfloat16 else scores).cpu().numpy()
     n, m, threads = pattern.n, pattern.m, torch.get_num_threads()
     if recipe.method != "exact":
         mask = solve_matrix(array, n, m, method=recipe.method, saturated=recipe.saturated, threads=threads)
-        return torch.from_numpy(mask).to(scores.device), None
-    if potentials is not None:
-        *lead, rows, columns = scores.shape
-        if potentials.shape != (*lead, rows // m, columns // m, m):
-            potentials = None
+        return Masks(torch.from_numpy(mask).to(scores.device), None, 0)
     mask, found = solve_matrix(
         array,
         n,
@@ -89,7 +106,16 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
         potentials=None if potentials is None else potentials.cpu().numpy(),
         return_potentials=True,
     )
-    return torch.from_numpy(mask).to(scores.device), torch.from_numpy(found)
+    return Masks(torch.from_numpy(mask), torch.from_numpy(found), 0)
+
+
+def _is_solved_where_it_lies(scores: Tensor) -> bool:
+    return scores.device.type != "cpu"
+
+
+def _potentials_shape(scores: Tensor, pattern: Pattern) -> tuple[int, ...]:
+    *lead, rows, columns = scores.shape
+    return (*lead, rows // pattern.m, columns // pattern.m, pattern.m)
 
 
 def _checked(mask: Tensor, scores: Tensor) -> Tensor:

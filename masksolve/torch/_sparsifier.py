@@ -27,7 +27,8 @@ from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight, attach, 
 from masksolve.torch._records import LayerRecord, RefreshRecord, count_changes, kept_share
 from masksolve.torch._removal import remove_masks
 from masksolve.torch._schedule import RefreshEvery, Schedule
-from masksolve.torch._solve import MaskFunction, Recipe, Solution, as_pattern, solve_masks
+from masksolve.torch._semi_structured import PackableWeight, replace_forward
+from masksolve.torch._solve import MaskFunction, Masks, Recipe, Solution, as_pattern, solve_masks
 
 # The name of a parameter and the parameter -> scores of its shape.
 Importance = Callable[[str, nn.Parameter], Tensor]
@@ -38,7 +39,8 @@ class Sparsifier:
 
     Every weight of a Linear, a convolution and a MultiheadAttention that holds a whole m x m tile gets a mask: at once,
     and anew from the dense weights every `refresh_every` optimizer steps. A convolution is masked at each kernel
-    position. The dense weights stay the Parameters that the optimizer knows.
+    position. The dense weights stay the Parameters that the optimizer knows. Exact masks are found on the device where
+    the weights lie.
 
     Parameters
     ----------
@@ -72,6 +74,10 @@ class Sparsifier:
         returns a boolean mask, of any structure.
     saturated : bool
         True: exactly n in every whole group. False: at most n, which can keep more.
+    accelerate : bool
+        Compute the products of Linear layers on sparse tensor cores, forward and backward, where `acceleration_reason`
+        speaks not against it: on an NVIDIA GPU, under 2:4 masks, in float16 or bfloat16. Everywhere else, such as on a
+        CPU, they are the masked dense products.
 
     Raises
     ------
@@ -126,6 +132,7 @@ class Sparsifier:
         importance: Importance | None = None,
         method: str | MaskFunction = "exact",
         saturated: bool = True,
+        accelerate: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -153,9 +160,11 @@ class Sparsifier:
             weight = parameters[site.name]
             # In the weight's memory format, so that their product is in it too.
             mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].mask, weight))
-            masked = MaskedWeight(mask, gradient, decay / len(site.names))
+            masked = (PackableWeight if accelerate else MaskedWeight)(mask, gradient, decay / len(site.names))
             for name in site.names:
                 attach(*self._place(name), masked)
+                if accelerate:
+                    replace_forward(self._place(name)[0])
         self._finish_refresh(solutions, start, {site.name: 0 for site in self._sites})
         self._has_trained = False
         self._hooks = self._watch_for_gradients()
@@ -238,7 +247,7 @@ class Sparsifier:
         for name, (_, masked) in held.items():
             mask = like(solutions[name].mask, masked.mask)
             changed[name] = count_changes(mask, masked.mask)
-            masked.mask.copy_(mask)
+            _put(mask, masked)
         return self._finish_refresh(solutions, start, changed)
 
     def finalize(self) -> None:
@@ -301,7 +310,7 @@ class Sparsifier:
                     f"it needs torch.bool of shape {tuple(masked.mask.shape)}"
                 )
         for name, masked in held.items():
-            masked.mask.copy_(masks[name])
+            _put(masks[name], masked)
         # Those of a shard are of no use to another, and never saved.
         self._potentials = {
             name: found for name, found in state["potentials"].items() if not is_sharded(self._masked(name)[0])
@@ -329,19 +338,15 @@ class Sparsifier:
             scores = _checked_scores(self._importance(site.name, parameter), site.name, parameter)
         warm = self._potentials.get(site.name)
 
-        def solve(part: Tensor) -> tuple[Tensor, Tensor | None]:
-            mask, potentials = solve_masks(site.layout.matrices(part), self._recipe, warm)
-            return site.layout.weight(mask), potentials
+        def solve(part: Tensor) -> Masks:
+            found = solve_masks(site.layout.matrices(part), self._recipe, warm)
+            return found._replace(masks=site.layout.weight(found.masks))
 
-        mask: Tensor
         try:
-            if is_sharded(scores):
-                mask, potentials = solve_sharded(scores, site.layout, self.pattern.m, solve)
-            else:
-                mask, potentials = solve(scores)
+            found = solve_sharded(scores, site.layout, self.pattern.m, solve) if is_sharded(scores) else solve(scores)
         except ValueError as error:
             raise ValueError(f"parameter {site.name!r}: {_not_finite(scores) or error}; no mask was changed") from error
-        return Solution(mask, potentials, kept_share(scores, mask))
+        return Solution(*found, kept_share(scores, found.masks))
 
     def _finish_refresh(
         self, solutions: Mapping[str, Solution], start: float, changed: Mapping[str, int]
@@ -350,7 +355,9 @@ class Sparsifier:
             name: solution.potentials for name, solution in solutions.items() if solution.potentials is not None
         }
         layers = tuple(
-            LayerRecord(name, solution.kept_importance, changed[name], changed[name] / solution.mask.numel())
+            LayerRecord(
+                name, solution.kept_importance, changed[name], changed[name] / solution.mask.numel(), solution.repaired
+            )
             for name, solution in solutions.items()
         )
         now = time.perf_counter()
@@ -362,7 +369,8 @@ class Sparsifier:
     def _become_dense(self) -> None:
         if not self._is_dense:
             for site in self._sites:
-                self._masked(site.name)[1].mask.fill_(True)
+                masked = self._masked(site.name)[1]
+                _put(torch.ones_like(masked.mask), masked)
             self._potentials = {}
             self._is_dense = True
 
@@ -417,6 +425,12 @@ class Sparsifier:
                 "step() was called before any backward; call it after optimizer.step(), once for every optimizer step"
             )
         self._unhook()
+
+
+def _put(mask: Tensor, masked: MaskedWeight) -> None:
+    masked.mask.copy_(mask)
+    if isinstance(masked, PackableWeight):
+        masked.look()
 
 
 def _check_choice(option: str, given: object, allowed: Sequence[str]) -> None:
