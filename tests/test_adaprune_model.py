@@ -225,18 +225,29 @@ def convnet() -> nn.Sequential:
     return model.eval()
 
 
-def test_batch_norms_behind_pruned_layers_get_the_statistics_of_their_inputs() -> None:
+@pytest.mark.parametrize("offset", [0.0, 0.3])
+def test_batch_norms_behind_pruned_layers_follow_their_inputs(offset: float) -> None:
+    """Where they had the statistics of their inputs, they have them again; where they were off, they stay off so."""
     model, x = convnet(), torch.randn(50, 3, 6, 6) + 1
+    inputs_of = [model[:4](x).detach().transpose(0, 1).flatten(1)]
+    model[4].running_mean.copy_(inputs_of[0].mean(1) + offset)
+    model[4].running_var.copy_(inputs_of[0].var(1) * (1 + offset))
     before = snapshot(model)
-    report = adaprune(model, x.split(7), "2:4")
+    report = adaprune(model, x.split(7), "2:4", solver="none")
     assert report.batch_norms == ("4",)
-    seen = model[:4](x).detach().transpose(0, 1).flatten(1)
-    torch.testing.assert_close(model[4].running_mean, seen.mean(1))
-    torch.testing.assert_close(model[4].running_var, seen.var(1))
+    inputs_of.append(model[:4](x).detach().transpose(0, 1).flatten(1))
+    assert float((inputs_of[0].mean(1) - inputs_of[1].mean(1)).abs().max()) > 0.1
+    torch.testing.assert_close(model[4].running_mean, inputs_of[1].mean(1) + offset, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model[4].running_var, inputs_of[1].var(1) * (1 + offset), rtol=1e-4, atol=1e-5)
     assert torch.equal(model[1].running_mean, before["1.running_mean"])
+
+
+def test_batch_norms_stay_as_they_are_if_asked() -> None:
     model = convnet()
-    assert adaprune(model, x.split(7), "2:4", batch_norm=False).batch_norms == ()
+    before = snapshot(model)
+    assert adaprune(model, [torch.randn(50, 3, 6, 6)], "2:4", batch_norm=False).batch_norms == ()
     assert torch.equal(model[4].running_mean, before["4.running_mean"])
+    assert torch.equal(model[4].running_var, before["4.running_var"])
 
 
 @pytest.mark.parametrize("make", [list, tuple, lambda x: {"input": x[0]}, lambda x: UserDict({"input": x[0]})])

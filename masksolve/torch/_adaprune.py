@@ -17,7 +17,7 @@ from masksolve._inputs import as_count, nearest
 from masksolve._pattern import Pattern
 from masksolve.torch._adaprune_records import AdaPruneReport, PrunedLayer
 from masksolve.torch._adaprune_tasks import Task, by_inputs, choose_tasks, in_order, without
-from masksolve.torch._batch_norm import batch_norms_after, reestimate
+from masksolve.torch._batch_norm import batch_norms_after, follow, statistics_of
 from masksolve.torch._calibration import Calibration, Moments, Trace
 from masksolve.torch._distributed import is_sharded
 from masksolve.torch._layer_repair import SOLVERS, LayerInputs, LayerOptions, LayerRepair, Solver, repair_layer
@@ -85,7 +85,8 @@ def adaprune(
     correct_bias : bool
         Move the bias, where there is one, such that the mean output stays what it was; exact for any solver.
     batch_norm : bool
-        Take the running statistics of batch norms behind pruned layers anew from the calibration data, at the end.
+        Re-estimate the running statistics of batch norms behind pruned layers, at the end: they move by as much as
+        those of their inputs have over the calibration data.
     respect_zeros : bool
         What is zero stays zero; masks then keep at most n. For models that are sparse already.
     alternations : int
@@ -168,14 +169,16 @@ def adaprune(
         tasks, lines = in_order(tasks, lines, trace, keep_first_last)
         batch_norms = batch_norms_after(trace, tasks[0].owners[0]) if batch_norm else []
         saved = _saved([*_parameters(tasks), *(each for norm in batch_norms for each in norm.buffers())])
+        before = statistics_of(runs, trace, batch_norms)
         layers: list[PrunedLayer] = []
         renewed: list[nn.Module] = []
         interrupted = False
         try:
             try:
                 _prune(runs, trace, tasks, options, sequential, progress, layers)
+                # One by one: those in front change what those behind see.
                 for norm in batch_norms:
-                    reestimate(runs, trace, norm)
+                    follow(norm, before[norm], statistics_of(runs, trace, [norm])[norm])
                     renewed.append(norm)
             except KeyboardInterrupt:
                 interrupted = True

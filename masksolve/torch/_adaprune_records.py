@@ -76,7 +76,7 @@ class AdaPruneReport:
     skipped : tuple of ParameterReport
         Every other parameter, with the reason.
     batch_norms : tuple of str
-        Those whose statistics were taken anew.
+        Those whose statistics were re-estimated.
     interrupted : bool
         Whether Ctrl-C came before the end: what `layers` lists is done, the rest as it was.
     seconds : float
