@@ -406,6 +406,43 @@ def test_an_interrupt_between_two_writes_leaves_no_half_written_layer(monkeypatc
     assert same(before, model)
 
 
+def test_an_interrupt_among_the_batch_norms_leaves_none_half_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = convnet()
+    before = snapshot(model)
+
+    def half(norm: nn.BatchNorm2d, *rest: Any) -> None:
+        norm.running_mean.add_(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(implementation, "follow", half)
+    report = adaprune(model, [torch.randn(20, 3, 6, 6)], "2:4")
+    assert report.interrupted
+    assert (pruned(report), report.batch_norms) == (["3.weight"], ())
+    assert torch.equal(model[4].running_mean, before["4.running_mean"])
+
+
+def test_a_transformer_encoder_is_repaired_where_its_layers_are_called() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    with torch.inference_mode():
+        x = torch.randn(10, 4, 8)
+    report = adaprune(model, [x], "2:4", keep_first_last=False)
+    names = [f"layers.{index}.linear{number}.weight" for index in (0, 1) for number in (1, 2)]
+    assert pruned(report) == names
+    assert all(layer.error_after < layer.error_before for layer in report.layers)
+
+
+def test_a_layer_without_any_weight_left_stays_so() -> None:
+    model = mlp()
+    nn.init.zeros_(model[2].weight)
+    patterns = patterns_from_zeros(model, 4, include="2.weight")
+    assert str(patterns["2.weight"]) == "0:4"
+    (layer,) = adaprune(model, [inputs()], patterns, respect_zeros=True).layers
+    assert (layer.error_before, layer.error_after) == (0.0, 0.0)
+    assert not bool(model[2].weight.any())
+
+
 def test_given_masks_are_taken_as_they_are() -> None:
     model = mlp()
     mask = torch.from_numpy(ms.solve_matrix(torch.rand(16, 16).numpy(), 1, 4))

@@ -11,9 +11,7 @@ from paper_figures.training.data import Data
 
 
 def test_sentences_are_cut_at_their_ends_and_come_once(tmp_path: Path) -> None:
-    body = (
-        "This is one sentence, which is broken\nover two lines. Short one. And here is another, which is long enough."
-    )
+    body = "This is one sentence, which is broken\nover two lines. Short. And here is another, which is long enough."
     file = tmp_path / "text"
     file.write_text(f"{body}\n\t\t-- Somebody\n%\n{body}\n%\n")
     found = text.sentences([file], 2)

@@ -184,7 +184,8 @@ def adaprune(
                 interrupted = True
                 done = {layer.name for layer in layers}
                 unfinished = [task for task in tasks if task.name not in done]
-                _restore(saved, _parameters(unfinished))
+                rest = [each for norm in batch_norms if norm not in renewed for each in norm.buffers()]
+                _restore(saved, [*_parameters(unfinished), *rest])
                 reason = "interrupted before its repair"
                 lines = without(lines, {name: reason for task in unfinished for name in task.site.names})
         except BaseException:

@@ -162,13 +162,17 @@ class Calibration:
 
     Raises
     ------
-    ValueError
-        If there is none.
+    ValueError, TypeError
+        If there is none, or if it is one batch and not an iterable of them.
     """
 
     def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
         self._model = model
         self._names = {module: name for name, module in model.named_modules()}
+        if isinstance(batches, (Tensor, Mapping)):
+            raise TypeError(
+                f"calibration is one batch, {_described(batches)}; give an iterable of them, such as [batch]"
+            )
         self._batches = list(batches)
         if not self._batches:
             raise ValueError("calibration holds no batch; give a few hundred inputs of the model, in batches")
@@ -192,7 +196,8 @@ class Calibration:
                     found.inputs[module] = []
                 found.calls[module][index] += 1
                 # Written to in place, a tensor is another input.
-                found.inputs[module].append((numbers.setdefault(x, next(counter)), x._version))
+                version = 0 if x.is_inference() else x._version
+                found.inputs[module].append((numbers.setdefault(x, next(counter)), version))
                 if index == 0 and not isinstance(module, _BatchNorm):
                     found.first = found.first or module
                     found.last = module

@@ -148,10 +148,11 @@ def adam(
                 offset += len(pool)
                 dense = {name: value.detach().to(dtype) for name, value in module.named_parameters(recurse=False)}
                 changed = {**dense, "weight": weight, **({"bias": biases[module]} if biases else {})}
-                for x in pool.take(mine):
+                for taken in pool.take(mine):
+                    x = taken.to(weight.device, dtype)
                     with torch.no_grad():
-                        target = functional_call(module, dense, (x.to(dtype),))
-                    error = functional_call(module, changed, (x.to(dtype),)) - target
+                        target = functional_call(module, dense, (x,))
+                    error = functional_call(module, changed, (x,)) - target
                     loss = loss + error.square().sum()
                     outputs += error.numel()
             (loss / outputs).backward()
