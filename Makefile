@@ -46,10 +46,10 @@ training: $(VENV)/.test
 training-full: $(VENV)/.test
 	$(BIN)/python -m paper_figures.training --full
 
-adaprune: $(VENV)/.adaprune $(WEIGHTS)
+adaprune: $(VENV)/.test $(WEIGHTS)
 	$(BIN)/python -m paper_figures.adaprune --model $(dir $(WEIGHTS))
 
-adaprune-full: $(VENV)/.adaprune $(WEIGHTS)
+adaprune-full: $(VENV)/.test $(WEIGHTS)
 	$(BIN)/python -m paper_figures.adaprune --full --model $(dir $(WEIGHTS))
 
 bench: $(VENV)/.bench $(WEIGHTS)
@@ -91,10 +91,6 @@ $(VENV)/.figures: pyproject.toml | $(VENV)/.pip
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.pip
 	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli]' --group bench
-	touch $@
-
-$(VENV)/.adaprune: pyproject.toml | $(VENV)/.pip
-	$(BIN)/python -m pip install --quiet --editable '.[cli]' --group adaprune
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.pip
