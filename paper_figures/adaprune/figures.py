@@ -172,7 +172,7 @@ def image_rows(nets: Sequence[convnet.Result]) -> list[dict[str, Any]]:
         alone = repair == "masks alone"
         row.update(
             {
-                f"{count} images": f"{some.accuracy if alone else mine[count].accuracy:.2%}"
+                f"{count} image{'s' * (count > 1)}": f"{some.accuracy if alone else mine[count].accuracy:.2%}"
                 if alone or count in mine
                 else "-"
                 for count in counts
@@ -185,7 +185,7 @@ def image_rows(nets: Sequence[convnet.Result]) -> list[dict[str, Any]]:
 def image_figure(nets: Sequence[convnet.Result]) -> Figure:
     """Accuracy against the number of images."""
     figure = Figure(figsize=(14, 5.5))
-    left, right = figure.subplots(1, 2, sharey=True)
+    left, right = figure.subplots(1, 2)
     curves = {"batch norm only": ORANGE, "lstsq, batch norm as it was": PURPLE, "lstsq": BLUE}
     for repair, color in curves.items():
         mine = sorted(
@@ -214,7 +214,7 @@ def image_figure(nets: Sequence[convnet.Result]) -> Figure:
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xlabel("calibration images")
-        axes.legend(loc="lower right", fontsize=11)
+        axes.legend(loc="center right", fontsize=11)
     return figure
 
 
