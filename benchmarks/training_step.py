@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -59,7 +60,8 @@ def main() -> None:
     columns = ["model", "batch", "pattern", "masked weights", "step, dense", "step, masked", "refresh"]
     columns += [f"share, every {k} step{'s' if k > 1 else ''} (goal)" for k in _GOALS]
     note = (
-        f"Medians of {_REPEATS}, {arguments.threads} threads. A smaller batch makes a shorter step and a larger share."
+        f"Medians of {_REPEATS}. A smaller batch makes a shorter step and a larger share. "
+        f"Load average of the machine at the end: {os.getloadavg()[0]:.1f}."
     )
     text = f"{markdown(columns, lines)}\n\n{note}\n\n{header(arguments.threads)}"
     print(text)

@@ -97,60 +97,114 @@ def certify(
     check_values(array)
     check_mask(mask_array, n, m, direction=checked_direction)
 
-    shift = max(0, _largest_exponent(array) - _LARGEST_EXPONENT)
+    shift = scale_shift(array)
     kept, bounds, optimal = [], [], True
     for region in regions(array.shape[-2], array.shape[-1], pattern, checked_direction, saturated):
         for tiles, masks in zip(tile_grids(array, region), tile_grids(mask_array, region), strict=True):
-            part = _certify_tiles(tiles, masks, region.line_sums, shift)
-            kept.append(part[0])
-            bounds.append(part[1])
-            optimal &= part[2]
+            part = certify_tiles(tiles, masks, region.line_sums, shift)
+            kept.append(float(part.kept.sum()))
+            bounds.append(float(part.upper_bound.sum()))
+            optimal &= bool(part.optimal.all())
     total, bound = math.fsum(kept), math.fsum(bounds)
     gap = 0.0 if optimal or bound == 0 else (bound - total) / bound
     with np.errstate(over="ignore"):
         return Certificate(float(np.ldexp(total, shift)), float(np.ldexp(bound, shift)), gap, optimal)
 
 
-def _largest_exponent(array: NDArray[Any]) -> int:
-    return math.frexp(max(abs(float(array.max())), abs(float(array.min()))))[1]
+@dataclass(frozen=True)
+class TileCertificates:
+    """What is found of every tile of a grid, arrays (P, Q): `Certificate`'s words, and all importance of the tile."""
+
+    importance: NDArray[np.float64]
+    kept: NDArray[np.float64]
+    upper_bound: NDArray[np.float64]
+    optimal: NDArray[np.bool_]
 
 
-def _certify_tiles(
-    tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, shift: int
-) -> tuple[float, float, bool]:
-    """Kept importance and its upper bound, both times 2**-shift, and whether every tile is optimal."""
+def scale_shift(array: NDArray[Any]) -> int:
+    """How many powers of two to take from weights, so that the sums of a tile stay within float64; mostly 0."""
+    exponent = math.frexp(max(abs(float(array.max())), abs(float(array.min()))))[1]
+    return max(0, exponent - _LARGEST_EXPONENT)
+
+
+def certify_tiles(
+    tiles: NDArray[Any],
+    masks: NDArray[np.bool_],
+    line_sums: LineSums,
+    shift: int = 0,
+    *,
+    threads: int | None = None,
+    potentials: NDArray[np.floating[Any]] | None = None,
+) -> TileCertificates:
+    """Judge the masks of a grid of tiles, both (P, Q, r, c); sums are times 2**-shift, which keeps them in float64.
+
+    `potentials` (P, Q, c), of whoever found the masks, spare finding them; what they do not prove is judged without.
+    """
     # Numba is imported on first use, not with the package.
     from masksolve._methods import exact
     from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
-    from masksolve._weak_duality import CLOSE_CALL, OPTIMAL, judge_tiles
+    from masksolve._weak_duality import OPTIMAL, prove_tiles
 
+    total = np.empty(tiles.shape[:2])
     kept = np.empty(tiles.shape[:2])
     bound = np.empty(tiles.shape[:2])
-    verdict = np.empty(tiles.shape[:2], np.int8)
+    optimal = np.zeros(tiles.shape[:2], np.bool_)
+    is_saturated = line_sums.exact_rows and line_sums.exact_columns
 
     def work(piece: Piece) -> None:
-        unscaled = importance_of(tiles[piece])
-        importance = np.ldexp(unscaled, -shift)
-        # The many-tiles solver's potentials are nearly right; augmenting paths, in integers, make them so.
-        start = np.zeros((*importance.shape[:2], importance.shape[3]))
-        exact.solve(importance, np.empty(importance.shape, np.bool_), line_sums, threads=1, potentials=start)
-        best, potentials = exact.solve_importance(importance, line_sums, start)
-        if shift:
-            # The smallest weights may be lost in `importance`, which is the bound's loss but not the verdict's.
-            best, _ = exact.solve_importance(unscaled, line_sums)
+        part = tiles[piece]
+        is_native = part.dtype in (np.float32, np.float64) and part.dtype.isnative
+        part = np.ascontiguousarray(part) if is_native else importance_of(part)
         judged = np.ascontiguousarray(masks[piece])
-        sums = line_sums.kept, line_sums.exact_rows, line_sums.exact_columns
-        kept[piece], bound[piece], verdicts = judge_tiles(importance, judged, best, potentials, *sums)
-        for p, q in np.argwhere(verdicts == CLOSE_CALL):
-            differ = judged[p, q] != best[p, q]
-            if _sums_are_equal(unscaled[p, q][differ & best[p, q]], unscaled[p, q][differ & judged[p, q]]):
-                verdicts[p, q] = OPTIMAL
-        verdict[piece] = verdicts
+        if is_saturated and shift == 0:
+            if potentials is None:
+                start = np.zeros((*part.shape[:2], part.shape[3]), part.dtype)
+                exact.solve(part, np.empty(part.shape, np.bool_), line_sums, threads=1, potentials=start)
+            else:
+                start = np.ascontiguousarray(potentials[piece])
+            total[piece], kept[piece], optimal[piece] = prove_tiles(part, judged, start, line_sums.kept)
+            bound[piece] = kept[piece]
+        left = np.nonzero(~optimal[piece])
+        if len(left[0]):
+            found = _judge(part[left][np.newaxis], judged[left][np.newaxis], line_sums, shift)
+            for array, values in zip((total, kept, bound, optimal), (*found[:3], found[3] == OPTIMAL), strict=True):
+                array[piece][left] = values[0]
 
-    for_each_chunk(work, tiles.shape, None)
-    proven = verdict == OPTIMAL
+    for_each_chunk(work, tiles.shape, threads)
     # The value of a mask that is proven optimal is the tightest bound, and free of the potentials' rounding.
-    return float(kept.sum()), float(np.where(proven, kept, bound).sum()), bool(proven.all())
+    return TileCertificates(total, kept, np.where(optimal, kept, bound), optimal)
+
+
+def _judge(
+    tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, shift: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]:
+    """All importance, kept importance, upper bound and verdict of tiles, against masks that are optimal."""
+    from masksolve._methods import exact
+    from masksolve._methods._chunks import importance_of
+    from masksolve._weak_duality import CLOSE_CALL, OPTIMAL, judge_tiles, prove_tiles
+
+    sums = line_sums.kept, line_sums.exact_rows, line_sums.exact_columns
+    unscaled = importance_of(tiles)
+    importance = np.ldexp(unscaled, -shift) if shift else unscaled
+    best = np.empty(importance.shape, np.bool_)
+    potentials = np.zeros((*importance.shape[:2], importance.shape[3]))
+    exact.solve(importance, best, line_sums, threads=1, potentials=potentials)
+    proven = np.zeros(importance.shape[:2], np.bool_)
+    if line_sums.exact_rows and line_sums.exact_columns and shift == 0:
+        _, _, proven = prove_tiles(importance, best, potentials, line_sums.kept)
+    # Elsewhere the many-tiles solver's potentials are nearly right; augmenting paths, in integers, make them so.
+    left = np.nonzero(~proven)
+    solved, ends = exact.solve_importance(importance[left][np.newaxis], line_sums, potentials[left][np.newaxis])
+    best[left], potentials[left] = solved[0], ends[0]
+    if shift:
+        # The smallest weights may be lost in `importance`, which is the bound's loss but not the verdict's.
+        best, _ = exact.solve_importance(unscaled, line_sums)
+    total, kept, bound, verdicts = judge_tiles(importance, masks, best, potentials, proven, *sums)
+    for p, q in np.argwhere(verdicts == CLOSE_CALL):
+        differ = masks[p, q] != best[p, q]
+        if _sums_are_equal(unscaled[p, q][differ & best[p, q]], unscaled[p, q][differ & masks[p, q]]):
+            verdicts[p, q] = OPTIMAL
+    return total, kept, bound, verdicts
 
 
 def _sums_are_equal(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +18,31 @@ from masksolve._methods import extras_of_methods
 try:
     import click
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
     from rich.table import Table
+    from rich.text import Text
 
-    from masksolve.checkpoint import PrunedTensor, SkippedTensor, TensorInfo, check_checkpoint, prune_checkpoint
+    from masksolve.checkpoint import (
+        PrunedTensor,
+        PruneReport,
+        SkippedTensor,
+        WorkerLostError,
+        apply_masks,
+        check_checkpoint,
+        compare_checkpoints,
+        dask_executor,
+        page,
+        plan_checkpoint,
+        prune_checkpoint,
+    )
+    from masksolve.checkpoint._run import OnProgress
 except ImportError as error:
     sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
 
@@ -46,6 +69,19 @@ _include = click.option(
 _exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors whose name matches.")
 
 
+_overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace an output that exists, discard a run that was not finished."
+)
+_resume = click.option("--resume", is_flag=True, help="Continue a run that was not finished.")
+_report = click.option(
+    "--report", type=click.Path(path_type=Path), help="Write what was done, as a page (.html) or as data (.json)."
+)
+_workers = click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes to use.  [default: one a core, fewer if there is little]"
+)
+_scheduler = click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use the workers of this Dask cluster.")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="masksolve")
 def cli() -> None:
@@ -55,63 +91,117 @@ def cli() -> None:
 @cli.command()
 @click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
 @_pattern
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
+@click.option("--output", type=click.Path(path_type=Path), help="The .safetensors file, or folder, to write.")
+@click.option("--masks", type=click.Path(path_type=Path), help="Write the masks to this file, a bit a weight.")
 @click.option("--method", default="exact", show_default=True, help="See `masksolve methods`.")
 @_include
 @_exclude
-@click.option("--report", type=click.Path(path_type=Path), help="Write what was done as JSON.")
-@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@_report
+@_overwrite
+@_resume
+@_workers
+@_scheduler
 def prune(
     source: Path,
     pattern: Pattern,
-    output: Path,
+    output: Path | None,
+    masks: Path | None,
     method: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     report: Path | None,
     overwrite: bool,
+    resume: bool,
+    workers: int | None,
+    scheduler: str | None,
 ) -> None:
-    """Make every weight matrix of INPUT, a .safetensors file, transposable N:M sparse.
+    """Make every weight matrix of INPUT transposable N:M sparse.
 
-    Tensors that are not weight matrices are passed through untouched. Without --include, embeddings are too.
+    INPUT is a .safetensors file, or a folder of them with a model.safetensors.index.json. Tensors that are not weight
+    matrices are passed through untouched. Without --include, embeddings are too.
     """
-    _check_report_path(report, source, output, overwrite)
-    with _progress() as (on_start, on_tensor):
+    if output is None and masks is None:
+        raise click.UsageError("nothing to write: pass --output, --masks, or both")
+    _check_report_path(report, [source, output, masks], overwrite)
+    with _progress() as on_progress, _who_works(workers, scheduler) as engine:
         result = prune_checkpoint(
             source,
             output,
             pattern,
+            masks=masks,
             method=method,
             include=include,
             exclude=exclude,
             overwrite=overwrite,
-            on_start=on_start,
-            on_tensor=on_tensor,
+            resume=resume,
+            workers=engine,
+            on_progress=on_progress,
         )
-    if report is not None:
-        result.write_json(report)
-    _print_skipped(result.skipped)
-    _print_pruned(result.tensors)
-    proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
-    click.echo(
-        f"{output}: {len(result.tensors)} tensors pruned to {pattern.describe()}, "
-        f"mean kept importance {result.mean_kept_share:.2%}, {proof}"
-    )
+    _show(result, report)
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option("--masks", type=click.Path(path_type=Path), required=True, help="What `masksolve prune --masks` wrote.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The file, or folder, to write.")
+@click.option("--other-weights", is_flag=True, help="Also if INPUT's weights are not those the masks were made for.")
+@_report
+@_overwrite
+@_resume
+@_workers
+@_scheduler
+def apply(
+    source: Path,
+    masks: Path,
+    output: Path,
+    other_weights: bool,
+    report: Path | None,
+    overwrite: bool,
+    resume: bool,
+    workers: int | None,
+    scheduler: str | None,
+) -> None:
+    """Put stored masks on the checkpoint INPUT."""
+    _check_report_path(report, [source, output, masks], overwrite)
+    with _progress() as on_progress, _who_works(workers, scheduler) as engine:
+        result = apply_masks(
+            source,
+            masks,
+            output,
+            other_weights=other_weights,
+            overwrite=overwrite,
+            resume=resume,
+            workers=engine,
+            on_progress=on_progress,
+        )
+    _show(result, report)
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
 @_pattern
 @_include
 @_exclude
-def check(file: Path, pattern: Pattern, include: tuple[str, ...], exclude: tuple[str, ...]) -> None:
-    """Check that the weight matrices of FILE are transposable N:M sparse; exit with 1 if one is not."""
-    checks, skipped = check_checkpoint(file, pattern, include=include, exclude=exclude)
+@_workers
+@_scheduler
+def check(
+    source: Path,
+    pattern: Pattern,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    workers: int | None,
+    scheduler: str | None,
+) -> None:
+    """Check that the weight matrices of INPUT are transposable N:M sparse; exit with 1 if one is not."""
+    with _progress() as on_progress, _who_works(workers, scheduler) as engine:
+        checks, skipped = check_checkpoint(
+            source, pattern, include=include, exclude=exclude, workers=engine, on_progress=on_progress
+        )
     for tensor in checks:
         click.echo(f"{'ok ' if tensor.problem is None else 'BAD'} {tensor.name}  {tensor.problem or ''}".rstrip())
     bad = sum(tensor.problem is not None for tensor in checks)
     verdict = f"{bad} of {len(checks)} tensors are not" if bad else f"all {len(checks)} tensors are"
-    click.echo(f"{file}: {verdict} transposable {pattern.describe()}; {len(skipped)} tensors skipped")
+    click.echo(f"{source}: {verdict} transposable {pattern.describe()}; {len(skipped)} tensors skipped")
     if bad:
         raise click.exceptions.Exit(1)
 
@@ -185,6 +275,81 @@ def adaprune_model(
 
 
 @cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option(
+    "--pattern",
+    "patterns",
+    type=_PatternType(),
+    multiple=True,
+    default=["2:4", "4:8", "8:16", "16:32"],
+    show_default=True,
+    help="N entries KEPT of every M; can be repeated.",
+)
+@click.option("--method", default="exact", show_default=True, help="See `masksolve methods`.")
+@_include
+@_exclude
+@_workers
+def plan(
+    source: Path,
+    patterns: tuple[Pattern, ...],
+    method: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    workers: int | None,
+) -> None:
+    """Tell what `prune` would do to INPUT, how long it would take and what it would need. Nothing is written."""
+    result = plan_checkpoint(source, patterns, method=method, include=include, exclude=exclude, workers=workers)
+    table = Table("tensor", "dtype", "shape")
+    reasons = []
+    for each in result.plans:
+        table.add_column(str(each.pattern))
+        reasons.append({tensor.name: tensor.reason for tensor in each.skipped})
+    for tensor in result.tensors:
+        fits = [Text(found.get(tensor.name, "fits")) for found in reasons]
+        table.add_row(Text(tensor.name), tensor.dtype, _shape(tensor.shape), *fits)
+    _print(table)
+    for each in result.plans:
+        weights = sum(math.prod(tensor.shape) for tensor in each.chosen)
+        memory = "" if each.memory is None else f", {each.memory / 2**20:.0f} MiB of memory"
+        click.echo(
+            f"{each.pattern.describe()}: {len(each.chosen)} of {len(result.tensors)} tensors, {weights:,} weights; "
+            f"about {_duration(each.seconds)}{memory} with {each.workers} worker{'s' if each.workers > 1 else ''}; "
+            f"writes {each.nbytes:,} bytes"
+        )
+    for pattern, reason in result.misfits.items():
+        click.echo(f"{pattern}: {reason}")
+    click.echo("times are measured on a sample; what the disk needs to write is not in them")
+
+
+@cli.command()
+@click.argument("first", metavar="A", type=click.Path(path_type=Path))
+@click.argument("second", metavar="B", type=click.Path(path_type=Path))
+@_workers
+@_scheduler
+def compare(first: Path, second: Path, workers: int | None, scheduler: str | None) -> None:
+    """Show what changed between the checkpoints A and B."""
+    with _progress() as on_progress, _who_works(workers, scheduler) as engine:
+        result = compare_checkpoints(first, second, workers=engine, on_progress=on_progress)
+    changed = [tensor for tensor in result.tensors if not tensor.is_same]
+    if changed:
+        table = Table("tensor", "difference")
+        for heading in ("changed", "made zero", "zeros before", "zeros after", "importance kept"):
+            table.add_column(heading, justify="right")
+        for tensor in changed:
+            if tensor.difference is not None:
+                table.add_row(Text(tensor.name), Text(tensor.difference))
+                continue
+            before, after = tensor.importance
+            shares = (count / tensor.entries for count in (tensor.changed, tensor.zeroed, *tensor.zeros))
+            kept = f"{after / before:.2%}" if before > 0 else ""
+            table.add_row(Text(tensor.name), "values", *(f"{share:.2%}" for share in shares), kept)
+        _print(table)
+    for file in result.files:
+        click.echo(file)
+    click.echo(f"{len(changed)} of {len(result.tensors)} tensors differ, and {len(result.files)} files beside them")
+
+
+@cli.command()
 def methods() -> None:
     """List the methods, preferred first, and how to install those that are missing."""
     installed = available_methods()
@@ -255,27 +420,31 @@ def main() -> int:
         click.echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
-        return _fail(error.format_message())
-    except (ValueError, OSError, ImportError) as error:
-        return _fail(str(error))
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("masksolve: interrupted; nothing was written", err=True)
+        return _fail(error.format_message(), error)
+    except (ValueError, OSError, ImportError, WorkerLostError) as error:
+        return _fail(str(error), error)
+    except (click.Abort, KeyboardInterrupt) as error:
+        _fail("interrupted", error.__cause__ or error, "nothing was written")
         return 130
 
 
-def _fail(message: str) -> int:
-    click.echo(f"masksolve: {message}", err=True)
+def _fail(message: str, error: BaseException, otherwise: str | None = None) -> int:
+    """One line: what happened, and the notes on what is kept."""
+    notes = getattr(error, "__notes__", [otherwise] if otherwise else [])
+    click.echo("; ".join([f"masksolve: {message}", *notes]), err=True)
     return 2
 
 
-def _check_report_path(report: Path | None, source: Path, output: Path, overwrite: bool) -> None:
+def _check_report_path(report: Path | None, others: Sequence[Path | None], overwrite: bool) -> None:
     """Refuse a report that could not be written before any work is done."""
     if report is None:
         return
-    if report.resolve() in (source.resolve(), output.resolve()):
+    if report.resolve() in [other.resolve() for other in others if other is not None]:
         raise click.UsageError(f"the report {report} is the input or the output; name another file")
     if report.is_dir():
         raise click.UsageError(f"the report {report} is a folder; name a file in it")
+    if report.suffix not in (".html", ".json"):
+        raise click.UsageError(f"the report {report} is neither .html nor .json; name it with one of them")
     if report.exists() and not overwrite:
         raise click.UsageError(f"the report {report} exists; name another file, or pass --overwrite")
     if not report.parent.is_dir():
@@ -285,28 +454,62 @@ def _check_report_path(report: Path | None, source: Path, output: Path, overwrit
 
 
 @contextmanager
-def _progress() -> Iterator[tuple[Callable[[Sequence[TensorInfo]], None], Callable[[PrunedTensor], None]]]:
-    """What to call with the tensors to prune and with each one done: a bar on a terminal, plain lines otherwise."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield (
-            lambda tensors: None,
-            lambda tensor: click.echo(f"pruned {tensor.name}: {tensor.kept_share:.2%}", err=True),
-        )
+def _who_works(workers: int | None, scheduler: str | None) -> Iterator[int | Executor | None]:
+    if scheduler is None:
+        yield workers
         return
+    if workers is not None:
+        raise click.UsageError("--workers starts processes here, --scheduler uses those of a cluster; pass one of them")
+    with dask_executor(scheduler) as executor:
+        yield executor
+
+
+@contextmanager
+def _progress() -> Iterator[OnProgress]:
+    """What to call with the bytes that are done: a bar on a terminal. The log goes to stderr, above the bar."""
+    console = Console(stderr=True)
     columns = (
-        TextColumn("pruning"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
         TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("")
-        yield (
-            lambda tensors: progress.update(task, total=len(tensors)),
-            lambda tensor: progress.update(task, advance=1, description=tensor.name),
-        )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        phases = [""]
+
+        def on_progress(phase: str, done: int, total: int) -> None:
+            if phase != phases[-1]:
+                # Each phase has a speed of its own.
+                progress.reset(task, description=phase, total=total, completed=done)
+                phases.append(phase)
+            progress.update(task, completed=done)
+
+        handler = logging.StreamHandler()
+        logger = logging.getLogger("masksolve")
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield on_progress
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+def _show(result: PruneReport, report: Path | None) -> None:
+    """Print what was done, and write the report of it."""
+    if report is not None:
+        content = page(result) if report.suffix == ".html" else result.to_json()
+        report.write_text(content, encoding="utf-8")
+    _print_skipped(result.skipped)
+    _print_pruned(result.tensors)
+    proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
+    click.echo(
+        f"{result.output or result.masks}: {len(result.tensors)} tensors pruned to {result.pattern.describe()}, "
+        f"mean kept importance {result.mean_kept_share:.2%}, {proof}"
+    )
 
 
 def _print_skipped(skipped: Sequence[SkippedTensor]) -> None:
@@ -314,7 +517,7 @@ def _print_skipped(skipped: Sequence[SkippedTensor]) -> None:
         return
     table = Table("skipped tensor", "shape", "reason")
     for tensor in skipped:
-        table.add_row(tensor.name, _shape(tensor.shape), tensor.reason)
+        table.add_row(Text(tensor.name), _shape(tensor.shape), tensor.reason)
     _print(table)
 
 
@@ -325,7 +528,11 @@ def _print_pruned(tensors: Sequence[PrunedTensor]) -> None:
     for tensor in tensors:
         gap = "0 (optimal)" if tensor.optimal else f"{tensor.gap:.2e}"
         table.add_row(
-            tensor.name, _shape(tensor.shape), f"{tensor.kept_share:.2%}", gap, f"{tensor.solve_seconds * 1e3:.0f} ms"
+            Text(tensor.name),
+            _shape(tensor.shape),
+            f"{tensor.kept_share:.2%}",
+            gap,
+            f"{tensor.solve_seconds * 1e3:.0f} ms",
         )
     _print(table)
 
@@ -352,6 +559,17 @@ def _print(table: Table) -> None:
     # A file or a pipe has no width to fit: nothing is cut there.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = int(seconds // 3600), int(seconds // 60 % 60)
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {seconds % 60:.0f} s"
+        if minutes
+        else f"{seconds:.1f} s"
+    )
 
 
 def _shape(shape: tuple[int, ...]) -> str:

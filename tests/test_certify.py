@@ -10,6 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import masksolve as ms
+from masksolve._certificate import certify_tiles
+from masksolve._tiles import regions, tile_grids
 from tests import oracle, strategies
 from tests.strategies import Problem, saturated_mask
 from tests.tables import APPROXIMATE_METHODS, EXACT, EXACT_METHODS, FAMILIES, PATTERNS, Pair, name_of, weights_of
@@ -130,6 +132,24 @@ def test_the_upper_bound_is_the_optimum_whatever_mask_is_judged(problem: Problem
         found = ms.certify(weights, mask, n, m, saturated=saturated)
         assert found.upper_bound == pytest.approx(best, rel=1e-12)
         assert found.gap == pytest.approx(0 if best == 0 else 1 - found.kept / best, abs=1e-12)
+
+
+@pytest.mark.parametrize("family", ["gaussian float32", "int8", "constant", "all zero", "gaussian float64"])
+@pytest.mark.parametrize("method", ["exact", "greedy"])
+def test_potentials_prove_or_say_nothing_whatever_they_are(family: str, method: str) -> None:
+    weights = weights_of(family, (40, 48))
+    masks = ms.solve_matrix(weights, 3, 8, method=method)
+    (region,) = regions(40, 48, ms.Pattern(3, 8), "both", True)
+    (tiles,), (judged,) = tile_grids(weights, region), tile_grids(masks, region)
+    expected = certify_tiles(tiles, judged, region.line_sums)
+    _, good = ms.solve_matrix(weights, 3, 8, return_potentials=True)
+    drawn = np.random.default_rng(0).standard_normal(good.shape)
+    for potentials in (good, -good, drawn, 1e30 * drawn, 1e-300 * drawn, drawn * np.nan, drawn * np.inf):
+        found = certify_tiles(tiles, judged, region.line_sums, potentials=potentials)
+        assert np.array_equal(found.optimal, expected.optimal)
+        assert np.allclose(found.kept, expected.kept, rtol=1e-12)
+        assert np.allclose(found.upper_bound, expected.upper_bound, rtol=1e-12)
+        assert np.allclose(found.importance, np.abs(tiles.astype(float)).sum(axis=(2, 3)))
 
 
 def test_a_mask_worse_by_less_than_float64_can_add_up_is_not_optimal() -> None:

@@ -12,7 +12,7 @@ from tests import processes
 from tests.tables import weights_of
 
 # What is installed only on demand or slow to load.
-HEAVY = "numba torch ortools scipy pulp highspy ml_dtypes safetensors click rich"
+HEAVY = "numba torch ortools scipy pulp highspy ml_dtypes safetensors click rich filelock xxhash distributed"
 
 
 def test_all_is_the_public_face() -> None:

@@ -74,6 +74,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], st
     (mlp, {"importance": lambda name, w: w}, ValueError, r"importance returned negative scores for parameter '0.wei"),
     (mlp, {"importance": lambda name, w: w.abs() / 0}, ValueError, r"parameter '0.weight': \[0, 0\] is inf"),
     (mlp, {"method": lambda scores, p: scores}, ValueError, r"'0.weight': method returned torch.float32 of shape"),
+    (with_nan, {"method": lambda scores, p: scores > 0}, ValueError, r"parameter '2.weight': \[3, 7\] is nan"),
     (mlp, {"method": lambda scores, p: None}, ValueError, r"method returned NoneType; it must return a bool tensor"),
 ]
 

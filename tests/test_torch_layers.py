@@ -208,6 +208,34 @@ def test_a_recurrent_layer_multiplies_with_the_masked_weights_too() -> None:
     assert (groups_of(layer.weight_hh_l0, 4) == 1).all()
 
 
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ParameterList([nn.Parameter(torch.randn(8, 8)) for _ in range(2)])
+        self.named = nn.ParameterDict({"last": nn.Parameter(torch.randn(8, 8))})
+
+
+def test_parameters_in_lists_and_dictionaries_can_be_included() -> None:
+    model = Listed()
+    keys = list(model.state_dict())
+    sparsifier = Sparsifier(model, "3:4", include=["layers.*", "named.last"])
+    for weight in (*model.layers, model.named["last"]):
+        assert (groups_of(weight, 4) == 3).all()
+    sparsifier.finalize()
+    assert list(model.state_dict()) == keys
+    assert (groups_of(model.layers[1], 4) == 3).all()
+
+
+def test_a_masked_weight_keeps_its_memory_format() -> None:
+    layer = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sparsifier = Sparsifier(layer, "1:4")
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    sparsifier.refresh()
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    for position in np.ndindex(3, 3):
+        assert (groups_of(layer.weight[(..., *position)], 4) == 1).all()
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -136,6 +136,7 @@ def test_finalize_leaves_a_plain_model_of_the_same_outputs_keys_and_classes() ->
         nonzero = matrices(effective(model, name) != 0)
         assert oracle.is_valid(nonzero, 3, 4, saturated=False)
         assert nonzero.mean() == 0.75
+        assert not torch.signbit(effective(model, name)[effective(model, name) == 0]).any()
 
 
 def test_a_finalized_checkpoint_loads_without_masksolve() -> None:

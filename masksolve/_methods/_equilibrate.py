@@ -86,8 +86,8 @@ def equilibrate(
     like, bits_like
         Empty arrays of the dtype of the weights, and of the integers that are as wide.
     rounds, relaxations
-        (first round that is checked, last round, both where most tiles tie), and how far potentials move without
-        and with clamp, in units of the way to the middle.
+        (first round that is checked, last round, both where most tiles tie, first that is checked of tiles left), and
+        how far potentials move, in units of the way to the middle: (in round 0, more each round, at most, under clamp).
     potentials
         (tiles in the grid, m): where column potentials found are written; or empty.
     left, left_potentials, left_stages
@@ -150,7 +150,7 @@ def equilibrate(
                             work[k] = 0
             moves = clamped if clamp else code
             ties = mostly_left >= 2 and not clamp
-            first_check = 2 if as_at_most else 0 if warm else rounds[2] if ties else rounds[0]
+            first_check = rounds[3] if number > 0 else 0 if warm else rounds[2] if ties else rounds[0]
             last = rounds[2] if ties else rounds[1]
             # Halfway leaves the rows their half of what "at most n" shares out.
             step = 0.5 if clamp else 1.0
@@ -205,7 +205,11 @@ def equilibrate(
                     if is_last:
                         break
                     waiting = _count_waiting(state)
-                step = relaxations[1] if clamp else relaxations[0]
+                step = min(relaxations[2], relaxations[0] + relaxations[1] * round_)
+                if clamp:
+                    step = relaxations[3]
+                elif number > 0:
+                    step = relaxations[2]
                 call(moves.move_rows, work, 0, 0, 0, step if round_ > 0 else 1.0)
 
             unsolved = 0

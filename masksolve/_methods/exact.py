@@ -210,8 +210,8 @@ _EMPTY: dict[int, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = {
 class _Plan:
     """How tiles are equilibrated; see the parameters of `equilibrate` and `equilibrate_perturbed`."""
 
-    rounds: tuple[int, int, int]
-    relaxations: tuple[float, float]
+    rounds: tuple[int, int, int, int]
+    relaxations: tuple[float, float, float, float]
     more_rounds: tuple[int, int, int]
     more_relaxation: float
     shares: NDArray[np.float64]
@@ -219,17 +219,17 @@ class _Plan:
 
 @functools.cache
 def _plan(m: int) -> _Plan:
-    # Measured on Gaussian tiles: larger ones need more rounds, and to go further beyond the middle.
+    # Measured on Gaussian tiles: larger ones need more rounds, and to go further beyond the middle, at first less so.
     if m <= 4:
-        numbers = (3, 8, 2), (1.15, 1.4), (3, 40, 2), 1.4
+        numbers = (2, 8, 2, 2), (1.1, 0.02, 1.2, 1.4), (3, 40, 2), 1.4
     elif m <= 8:
-        numbers = (5, 12, 3), (1.25, 1.45), (4, 60, 2), 1.4
+        numbers = (4, 12, 3, 2), (1.2, 0.02, 1.4, 1.45), (4, 60, 2), 1.4
     elif m <= 16:
-        numbers = (8, 20, 5), (1.42, 1.5), (6, 80, 3), 1.4
+        numbers = (6, 20, 5, 4), (1.2, 0.07, 1.4, 1.5), (6, 80, 3), 1.4
     elif m <= 32:
-        numbers = (14, 32, 8), (1.52, 1.6), (6, 120, 4), 1.7
+        numbers = (10, 32, 8, 6), (1.3, 0.04, 1.55, 1.6), (8, 120, 4), 1.65
     else:
-        numbers = (24, 56, 14), (1.6, 1.6), (16, 160, 5), 1.6
+        numbers = (15, 56, 14, 8), (1.2, 0.07, 1.7, 1.6), (16, 160, 5), 1.6
     # Any fixed numbers without a pattern will do.
     return _Plan(*numbers, shares=0.25 + 0.749 * np.random.default_rng(7).random(m * m))
 

@@ -1,18 +1,32 @@
-"""Safetensors checkpoints in, safetensors checkpoints out. Needs the extra `cli`."""
+"""Safetensors checkpoints in, safetensors checkpoints out, of any size. Needs the extra `cli`."""
 
 from masksolve.checkpoint._check import TensorCheck, check_checkpoint
+from masksolve.checkpoint._compare import Comparison, TensorComparison, compare_checkpoints
+from masksolve.checkpoint._engine import WorkerLostError, dask_executor
 from masksolve.checkpoint._file import CheckpointError, TensorInfo
-from masksolve.checkpoint._prune import prune_checkpoint
+from masksolve.checkpoint._page import page
+from masksolve.checkpoint._plan import CheckpointPlan, PatternPlan, plan_checkpoint
+from masksolve.checkpoint._prune import apply_masks, prune_checkpoint
 from masksolve.checkpoint._report import PrunedTensor, PruneReport
 from masksolve.checkpoint._selection import SkippedTensor
 
 __all__ = [
     "CheckpointError",
+    "CheckpointPlan",
+    "Comparison",
+    "PatternPlan",
     "PruneReport",
     "PrunedTensor",
     "SkippedTensor",
     "TensorCheck",
+    "TensorComparison",
     "TensorInfo",
+    "WorkerLostError",
+    "apply_masks",
     "check_checkpoint",
+    "compare_checkpoints",
+    "dask_executor",
+    "page",
+    "plan_checkpoint",
     "prune_checkpoint",
 ]

@@ -1,7 +1,7 @@
-"""A safetensors file: what its header says, and its tensors as arrays on the file itself.
+"""A safetensors file: what its header says about its tensors.
 
-The safetensors library checks the file. The arrays are made here, because the library gives NumPy no bfloat16 and
-no place in the file to write to.
+The safetensors library checks the file: offsets that overlap, leave holes or end beyond it, a header over 100 MB.
+Tensors are read and written here, because the library gives NumPy no bfloat16 and no place in the file to write to.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 WEIGHT_DTYPES: dict[str, np.dtype[Any]] = {
@@ -30,43 +29,72 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as the header describes it: safetensors dtype, shape, and where in the file its bytes begin."""
+    """A tensor as the header describes it: safetensors dtype, shape, and which bytes of the file are its own."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    nbytes: int
 
 
-def read_header(path: Path) -> list[TensorInfo]:
-    """The tensors of a safetensors file, in the order of the header.
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself: its tensors, in the order of the header, and its metadata."""
+
+    tensors: tuple[TensorInfo, ...]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, empty, truncated or no safetensors file.
+        If the file is missing, empty, truncated, no safetensors file, or names a tensor twice.
     """
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; name a .safetensors file")
     try:
         with safe_open(path, framework="numpy"):
             pass
         with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_size))
+            size = int.from_bytes(file.read(8), "little")
+            header = parse_json(file.read(size), path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    return [
-        TensorInfo(name, entry["dtype"], tuple(entry["shape"]), 8 + header_size + entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    ]
+    metadata = header.pop("__metadata__", {})
+    tensors = []
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        tensors.append(TensorInfo(name, entry["dtype"], tuple(entry["shape"]), 8 + size + start, stop - start))
+    return Header(tuple(tensors), metadata)
 
 
-def open_tensor(path: Path, tensor: TensorInfo) -> NDArray[Any]:
-    """A tensor of a weight dtype as a read-only array on the file: only the parts that are used are read."""
-    return np.memmap(path, WEIGHT_DTYPES[tensor.dtype], mode="r", offset=tensor.offset, shape=tensor.shape)
+def parse_json(text: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object, in which no key may stand twice: readers disagree on which of the two counts.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no JSON object, or has a key twice.
+    """
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in items:
+            if key in result:
+                raise CheckpointError(f"{path} names {key!r} twice; write the file anew with each name once")
+            result[key] = value
+        return result
+
+    try:
+        parsed = json.loads(text, object_pairs_hook=pairs)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} holds no valid JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return parsed

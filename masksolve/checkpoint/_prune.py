@@ -1,62 +1,78 @@
-"""Prune every weight matrix of a checkpoint, with a proof of optimality for every tile."""
+"""Prune every weight matrix of a checkpoint, with a proof of optimality for every tile, or put given masks on it."""
 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
+import platform
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import xxhash
 
 import masksolve
-from masksolve._certificate import certify
-from masksolve._inputs import chunks
-from masksolve._methods import load_method
 from masksolve._pattern import Pattern
 from masksolve._tiles import convolution_matrices
-from masksolve.checkpoint._file import CheckpointError, TensorInfo, open_tensor, read_header
-from masksolve.checkpoint._report import PrunedTensor, PruneReport
-from masksolve.checkpoint._selection import select_tensors
+from masksolve.checkpoint._file import CheckpointError, TensorInfo
+from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
+from masksolve.checkpoint._masks import MaskFile, read_masks
+from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile
+from masksolve.checkpoint._run import OnProgress, Outcome, Request, run
+from masksolve.checkpoint._selection import SkippedTensor, select_tensors
+from masksolve.checkpoint._units import Piece, Unit, read_weights
+from masksolve.checkpoint._work import Job
+
+_DRAWN_TILES = 8
+
+AnyPath = str | os.PathLike[str]
 
 
 def prune_checkpoint(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    source: AnyPath,
+    target: AnyPath | None,
     pattern: Pattern,
     *,
+    masks: AnyPath | None = None,
     method: str = "exact",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     overwrite: bool = False,
-    on_start: Callable[[Sequence[TensorInfo]], None] | None = None,
-    on_tensor: Callable[[PrunedTensor], None] | None = None,
+    resume: bool = False,
+    workers: int | Executor | None = 1,
+    on_progress: OnProgress | None = None,
 ) -> PruneReport:
-    """Write a copy of a safetensors file in which every weight matrix is transposable N:M sparse.
+    """Write a copy of a checkpoint in which every weight matrix is transposable N:M sparse.
 
-    The output has the input's header, metadata and bytes, but for the pruned weights, which are +0.0. It appears
-    under its name only when it is complete.
+    The output has the input's files, headers, metadata and bytes, but for the pruned weights, which are +0.0. It
+    appears under its name only when it is complete and verified. Weights are held in bands of a few MiB, never whole.
 
     Parameters
     ----------
     source, target : path
-        Two different .safetensors files.
+        Two .safetensors files, or two folders: shards with a `model.safetensors.index.json`, or one shard. `target`
+        may be None if `masks` is given.
     pattern : Pattern
         N **kept** of every M.
+    masks : path, optional
+        A .safetensors file to write with the masks, a bit a weight.
     method : str
         As for `masksolve.solve_matrix`.
     include, exclude : sequence of str
         Globs of tensor names. Without `include`, every floating-point matrix that holds a whole tile, but
         embeddings, is pruned.
     overwrite : bool
-        Replace an output that exists.
-    on_start, on_tensor : callable, optional
-        Called with the tensors to prune before the first, and with the record of each when it is done.
+        Replace an output that exists, and discard a run that was not finished.
+    resume : bool
+        Continue a run that was not finished, if there is one; the result is the same, byte for byte.
+    workers : int, concurrent.futures.Executor or None
+        A number of processes, one being a thread of this one; None takes as many as are worth starting. Or who else
+        does the work: a pool of threads, of MPI or Ray processes, a Dask cluster
+        (`client.get_executor(pure=False)`). Workers read and write the files themselves, by the same paths.
+    on_progress : callable, optional
+        Called with the phase ("reading", "pruning", "verifying"), the bytes that are done, and all bytes.
 
     Returns
     -------
@@ -65,98 +81,187 @@ def prune_checkpoint(
     Raises
     ------
     CheckpointError
-        For an input that cannot be read or in which nothing can be pruned, an output equal to the input, and NaN or
-        infinite weights.
+        For an input that cannot be read or in which nothing can be pruned, an output equal to the input, NaN or
+        infinite weights, and a run that cannot be resumed because something differs.
     FileExistsError, OSError
-        For an output that exists or cannot be written. Nothing is left behind.
+        For an output that exists or cannot be written.
+    WorkerLostError
+        For a worker that ended in the middle. After this error, an OSError or a KeyboardInterrupt, a note says
+        whether anything is kept that `resume` continues.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> source, target = Path(folder.name, "in.safetensors"), Path(folder.name, "out.safetensors")
+    >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
+    >>> report = prune_checkpoint(source, target, Pattern(2, 4))
+    >>> [tensor.name for tensor in report.tensors], report.optimal, round(report.mean_kept_share, 3)
+    (['w'], True, 0.5)
+    >>> folder.cleanup()
     """
-    source, target = Path(source), Path(target)
-    load_method(method, ())
-    chosen, skipped = select_tensors(read_header(source), pattern, include, exclude)
-    _check_target(source, target, overwrite)
-    if on_start is not None:
-        on_start(chosen)
+    if target is None and masks is None:
+        raise CheckpointError("nothing to write: name an output, masks, or both")
+    checkpoint = read_checkpoint(Path(source).absolute())
+    chosen, skipped = select_tensors(checkpoint.tensors, pattern, include, exclude)
+    request = Request(
+        checkpoint=checkpoint,
+        chosen=chosen,
+        job=Job(checkpoint.folder, pattern, method, None, None),
+        output=_absolute(target),
+        masks=_absolute(masks),
+        given=None,
+        arguments=_arguments(source, target, masks, pattern, method=method, include=include, exclude=exclude),
+        overwrite=overwrite,
+        resume=resume,
+    )
+    start = time.perf_counter()
+    outcome = run(request, workers, on_progress)
+    return _report(request, outcome, skipped, time.perf_counter() - start)
 
-    records = []
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        shutil.copyfile(source, unfinished)
-        with unfinished.open("r+b") as file:
-            for tensor in chosen:
-                weights = open_tensor(source, tensor)
-                mask, record = _solve_tensor(weights, tensor, pattern, method)
-                file.seek(tensor.offset)
-                _write_pruned(file, weights, mask)
-                records.append(record)
-                if on_tensor is not None:
-                    on_tensor(record)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(target)
-    finally:
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
+
+def apply_masks(
+    source: AnyPath,
+    masks: AnyPath,
+    target: AnyPath,
+    *,
+    other_weights: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    workers: int | Executor | None = 1,
+    on_progress: OnProgress | None = None,
+) -> PruneReport:
+    """Write a copy of a checkpoint with masks on it that `prune_checkpoint` stored.
+
+    Parameters
+    ----------
+    source, target, overwrite, resume, workers, on_progress
+        As for `prune_checkpoint`.
+    masks : path
+        The file of masks.
+    other_weights : bool
+        Take weights that are not those the masks were made for, as after more training.
+
+    Returns
+    -------
+    PruneReport
+        Its gaps tell how far the masks are from the best for these weights.
+
+    Raises
+    ------
+    CheckpointError
+        As for `prune_checkpoint`, and for masks of tensors that the checkpoint does not have, or has with another
+        shape or other weights.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> source, target = Path(folder.name, "in.safetensors"), Path(folder.name, "out.safetensors")
+    >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
+    >>> _ = prune_checkpoint(source, None, Pattern(2, 4), masks=Path(folder.name, "masks.safetensors"))
+    >>> apply_masks(source, Path(folder.name, "masks.safetensors"), target).optimal
+    True
+    >>> folder.cleanup()
+    """
+    given_path = Path(masks).absolute()
+    given = read_masks(given_path)
+    checkpoint = read_checkpoint(Path(source).absolute())
+    chosen, skipped = _masked_tensors(checkpoint, given, given_path)
+    request = Request(
+        checkpoint=checkpoint,
+        chosen=chosen,
+        job=Job(checkpoint.folder, given.pattern, "", None, None, given_path),
+        output=_absolute(target),
+        masks=None,
+        given=given,
+        arguments=_arguments(
+            source, target, None, given.pattern, applied=str(given_path), changed=given_path.stat().st_mtime_ns
+        ),
+        overwrite=overwrite,
+        resume=resume,
+    )
+
+    def check(hashes: dict[str, str]) -> None:
+        for name, found in hashes.items():
+            if found != given.hashes[name] and not other_weights:
+                raise CheckpointError(
+                    f"the masks in {masks} were made for other weights of tensor {name!r}; "
+                    "pass --other-weights to apply them nevertheless"
+                )
+
+    start = time.perf_counter()
+    outcome = run(request, workers, on_progress, check)
+    return _report(request, outcome, skipped, time.perf_counter() - start)
+
+
+def _masked_tensors(
+    checkpoint: Checkpoint, given: MaskFile, path: Path
+) -> tuple[list[TensorInfo], list[SkippedTensor]]:
+    by_name = {tensor.name: tensor for tensor in checkpoint.tensors}
+    for name, shape in given.shapes.items():
+        if name not in by_name:
+            raise CheckpointError(f"{path} has a mask of tensor {name!r}, which {checkpoint.path} does not have")
+        if by_name[name].shape != shape:
+            raise CheckpointError(
+                f"{path} has a mask of shape {shape} for tensor {name!r}, whose shape is {by_name[name].shape}"
+            )
+    chosen, skipped = select_tensors(checkpoint.tensors, given.pattern, (), (), only=given.shapes)
+    if len(chosen) < len(given.shapes):
+        reasons = "; ".join(f"{each.name}: {each.reason}" for each in skipped if each.name in given.shapes)
+        raise CheckpointError(f"not every mask in {path} can be applied: {reasons}")
+    return chosen, skipped
+
+
+def _absolute(path: AnyPath | None) -> Path | None:
+    return None if path is None else Path(path).absolute()
+
+
+def _arguments(
+    source: AnyPath, target: AnyPath | None, masks: AnyPath | None, pattern: Pattern, **others: Any
+) -> dict[str, Any]:
+    """What has to be the same for a run to be resumed, as JSON."""
+    named = {"input": _absolute(source), "output": _absolute(target), "masks": _absolute(masks), "pattern": pattern}
+    plain = {name: None if value is None else str(value) for name, value in named.items()}
+    return {**plain, **{name: list(value) if isinstance(value, tuple) else value for name, value in others.items()}}
+
+
+def _report(request: Request, outcome: Outcome, skipped: Sequence[SkippedTensor], seconds: float) -> PruneReport:
+    arguments = request.arguments
     return PruneReport(
-        masksolve_version=masksolve.__version__,
-        input=str(source),
-        output=str(target),
-        pattern=pattern,
-        method=method,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        tensors=tuple(records),
+        versions={
+            "masksolve": masksolve.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "numba", "safetensors")},
+        },
+        input=arguments["input"],
+        input_hash=xxhash.xxh3_128_hexdigest("".join(outcome.fingerprints).encode()),
+        output=arguments["output"],
+        masks=arguments["masks"],
+        applied=arguments.get("applied"),
+        pattern=request.job.pattern,
+        method=arguments.get("method"),
+        include=tuple(arguments.get("include", ())),
+        exclude=tuple(arguments.get("exclude", ())),
+        tensors=tuple(PrunedTensor.of(tensor, outcome.bands[tensor.name]) for tensor in request.chosen),
         skipped=tuple(skipped),
+        worst_tiles=tuple(_worst_tiles(request.checkpoint, outcome)),
+        seconds=seconds,
     )
 
 
-def _check_target(source: Path, target: Path, overwrite: bool) -> None:
-    if target.exists():
-        if target.samefile(source):
-            raise CheckpointError(f"the output {target} is the input; name another file")
-        if target.is_dir():
-            raise IsADirectoryError(f"the output {target} is a folder; name a file in it")
-        if not overwrite:
-            raise FileExistsError(f"the output {target} exists; name another file, or pass --overwrite")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the output's folder {target.parent} does not exist; create it first")
-    if not os.access(target.parent, os.W_OK):
-        raise PermissionError(f"the output's folder {target.parent} is not writable")
-
-
-def _solve_tensor(
-    weights: NDArray[Any], tensor: TensorInfo, pattern: Pattern, method: str
-) -> tuple[NDArray[np.bool_], PrunedTensor]:
-    """The mask of a tensor, shaped like it, and the record of what it keeps."""
-    n, m = pattern.n, pattern.m
-    matrices = convolution_matrices(weights)
-    try:
-        start = time.perf_counter()
-        mask = masksolve.solve_matrix(matrices, n, m, method=method)
-    except ValueError as error:
-        raise CheckpointError(f"tensor {tensor.name!r}: {error}") from error
-    solved = time.perf_counter()
-    certificate = certify(matrices, mask, n, m)
-    record = PrunedTensor(
-        name=tensor.name,
-        dtype=tensor.dtype,
-        shape=tensor.shape,
-        importance=_importance(weights),
-        kept=certificate.kept,
-        gap=certificate.gap,
-        optimal=certificate.optimal,
-        solve_seconds=solved - start,
-        certify_seconds=time.perf_counter() - solved,
-    )
-    return np.moveaxis(mask, (-2, -1), (0, 1)), record
-
-
-def _importance(weights: NDArray[Any]) -> float:
-    return sum(float(np.abs(chunk.astype(np.float64)).sum()) for _, chunk in chunks(weights))
-
-
-def _write_pruned(file: Any, weights: NDArray[Any], mask: NDArray[np.bool_]) -> None:
-    """Write the weights with +0.0 where the mask is False, at the file's position."""
-    for (_, part), (_, kept) in zip(chunks(weights), chunks(mask), strict=True):
-        pruned = np.array(part)
-        pruned[~kept] = 0
-        file.write(pruned.tobytes())
+def _worst_tiles(checkpoint: Checkpoint, outcome: Outcome) -> Iterator[WorstTile]:
+    """The worst tiles of all tensors; only their places were noted, so their weights are read again."""
+    owners = {tensor.name: (file.name, tensor) for file in checkpoint.files for tensor in file.tensors}
+    tiles = [(tile, name) for name, band in outcome.bands.items() for tile in band.worst]
+    for tile, name in sorted(tiles, key=lambda pair: pair[0].badness, reverse=True)[:_DRAWN_TILES]:
+        file, tensor = owners[name]
+        rows = slice(tile.row, tile.row + len(tile.mask))
+        columns = slice(tile.column, tile.column + len(tile.mask[0]))
+        whole = Unit(file, tensor.offset, tensor.offset + tensor.nbytes, tensor)
+        weights = convolution_matrices(read_weights(checkpoint.folder, whole, Piece(rows, columns)))[tile.kernel]
+        yield WorstTile(name, tile, tuple(tuple(map(float, line)) for line in weights))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from masksolve._pattern import Pattern
+from masksolve.checkpoint._file import TensorInfo
 from masksolve.checkpoint._selection import SkippedTensor
+from masksolve.checkpoint._work import BandRecord, TileRecord
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,12 @@ class PrunedTensor:
         How far kept is from the optimum, as `masksolve.certify` bounds it: 0.0 when optimal.
     optimal : bool
         Proven optimal in every tile.
+    tile_gaps : tuple of int
+        How many tiles have a gap of 0, of at most 1e-4, 1e-3, 1e-2, 0.1, and a larger one.
+    worst_tiles : tuple of TileRecord
+        Those with the largest gaps; among equals, those that lose the largest share of their importance.
     solve_seconds, certify_seconds : float
-        Time spent.
+        Time spent, by all workers together.
     """
 
     name: str
@@ -37,8 +43,27 @@ class PrunedTensor:
     kept: float
     gap: float
     optimal: bool
+    tile_gaps: tuple[int, ...]
+    worst_tiles: tuple[TileRecord, ...]
     solve_seconds: float
     certify_seconds: float
+
+    @classmethod
+    def of(cls, tensor: TensorInfo, band: BandRecord) -> PrunedTensor:
+        """The record of a tensor from that of all its bands."""
+        return cls(
+            name=tensor.name,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            importance=band.importance,
+            kept=band.kept,
+            gap=band.gap,
+            optimal=band.optimal,
+            tile_gaps=band.gaps,
+            worst_tiles=band.worst,
+            solve_seconds=band.solve_seconds,
+            certify_seconds=band.certify_seconds,
+        )
 
     @property
     def kept_share(self) -> float:
@@ -47,18 +72,36 @@ class PrunedTensor:
 
 
 @dataclass(frozen=True)
-class PruneReport:
-    """What `prune_checkpoint` did, with what is needed to do it again."""
+class WorstTile:
+    """One of the worst tiles of a checkpoint, with its weights, rows of numbers."""
 
-    masksolve_version: str
+    tensor: str
+    tile: TileRecord
+    weights: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What `prune_checkpoint` or `apply_masks` did, with what is needed to do it again.
+
+    `output` and `masks` are None where they were not written; `applied` is the file of masks that was applied;
+    `input_hash` is the xxh3_128 of the hashes of the input's units; `seconds` is the time that this run took.
+    """
+
+    versions: dict[str, str]
     input: str
-    output: str
+    input_hash: str
+    output: str | None
+    masks: str | None
+    applied: str | None
     pattern: Pattern
-    method: str
+    method: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     tensors: tuple[PrunedTensor, ...]
     skipped: tuple[SkippedTensor, ...]
+    worst_tiles: tuple[WorstTile, ...]
+    seconds: float
 
     @property
     def mean_kept_share(self) -> float:
@@ -70,16 +113,31 @@ class PruneReport:
         """Whether every tile of every pruned tensor is proven optimal."""
         return all(tensor.optimal for tensor in self.tensors)
 
+    @property
+    def command(self) -> str:
+        """The command that does the same again."""
+        words = ["masksolve", "apply" if self.applied else "prune", self.input]
+        options = {
+            "--masks": self.applied or self.masks,
+            "--pattern": None if self.applied else str(self.pattern),
+            "--method": self.method,
+            "--output": self.output,
+        }
+        for option, value in options.items():
+            words += [option, value] if value is not None else []
+        for option, globs in (("--include", self.include), ("--exclude", self.exclude)):
+            for glob in globs:
+                words += [option, glob]
+        return shlex.join(words)
+
     def to_json(self) -> str:
         """The report as a JSON object."""
         record = asdict(self)
+        record["masksolve_version"] = self.versions["masksolve"]
         record["pattern"] = str(self.pattern)
         record["mean_kept_share"] = self.mean_kept_share
         record["optimal"] = self.optimal
+        record["command"] = self.command
         for entry, tensor in zip(record["tensors"], self.tensors, strict=True):
             entry["kept_share"] = tensor.kept_share
         return json.dumps(record, indent=2) + "\n"
-
-    def write_json(self, path: Path) -> None:
-        """Write the report as a JSON file."""
-        path.write_text(self.to_json(), encoding="utf-8")

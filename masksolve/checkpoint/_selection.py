@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -21,13 +21,17 @@ class SkippedTensor:
 
 
 def select_tensors(
-    tensors: Sequence[TensorInfo], pattern: Pattern, include: Sequence[str], exclude: Sequence[str]
+    tensors: Sequence[TensorInfo],
+    pattern: Pattern,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    only: Container[str] | None = None,
 ) -> tuple[list[TensorInfo], list[SkippedTensor]]:
     """Split tensors into those that are pruned and those that are skipped.
 
     Pruned are floating-point tensors of two or more dimensions that hold at least one m x m tile, a convolution
-    (out, in, *kernel) in its axes (out, in). With `include`, only names that match one of its globs; without,
-    embeddings are left alone.
+    (out, in, *kernel) in its axes (out, in). With `include`, only names that match one of its globs; with `only`, only
+    these names; without both, embeddings are left alone.
 
     Raises
     ------
@@ -43,7 +47,7 @@ def select_tensors(
                 )
     chosen, skipped = [], []
     for tensor in tensors:
-        reason = _reason_to_skip(tensor, pattern, include, exclude)
+        reason = reason_to_skip(tensor, pattern, include, exclude, only)
         if reason is None:
             chosen.append(tensor)
         else:
@@ -54,7 +58,16 @@ def select_tensors(
     return chosen, skipped
 
 
-def _reason_to_skip(tensor: TensorInfo, pattern: Pattern, include: Sequence[str], exclude: Sequence[str]) -> str | None:
+def reason_to_skip(
+    tensor: TensorInfo,
+    pattern: Pattern,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    only: Container[str] | None = None,
+) -> str | None:
+    """Why a tensor is not pruned, or None if it is."""
+    if only is not None and tensor.name not in only:
+        return "has no mask"
     if include and not any(fnmatchcase(tensor.name, glob) for glob in include):
         return "not included"
     for glob in exclude:
@@ -64,7 +77,7 @@ def _reason_to_skip(tensor: TensorInfo, pattern: Pattern, include: Sequence[str]
         return f"dtype {tensor.dtype} is not one of {', '.join(WEIGHT_DTYPES)}"
     if len(tensor.shape) < 2:
         return f"{len(tensor.shape)}-D: not a matrix"
-    if not include and "embed" in tensor.name.lower():
+    if not include and only is None and "embed" in tensor.name.lower():
         return "an embedding; --include it to prune it"
     if min(tensor.shape[:2]) < pattern.m or 0 in tensor.shape:
         rows, columns = tensor.shape[:2]

@@ -101,7 +101,8 @@ def detach(owner: nn.Module, attribute: str) -> None:
     assert found is not None
     weight, masked = found
     with torch.no_grad():
-        weight.masked_fill_(~masked.mask, 0)
+        # Adding zero turns the -0.0 of a negative weight into 0.0.
+        weight.mul_(masked.mask).add_(0.0)
     order: tuple[str, ...] = vars(owner.parametrizations).get("order", ())
     parametrize.remove_parametrizations(owner, attribute, leave_parametrized=False)
     for name in order:

@@ -67,6 +67,8 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
     pattern = recipe.pattern
     scores = scores.detach()
     if callable(recipe.method):
+        if not bool(torch.isfinite(scores).all()):
+            raise ValueError("weights hold NaN or infinities, which have no importance; replace them first")
         return _checked(recipe.method(scores, pattern), scores), None
     # NumPy has no bfloat16; float32 holds it exactly.
     array = (scores.float() if scores.dtype == torch.bfloat16 else scores).cpu().numpy()
@@ -84,7 +86,7 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
         m,
         saturated=recipe.saturated,
         threads=threads,
-        potentials=None if potentials is None else potentials.numpy(),
+        potentials=None if potentials is None else potentials.cpu().numpy(),
         return_potentials=True,
     )
     return torch.from_numpy(mask).to(scores.device), torch.from_numpy(found)

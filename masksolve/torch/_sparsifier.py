@@ -60,12 +60,13 @@ class Sparsifier:
         The step with which a final dense phase begins: nothing is masked from then on.
     gradient : {"ste", "sr-ste", "masked"}
         What the dense weights get for the gradient g of the masked ones: g; g + decay * (1 - mask) * weight; mask * g.
+        What an optimizer does on its own, such as weight decay, reaches pruned weights under all three.
     decay : float
         For "sr-ste". The term is added at every backward. The attribute `decay` can be set at any time: divide it by
         the number of accumulated backwards, and multiply it by the scale of a GradScaler.
     importance : callable, optional
         Gets the name and the Parameter (with its `.grad`, if there is one) and returns scores of its shape, not
-        negative, to keep most of instead of abs(weight).
+        negative, to keep most of instead of abs(weight). Where processes share the solves, only one of them calls it.
     method : str or callable
         As for `masksolve.solve_matrix`. A callable, for experiments, gets scores (..., R, C) and the Pattern and
         returns a boolean mask, of any structure.
@@ -79,6 +80,10 @@ class Sparsifier:
 
     Notes
     -----
+    `model.parameters()` lists a module's masked weights after its other parameters. So make an EMA after the Sparsifier
+    (`AveragedModel` with use_buffers=False, the default), and an optimizer whose state is to be saved always before it,
+    or always after it.
+
     Source of the masks and of refreshing them every 40 steps: Hubara et al. 2021 (arXiv 2102.08124); of "sr-ste": Zhou
     et al. 2021 (arXiv 2102.04010).
 
@@ -146,7 +151,8 @@ class Sparsifier:
         solutions = self._solve(parameters)
         for site in self._sites:
             weight = parameters[site.name]
-            mask = like(solutions[site.name].mask, weight).contiguous()
+            # In the weight's memory format, so that their product is in it too.
+            mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].mask, weight))
             masked = MaskedWeight(mask, gradient, decay / len(site.names))
             for name in site.names:
                 attach(*self._place(name), masked)

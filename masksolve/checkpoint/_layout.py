@@ -1,0 +1,112 @@
+"""A checkpoint: one safetensors file, or a folder of shards with an index, as Hugging Face lays it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from masksolve.checkpoint._file import CheckpointError, Header, TensorInfo, parse_json, read_header
+
+INDEX = "model.safetensors.index.json"
+_NO_HEADER = Header((), {})
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A file of a checkpoint: its name relative to the folder, its size, and what its header says if it is a shard."""
+
+    name: str
+    size: int
+    header: Header = _NO_HEADER
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The tensors in it, in the order of the header."""
+        return self.header.tensors
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The files of a checkpoint. A single file is a folder's one shard; only `path` tells them apart."""
+
+    path: Path
+    files: tuple[CheckpointFile, ...]
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder; otherwise a single file."""
+        return self.path.is_dir()
+
+    @property
+    def folder(self) -> Path:
+        """The folder to which the names of the files are relative."""
+        return self.path if self.is_folder else self.path.parent
+
+    @property
+    def tensors(self) -> list[TensorInfo]:
+        """The tensors of all shards."""
+        return [tensor for file in self.files for tensor in file.tensors]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the headers of a checkpoint and check them against its index.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing or no whole safetensors file, or the index and the shards contradict each other.
+    """
+    if not path.is_dir():
+        return Checkpoint(path, (_shard(path.parent, path.name),))
+    try:
+        others = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    loose = [name for name in others if name.endswith(".safetensors") and "/" not in name]
+    if INDEX in others:
+        shards = _indexed_shards(path, loose)
+    elif len(loose) == 1:
+        shards = [_shard(path, loose[0])]
+    elif loose:
+        raise CheckpointError(f"{path} holds {len(loose)} .safetensors files and no {INDEX}; name one of the files")
+    else:
+        raise CheckpointError(f"{path} is a folder without {INDEX} or a .safetensors file; name a checkpoint")
+    names = {shard.name for shard in shards}
+    rest = [CheckpointFile(name, (path / name).stat().st_size) for name in others if name not in names]
+    return Checkpoint(path, (*shards, *rest))
+
+
+def _shard(folder: Path, name: str) -> CheckpointFile:
+    header = read_header(folder / name)
+    return CheckpointFile(name, (folder / name).stat().st_size, header)
+
+
+def _indexed_shards(folder: Path, loose: Iterable[str]) -> list[CheckpointFile]:
+    index = folder / INDEX
+    weight_map = parse_json(index.read_bytes(), index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map from tensor names to shards")
+    names = list(dict.fromkeys(weight_map.values()))
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+            raise CheckpointError(f"{index} names the shard {name!r}; shards must lie in the folder itself")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{index} names the shard {name!r}, which does not exist; download it again")
+    for name in loose:
+        if name not in names:
+            raise CheckpointError(
+                f"{folder / name} is not named in {INDEX}, so its tensors would stay as they are; "
+                "add it to the index, or move it away"
+            )
+    shards = [_shard(folder, name) for name in sorted(names)]
+    held = {tensor.name for shard in shards for tensor in shard.tensors}
+    for tensor in weight_map:
+        if tensor not in held:
+            raise CheckpointError(f"{index} names the tensor {tensor!r}, which no shard has")
+    for shard in shards:
+        for info in shard.tensors:
+            if weight_map.get(info.name) != shard.name:
+                said = f"says is in {weight_map[info.name]!r}" if info.name in weight_map else "does not name"
+                raise CheckpointError(f"{folder / shard.name} has the tensor {info.name!r}, which {INDEX} {said}")
+    return shards

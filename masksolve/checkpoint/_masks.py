@@ -1,0 +1,129 @@
+"""Masks apart from their weights: a safetensors file with a bit for every weight, and what it says of them.
+
+A tensor (out, in, *kernel) is stored as U8 (out, bytes), each of its rows from a whole byte on, the first weight in
+the lowest bit, so that workers can write their bands side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from masksolve._pattern import Pattern
+from masksolve.checkpoint._file import CheckpointError, TensorInfo, parse_json, read_header
+from masksolve.checkpoint._units import Place, Unit
+
+_FORMAT = "masksolve masks, 1"
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """The masks in a file: their pattern, the shape and hash of the weights they were made for, and their places."""
+
+    pattern: Pattern
+    shapes: dict[str, tuple[int, ...]]
+    hashes: dict[str, str]
+    places: dict[str, Place]
+
+
+def hashes_of(units: Sequence[Unit], fingerprints: Sequence[str]) -> dict[str, str]:
+    """The hash of each tensor's weights: that of the hashes of its bands."""
+    hashers: dict[str, Any] = {}
+    for unit, fingerprint in zip(units, fingerprints, strict=True):
+        if unit.tensor is not None:
+            hashers.setdefault(unit.tensor.name, xxhash.xxh3_128()).update(bytes.fromhex(fingerprint))
+    return {name: hasher.hexdigest() for name, hasher in hashers.items()}
+
+
+def masks_header(tensors: Sequence[TensorInfo], pattern: Pattern, hashes: Mapping[str, str]) -> bytes:
+    """The header of the file of the masks of tensors, as it stands at the file's beginning."""
+    described = {tensor.name: {"shape": tensor.shape, "hash": hashes[tensor.name]} for tensor in tensors}
+    header: dict[str, Any] = {
+        "__metadata__": {"format": _FORMAT, "pattern": str(pattern), "weights": json.dumps(described)}
+    }
+    position = 0
+    for tensor in tensors:
+        rows, row = tensor.shape[0], row_bytes(tensor.shape)
+        offsets = [position, position + rows * row]
+        header[tensor.name] = {"dtype": "U8", "shape": [rows, row], "data_offsets": offsets}
+        position = offsets[1]
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def place_masks(units: Sequence[Unit], places: Mapping[str, Place]) -> list[Unit]:
+    """The units, each band with the place of its tensor's masks."""
+    return [unit if unit.tensor is None else replace(unit, masks=places[unit.tensor.name]) for unit in units]
+
+
+def places_in(tensors: Sequence[TensorInfo], header: bytes) -> dict[str, Place]:
+    """Where the masks of tensors lie behind such a header."""
+    places = {}
+    position = len(header)
+    for tensor in tensors:
+        places[tensor.name] = _place(position, tensor.shape)
+        position += tensor.shape[0] * row_bytes(tensor.shape)
+    return places
+
+
+def read_masks(path: Path) -> MaskFile:
+    """What a file of masks says of them.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no such file.
+    """
+    header = read_header(path)
+    metadata = header.metadata
+    if metadata.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} holds no masks; name a file that `masksolve prune --masks` wrote")
+    try:
+        pattern = Pattern.parse(metadata["pattern"])
+        weights = parse_json(metadata["weights"].encode(), path)
+        shapes = {tensor.name: tuple(weights[tensor.name]["shape"]) for tensor in header.tensors}
+        hashes = {tensor.name: weights[tensor.name]["hash"] for tensor in header.tensors}
+        fits = all(
+            tensor.dtype == "U8" and tensor.shape == (shapes[tensor.name][0], row_bytes(shapes[tensor.name]))
+            for tensor in header.tensors
+        )
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise CheckpointError(f"{path} holds masks, but says {error!r} of them; write it again") from None
+    if not fits:
+        raise CheckpointError(f"{path} holds masks whose shapes contradict its metadata; write it again")
+    places = {tensor.name: _place(tensor.offset, shapes[tensor.name]) for tensor in header.tensors}
+    return MaskFile(pattern, shapes, hashes, places)
+
+
+def row_bytes(shape: Sequence[int]) -> int:
+    """How many bytes hold the masks of one row, that is, of one entry along the first axis."""
+    return -(-math.prod(shape[1:]) // 8)
+
+
+def pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A mask (rows, columns, *kernel) as bits (rows, bytes)."""
+    return np.packbits(mask.reshape(len(mask), -1), axis=1, bitorder="little")
+
+
+def unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The mask of a shape that `pack` made into bits."""
+    bits = np.unpackbits(packed, axis=1, count=math.prod(shape[1:]), bitorder="little")
+    return bits.view(np.bool_).reshape(shape)
+
+
+def packed_like(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An array for the bits of a mask of a shape."""
+    return np.empty((shape[0], row_bytes(shape)), np.uint8)
+
+
+def _place(offset: int, shape: Sequence[int]) -> Place:
+    return Place(offset, row_bytes(shape), math.prod(shape[2:]))

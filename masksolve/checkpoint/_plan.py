@@ -1,0 +1,158 @@
+"""What a prune would do, how long it would take and what it would need, before anything runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from masksolve._pattern import Pattern
+from masksolve.checkpoint._engine import workers_for
+from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
+from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
+from masksolve.checkpoint._selection import SkippedTensor, select_tensors
+from masksolve.checkpoint._units import WEIGHTS_A_PIECE, Piece, Unit, pieces_of, read_weights, units_of
+from masksolve.checkpoint._work import Job, fingerprint_unit, mask_of, try_method
+
+_SAMPLES = 16
+_SAMPLE_SECONDS = 1.0
+_SAMPLE_WEIGHTS = 1 << 17
+# The input is read to hash it and to prune it, the output to verify it.
+_READINGS = 3
+# A piece, its copy as float32, its mask, and what judges them: bytes a weight.
+_BYTES_A_WEIGHT = 24
+
+
+@dataclass(frozen=True)
+class PatternPlan:
+    """What pruning to one pattern would do.
+
+    Attributes
+    ----------
+    pattern : Pattern
+    chosen, skipped
+        The tensors that would be pruned, and the others with the reasons.
+    nbytes : int
+        What would be written.
+    workers : int
+        Processes that would work.
+    seconds : float
+        How long, by the speed on a sample of this checkpoint, without waiting for the disk to write.
+    memory : int or None
+        Bytes that the processes would hold together at most; None where the system does not tell.
+    """
+
+    pattern: Pattern
+    chosen: tuple[TensorInfo, ...]
+    skipped: tuple[SkippedTensor, ...]
+    nbytes: int
+    workers: int
+    seconds: float
+    memory: int | None
+
+
+@dataclass(frozen=True)
+class CheckpointPlan:
+    """What `plan_checkpoint` found: the tensors, and a plan for each pattern that some of them fit."""
+
+    tensors: tuple[TensorInfo, ...]
+    plans: tuple[PatternPlan, ...]
+    misfits: dict[str, str]
+
+
+def plan_checkpoint(
+    source: str | os.PathLike[str],
+    patterns: Sequence[Pattern],
+    *,
+    method: str = "exact",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    workers: int | None = None,
+) -> CheckpointPlan:
+    """Tell what `prune_checkpoint` would do. Nothing is written.
+
+    Raises
+    ------
+    CheckpointError
+        For an input that cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> source = Path(folder.name, "in.safetensors")
+    >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
+    >>> plan = plan_checkpoint(source, [Pattern(2, 4), Pattern(16, 32)]).plans[0]
+    >>> [tensor.name for tensor in plan.chosen], [tensor.reason for tensor in plan.skipped]
+    (['w'], ['dtype I64 is not one of F64, F32, F16, BF16'])
+    >>> folder.cleanup()
+    """
+    checkpoint = read_checkpoint(Path(source).absolute())
+    plans, misfits = [], {}
+    for pattern in patterns:
+        try:
+            chosen, skipped = select_tensors(checkpoint.tensors, pattern, include, exclude)
+        except CheckpointError as error:
+            misfits[str(pattern)] = str(error)
+            continue
+        units = units_of(checkpoint, chosen, pattern)
+        nbytes = sum(unit.nbytes for unit in units)
+        processes = workers_for(nbytes) if workers is None else workers
+        seconds = _seconds_of_all(checkpoint, units, Job(checkpoint.folder, pattern, method, None, None))
+        memory = _memory()
+        if memory is not None:
+            memory = processes * (memory + WEIGHTS_A_PIECE * _BYTES_A_WEIGHT)
+        plans.append(
+            PatternPlan(pattern, tuple(chosen), tuple(skipped), nbytes, processes, seconds / processes, memory)
+        )
+    return CheckpointPlan(tuple(checkpoint.tensors), tuple(plans), misfits)
+
+
+def _seconds_of_all(checkpoint: Checkpoint, units: Sequence[Unit], job: Job) -> float:
+    """The time that one worker would take, from a sample of a few bands."""
+    try_method(job)
+    bands = [unit for unit in units if unit.tensor is not None]
+    largest = max(units, key=lambda unit: unit.nbytes)
+    start = time.perf_counter()
+    fingerprint_unit(job, largest)
+    reading = (time.perf_counter() - start) / largest.nbytes
+    nbytes, solving = 0, 0.0
+    for index in range(_SAMPLES):
+        unit = bands[index * len(bands) // _SAMPLES]
+        piece = _sample_of(unit, job.pattern)
+        weights = read_weights(checkpoint.folder, unit, piece)
+        start = time.perf_counter()
+        mask_of(job, unit, piece, weights)
+        if index > 0:  # the first loads code
+            solving += time.perf_counter() - start
+            nbytes += weights.nbytes
+        if solving > _SAMPLE_SECONDS:
+            break
+    to_solve = sum(unit.nbytes for unit in bands)
+    everything = sum(unit.nbytes for unit in units)
+    return solving / nbytes * to_solve + reading * _READINGS * everything
+
+
+def _sample_of(unit: Unit, pattern: Pattern) -> Piece:
+    """The first tile rows of a band, or as much of the first as is enough."""
+    first = next(pieces_of(unit, pattern))
+    assert unit.tensor is not None
+    row = unit.nbytes // (unit.rows.stop - unit.rows.start)
+    itemsize = WEIGHT_DTYPES[unit.tensor.dtype].itemsize
+    rows = max(1, _SAMPLE_WEIGHTS * itemsize // (row * pattern.m)) * pattern.m
+    return Piece(slice(first.rows.start, min(first.rows.stop, first.rows.start + rows)), first.columns)
+
+
+def _memory() -> int | None:
+    """The most that this process has held in memory, in bytes; it has just worked like a worker."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

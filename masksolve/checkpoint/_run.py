@@ -1,0 +1,364 @@
+"""One run over a checkpoint: hash the input, do the units that the journal does not have, verify, publish."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import masksolve
+from masksolve.checkpoint._engine import executor_for, run_all
+from masksolve.checkpoint._file import CheckpointError, TensorInfo
+from masksolve.checkpoint._layout import INDEX, Checkpoint
+from masksolve.checkpoint._masks import MaskFile, hashes_of, masks_header, place_masks, places_in
+from masksolve.checkpoint._units import Unit, put, sync, units_of
+from masksolve.checkpoint._work import (
+    BandRecord,
+    Job,
+    TileRecord,
+    UnitRecord,
+    fingerprint_unit,
+    merge_bands,
+    prune_unit,
+    try_method,
+    verify_unit,
+)
+from masksolve.checkpoint._workspace import Workspace, allocate, open_workspace, sync_folder
+
+_logger = logging.getLogger("masksolve")
+Result = TypeVar("Result")
+
+# What is called with the name of a phase, the bytes of it that are done, and all its bytes.
+OnProgress = Callable[[str, int, int], None]
+
+_ATTEMPTS = 2
+_OUTPUT, _MASKS = "output", "masks.safetensors"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is to do: prune the tensors `chosen`, or apply the masks `given` to them."""
+
+    checkpoint: Checkpoint
+    chosen: Sequence[TensorInfo]
+    job: Job
+    output: Path | None
+    masks: Path | None
+    given: MaskFile | None
+    arguments: dict[str, Any]
+    overwrite: bool
+    resume: bool
+
+    @property
+    def target(self) -> Path:
+        """The output beside which the run works."""
+        target = self.output if self.output is not None else self.masks
+        assert target is not None
+        return target
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has done: the record of each tensor, and the hash of each unit of the input."""
+
+    bands: dict[str, BandRecord]
+    fingerprints: list[str]
+
+
+def run(
+    request: Request,
+    workers: int | Executor | None,
+    on_progress: OnProgress | None,
+    check: Callable[[dict[str, str]], None] | None = None,
+) -> Outcome:
+    """Do what is requested, or what an unfinished run has left of it.
+
+    `check` is called with the hash of each chosen tensor's weights before anything is written.
+    """
+    _check_targets(request)
+    units = units_of(request.checkpoint, request.chosen, request.job.pattern)
+    if request.output is None:
+        units = [unit for unit in units if unit.tensor is not None]
+    with open_workspace(request.target) as workspace:
+        _check_unfinished(request, workspace)
+        nbytes = sum(unit.nbytes for unit in units)
+        with _noting_what_is_kept(workspace, len(units)), executor_for(workers, nbytes) as executor:
+            if request.given is None:
+                # One first, so that the others find its code on the disk.
+                list(run_all(executor, try_method, [(0, (request.job,))]))
+            team = _Team(executor, request.job, units, on_progress)
+            fingerprints = team.fingerprint()
+            hashes = hashes_of(units, fingerprints)
+            if check is not None:
+                check(hashes)
+            plan = {
+                "masksolve": masksolve.__version__,
+                "arguments": request.arguments,
+                "files": [[file.name, file.size] for file in request.checkpoint.files],
+                "units": fingerprints,
+            }
+            unfinished = workspace.read_plan()
+            if unfinished is None:
+                data = _prepare(request, workspace, hashes)
+                workspace.write_plan({**plan, "data": data.name})
+            else:
+                _check_same(request, unfinished, plan, units)
+                data = workspace.folder / unfinished["data"]
+            team = team.writing_to(request, data, hashes)
+            records = _finish(workspace, team, fingerprints)
+            _publish(request, workspace, data)
+    bands: dict[str, list[BandRecord]] = {}
+    for index, unit in enumerate(units):
+        band = records[index].band
+        if unit.tensor is not None and band is not None:
+            bands.setdefault(unit.tensor.name, []).append(band)
+    return Outcome({name: merge_bands(parts) for name, parts in bands.items()}, fingerprints)
+
+
+@dataclass(frozen=True)
+class _Team:
+    """Those who do the work, on which units, and who is told of it."""
+
+    executor: Executor
+    job: Job
+    units: list[Unit]
+    on_progress: OnProgress | None
+
+    def writing_to(self, request: Request, data: Path, hashes: dict[str, str]) -> _Team:
+        """The same, with the places of what is to be written, or of the masks to apply; begins the file of masks."""
+        job = replace(
+            self.job,
+            output=None if request.output is None else data / _OUTPUT,
+            masks=None if request.masks is None else data / _MASKS,
+        )
+        units = self.units
+        if request.given is not None:
+            units = place_masks(units, request.given.places)
+        elif job.masks is not None:
+            header = masks_header(request.chosen, job.pattern, hashes)
+            units = place_masks(units, places_in(request.chosen, header))
+            if job.masks.exists():  # not published yet
+                # No unit holds the header, so every run writes it.
+                with job.masks.open("r+b", buffering=0) as file:
+                    put(file, 0, memoryview(header))
+                    sync(file)
+        return replace(self, job=job, units=units)
+
+    def fingerprint(self) -> list[str]:
+        """The hash of every unit of the input."""
+        everything = range(len(self.units))
+        found = dict(self._do("reading", fingerprint_unit, [(index, ()) for index in everything]))
+        return [found[index] for index in everything]
+
+    def prune(self, missing: Iterable[int], fingerprints: Sequence[str]) -> Iterable[tuple[int, UnitRecord]]:
+        """Write units of the output."""
+        return self._do("pruning", prune_unit, [(index, (fingerprints[index],)) for index in missing])
+
+    def verify(self, records: dict[int, UnitRecord], indices: Iterable[int]) -> list[int]:
+        """The units of the output that are not what was written."""
+        found = self._do("verifying", verify_unit, [(index, (records[index],)) for index in indices])
+        return sorted(index for index, is_whole in found if not is_whole)
+
+    def _do(
+        self, phase: str, work: Callable[..., Result], items: list[tuple[int, tuple[Any, ...]]]
+    ) -> Iterable[tuple[int, Result]]:
+        total = sum(unit.nbytes for unit in self.units)
+        done = total - sum(self.units[index].nbytes for index, _ in items)
+        self._tell(phase, done, total)
+        calls = [(index, (self.job, self.units[index], *extra)) for index, extra in items]
+        for index, result in run_all(self.executor, work, calls):
+            yield index, result
+            done += self.units[index].nbytes
+            self._tell(phase, done, total)
+
+    def _tell(self, phase: str, done: int, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(phase, done, total)
+
+
+def _finish(workspace: Workspace, team: _Team, fingerprints: Sequence[str]) -> dict[int, UnitRecord]:
+    """Do what the journal does not have, and verify all; returns the record of every unit."""
+    records: dict[int, UnitRecord] = {}
+    for entry in workspace.read_journal():
+        if "verified" in entry:
+            return records
+        for index in entry.get("redo", []):
+            del records[index]
+        if "unit" in entry:
+            records[entry["unit"]] = _record_from(entry)
+    bands: dict[str, list[int]] = {}
+    for index, unit in enumerate(team.units):
+        if unit.tensor is not None:
+            bands.setdefault(unit.tensor.name, []).append(index)
+    suspects: Sequence[int] = range(len(team.units))
+    missing = [index for index in suspects if index not in records]
+    with workspace.journal() as journal:
+        for _ in range(_ATTEMPTS):
+            for index, record in team.prune(missing, fingerprints):
+                journal.add({"unit": index, **asdict(record)})
+                records[index] = record
+                tensor = team.units[index].tensor
+                if tensor is not None and all(each in records for each in bands[tensor.name]):
+                    _log_tensor(tensor.name, [records[each] for each in bands[tensor.name]])
+            bad = team.verify(records, suspects)
+            if not bad:
+                journal.add({"verified": True})
+                return records
+            for index in bad:
+                _logger.warning("written, but not found again on the disk: %s", team.units[index].describe())
+                del records[index]
+            journal.add({"redo": bad})
+            suspects = missing = bad
+    raise OSError(f"the disk does not keep what is written to it: {team.units[bad[0]].describe()}; check the disk")
+
+
+def _log_tensor(name: str, records: Sequence[UnitRecord]) -> None:
+    band = merge_bands([record.band for record in records if record.band is not None])
+    proof = "optimal" if band.optimal else f"gap {band.gap:.2e}"
+    _logger.info("pruned %s: %.2f%%, %s", name, band.kept_share * 100, proof)
+
+
+def _record_from(entry: dict[str, Any]) -> UnitRecord:
+    """The record that a line of the journal holds."""
+    band = entry["band"]
+    if band is not None:
+        worst = tuple(
+            TileRecord(**{**tile, "kernel": tuple(tile["kernel"]), "mask": tuple(tile["mask"])})
+            for tile in band["worst"]
+        )
+        band = BandRecord(**{**band, "gaps": tuple(band["gaps"]), "worst": worst})
+    return UnitRecord(entry["output"], entry["masks"], band)
+
+
+@contextmanager
+def _noting_what_is_kept(workspace: Workspace, units: int) -> Iterator[None]:
+    """Add to whatever ends a run that can be resumed how much of it is done and how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        if workspace.read_plan() is not None:
+            done = len({entry["unit"] for entry in workspace.read_journal() if "unit" in entry})
+            error.add_note(f"{done} of {units} parts are done and kept; the same with --resume continues")
+        raise
+
+
+def _check_targets(request: Request) -> None:
+    """Refuse, before anything is read, what could not be written at the end."""
+    checkpoint = request.checkpoint
+    for target in (request.output, request.masks):
+        if target is None:
+            continue
+        is_folder = checkpoint.is_folder and target == request.output
+        if target.exists():
+            if target.samefile(checkpoint.path):
+                raise CheckpointError(f"the output {target} is the input; name another")
+            if target.is_dir() and not is_folder:
+                raise IsADirectoryError(f"the output {target} is a folder; name a file in it")
+            if not target.is_dir() and is_folder:
+                raise NotADirectoryError(f"the output {target} is a file; the input is a folder, name a folder")
+            if not request.overwrite and not (request.resume and Workspace(request.target).is_verified()):
+                raise FileExistsError(f"the output {target} exists; name another, or pass --overwrite")
+            if is_folder and not (target / INDEX).exists() and not list(target.glob("*.safetensors")):
+                raise CheckpointError(f"the output {target} is a folder that holds no checkpoint, and is not replaced")
+        parent = target.parent
+        if not parent.is_dir():
+            raise FileNotFoundError(f"the output's folder {parent} does not exist; create it first")
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(f"the output's folder {parent} is not writable")
+        resolved, source = target.resolve(), checkpoint.path.resolve()
+        if checkpoint.is_folder and (source in resolved.parents or resolved in source.parents):
+            raise CheckpointError(f"the output {target} lies within the input, or the input in it; name another place")
+    if request.output is not None and request.masks is not None:
+        output, masks = request.output.resolve(), request.masks.resolve()
+        if output == masks or output in masks.parents:
+            raise CheckpointError(f"the masks {request.masks} are, or lie in, the output; name another file")
+        if output.parent.stat().st_dev != masks.parent.stat().st_dev:
+            raise CheckpointError(f"{request.masks} and {request.output} must lie on one file system")
+
+
+def _check_unfinished(request: Request, workspace: Workspace) -> None:
+    if request.resume or workspace.read_plan() is None:
+        return
+    if not request.overwrite:
+        raise FileExistsError(
+            f"an earlier run of {request.target} was not finished; --resume continues it, "
+            "--overwrite discards what it has done"
+        )
+    workspace.clear()
+
+
+def _prepare(request: Request, workspace: Workspace, hashes: dict[str, str]) -> Path:
+    """Make the unfinished files, in full size."""
+    workspace.clear()
+    data = workspace.new_data_folder()
+    if request.output is not None:
+        for file in request.checkpoint.files:
+            allocate(data / _OUTPUT / file.name, file.size)
+    if request.masks is not None:
+        header = masks_header(request.chosen, request.job.pattern, hashes)
+        places = places_in(request.chosen, header)
+        ends = [places[tensor.name].offset + tensor.shape[0] * places[tensor.name].row for tensor in request.chosen]
+        allocate(data / _MASKS, max(ends))
+    return data
+
+
+def _check_same(request: Request, old: dict[str, Any], new: dict[str, Any], units: Sequence[Unit]) -> None:
+    """Refuse to resume what was begun otherwise, or from another input."""
+    difference = None
+    if old["masksolve"] != new["masksolve"]:
+        difference = f"it was begun by masksolve {old['masksolve']}, this is {new['masksolve']}"
+    for name, value in new["arguments"].items():
+        before = old["arguments"].get(name)
+        if before != value and difference is None:
+            difference = f"{name} was {_plain(before)}, now it is {_plain(value)}"
+    if difference is None and old["files"] != new["files"]:
+        names = sorted(
+            {file[0] for file in old["files"] + new["files"] if (file in old["files"]) != (file in new["files"])}
+        )
+        difference = f"the input has changed: {', '.join(names[:3])} has another size, is new or is missing"
+    if difference is None and old["units"] != new["units"]:
+        pairs = zip(units, old["units"], new["units"], strict=False)
+        changed = [unit.describe() for unit, a, b in pairs if a != b] or ["its tensors"]
+        difference = f"the input has changed: {changed[0]}"
+    if difference is not None:
+        raise CheckpointError(
+            f"the unfinished run of {request.target} cannot be resumed: {difference}; "
+            "make them the same, or pass --overwrite without --resume to begin anew"
+        )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _publish(request: Request, workspace: Workspace, data: Path) -> None:
+    """Give the finished files their names; what an earlier run has named already stays."""
+    pairs = []
+    if request.masks is not None:
+        pairs.append((data / _MASKS, request.masks))
+    if request.output is not None:
+        is_folder = request.checkpoint.is_folder
+        pairs.append((data / _OUTPUT if is_folder else data / _OUTPUT / request.checkpoint.path.name, request.output))
+    for hidden, target in pairs:
+        if not hidden.exists() and target.exists():
+            continue
+        if target.exists() and not request.overwrite:
+            raise FileExistsError(
+                f"{target} has appeared meanwhile; move it away, and --resume gives the output its name"
+            )
+        if hidden.is_dir():
+            for folder in {hidden, *(path for path in hidden.rglob("*") if path.is_dir())}:
+                sync_folder(folder)
+            if target.exists():
+                # A folder cannot be replaced at once: the old one steps aside first.
+                target.rename(data / "replaced")
+        hidden.replace(target)
+        sync_folder(target.parent)
+    workspace.clear()

@@ -1,0 +1,214 @@
+"""The units of work: bands of tile rows of the tensors to prune, and stretches of bytes to copy.
+
+Together they cover every byte of a checkpoint once, and they are the same however many workers there are. A band
+is read and written in pieces of bounded size, through `read` and `write` rather than a memory map: there a truncated
+file or a full disk is an error to handle, where a map kills the process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksolve._pattern import Pattern
+from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
+from masksolve.checkpoint._layout import Checkpoint
+
+# A band is what may have to be done again; a piece is what is held in memory, mostly in the processor's cache.
+_WEIGHTS_A_BAND = 1 << 23
+WEIGHTS_A_PIECE = 1 << 20
+_BYTES_A_STRETCH = 1 << 24
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What of a band is held in memory at once: these rows, in these columns (entries along the second axis)."""
+
+    rows: slice
+    columns: slice
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's rows lie in a file: from `offset` on, `row` bytes each, in which a column takes `bits`."""
+
+    offset: int
+    row: int
+    bits: int
+
+    def within(self, piece: Piece) -> int:
+        """Where in a row a piece begins."""
+        start: int = piece.columns.start
+        return start * self.bits // 8
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Bytes `start` to `stop` of a file: a band of whole rows of `tensor`, or, where that is None, bytes to copy.
+
+    `masks` is where the tensor's masks lie in a file of masks, if there is one.
+    """
+
+    file: str
+    start: int
+    stop: int
+    tensor: TensorInfo | None = None
+    masks: Place | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes."""
+        return self.stop - self.start
+
+    @property
+    def rows(self) -> slice:
+        """Which rows of the tensor, that is, entries along its first axis."""
+        assert self.tensor is not None
+        row = self.tensor.nbytes // self.tensor.shape[0]
+        return slice((self.start - self.tensor.offset) // row, (self.stop - self.tensor.offset) // row)
+
+    def describe(self) -> str:
+        """In words, for messages."""
+        if self.tensor is None:
+            return f"bytes {self.start}:{self.stop} of {self.file}"
+        return f"rows {self.rows.start}:{self.rows.stop} of tensor {self.tensor.name!r} in {self.file}"
+
+
+def units_of(checkpoint: Checkpoint, banded: Sequence[TensorInfo], pattern: Pattern) -> list[Unit]:
+    """Cut a checkpoint into units, in the order of its files and of their bytes."""
+    chosen = {tensor.name for tensor in banded}
+    units = []
+    for file in checkpoint.files:
+        tensors = sorted((each for each in file.tensors if each.name in chosen), key=lambda each: each.offset)
+        position = 0
+        for tensor in tensors:
+            units += _stretches(file.name, position, tensor.offset)
+            units += bands_of(file.name, tensor, pattern)
+            position = tensor.offset + tensor.nbytes
+        units += _stretches(file.name, position, file.size)
+    return units
+
+
+def bands_of(file: str, tensor: TensorInfo, pattern: Pattern) -> list[Unit]:
+    """The bands of one tensor."""
+    row = tensor.nbytes // tensor.shape[0]
+    step = _rows_at_once(tensor, pattern, _WEIGHTS_A_BAND) * row
+    stop = tensor.offset + tensor.nbytes
+    return [Unit(file, at, min(at + step, stop), tensor) for at in range(tensor.offset, stop, step)]
+
+
+def _rows_at_once(tensor: TensorInfo, pattern: Pattern, weights: int) -> int:
+    """How many rows hold about so many weights: whole tile rows, and at least one."""
+    return max(1, weights // (math.prod(tensor.shape[1:]) * pattern.m)) * pattern.m
+
+
+def _stretches(file: str, start: int, stop: int) -> list[Unit]:
+    return [Unit(file, at, min(at + _BYTES_A_STRETCH, stop)) for at in range(start, stop, _BYTES_A_STRETCH)]
+
+
+def pieces_of(unit: Unit, pattern: Pattern) -> Iterator[Piece]:
+    """Cut a band into pieces: whole rows, unless a single tile row is too large to be held."""
+    assert unit.tensor is not None
+    rows, columns = unit.rows, unit.tensor.shape[1]
+    high = _rows_at_once(unit.tensor, pattern, WEIGHTS_A_PIECE)
+    # Masks are stored eight to the byte; a piece begins at a whole one.
+    whole = math.lcm(pattern.m, 8)
+    wide = max(1, WEIGHTS_A_PIECE // (pattern.m * math.prod(unit.tensor.shape[2:]) * whole)) * whole
+    if high > pattern.m or wide >= columns:
+        wide = columns
+    for row in range(rows.start, rows.stop, high):
+        for column in range(0, columns, wide):
+            yield Piece(slice(row, min(row + high, rows.stop)), slice(column, min(column + wide, columns)))
+
+
+def weights_place(tensor: TensorInfo) -> Place:
+    """Where a tensor's weights lie."""
+    row = tensor.nbytes // tensor.shape[0]
+    return Place(tensor.offset, row, row // tensor.shape[1] * 8)
+
+
+def shape_of(unit: Unit, piece: Piece) -> tuple[int, ...]:
+    """The shape (rows, columns, *kernel) of a piece."""
+    assert unit.tensor is not None
+    return (piece.rows.stop - piece.rows.start, piece.columns.stop - piece.columns.start, *unit.tensor.shape[2:])
+
+
+def read_weights(folder: Path, unit: Unit, piece: Piece) -> NDArray[Any]:
+    """The weights (rows, columns, *kernel) of a piece, an array of its own."""
+    assert unit.tensor is not None
+    weights = np.empty(shape_of(unit, piece), WEIGHT_DTYPES[unit.tensor.dtype])
+    read_piece(folder / unit.file, weights_place(unit.tensor), piece, weights)
+    return weights
+
+
+def read_piece(path: Path, place: Place, piece: Piece, array: NDArray[Any]) -> None:
+    """Fill an array (rows, ...) with what a file holds of a piece."""
+    with path.open("rb", buffering=0) as file:
+        for start, part in _runs(place, piece, array):
+            fill(file, path, start, part)
+
+
+def write_piece(file: BinaryIO, place: Place, piece: Piece, array: NDArray[Any]) -> None:
+    """Put an array (rows, ...) where it belongs in an unbuffered file."""
+    for start, part in _runs(place, piece, array):
+        put(file, start, part)
+
+
+def read_bytes(folder: Path, unit: Unit) -> memoryview:
+    """The bytes of a unit, which is to be copied."""
+    content = memoryview(bytearray(unit.nbytes))
+    path = folder / unit.file
+    with path.open("rb", buffering=0) as file:
+        fill(file, path, unit.start, content)
+    return content
+
+
+def as_bytes(array: NDArray[Any]) -> memoryview:
+    """The bytes of a contiguous array, without a copy."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _runs(place: Place, piece: Piece, array: NDArray[Any]) -> Iterator[tuple[int, memoryview]]:
+    """Where in the file runs of consecutive entries of a piece begin, and their bytes."""
+    start = place.offset + piece.rows.start * place.row + place.within(piece)
+    if array[0].nbytes == place.row:
+        yield start, as_bytes(array)
+        return
+    for index, part in enumerate(array):
+        yield start + index * place.row, as_bytes(part)
+
+
+def fill(file: BinaryIO, path: Path, start: int, buffer: memoryview) -> None:
+    """Read bytes from `start` on into a buffer.
+
+    Raises
+    ------
+    CheckpointError
+        If the file ends before: it was whole when its header was read.
+    """
+    file.seek(start)
+    view = buffer
+    while len(view):
+        count = file.readinto(view)  # type: ignore[attr-defined]  # an unbuffered file has it
+        if not count:
+            raise CheckpointError(f"{path} is truncated: it ends within bytes {start}:{start + len(buffer)}")
+        view = view[count:]
+
+
+def put(file: BinaryIO, start: int, content: memoryview) -> None:
+    """Write bytes from `start` on into an unbuffered file, which may take a part at a time."""
+    file.seek(start)
+    while len(content):
+        content = content[file.write(content) :]
+
+
+def sync(file: BinaryIO) -> None:
+    """Wait until what was written is on the disk."""
+    os.fsync(file.fileno())

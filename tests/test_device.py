@@ -1,0 +1,306 @@
+"""Masks found where the weights lie: the Triton kernel, in its interpreter, and the batched version against the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import masksolve as ms
+from masksolve.torch import _batched, _device
+from masksolve.torch._device import DeviceSolution, solve_on_device
+from tests import oracle, processes
+from tests.tables import name_of, weights_of
+
+_triton = pytest.importorskip("masksolve.torch._triton", reason="Triton is installed on Linux only")
+
+# NumPy, in the interpreter, says aloud what a GPU does silently.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+
+KERNEL_PATTERNS = [(2, 4), (1, 4), (3, 8), (4, 8), (3, 6), (5, 10), (7, 13), (8, 16), (16, 32)]
+# Where ties take the interpreter, or the CPU that is left with them, many seconds.
+LARGE = [pytest.param(n, m, marks=pytest.mark.slow) for n, m in [(8, 16), (16, 32), (5, 64)]]
+TIES = ["int8", "uint8", "half zero", "nearly all zero", "constant", "all zero", "tenths", "negative zero"]
+MAGNITUDES = ["tiny", "huge", "subnormal float32", "mixed magnitudes", "largest", "student-t", "near ties"]
+
+
+@pytest.fixture(params=["triton", "batched"])
+def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    use(monkeypatch, _triton if request.param == "triton" else _batched)
+    return str(request.param)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
+    monkeypatch.setattr(_device, "_stage_solver", lambda tiles: module.solve_stage)
+
+
+def gaussian(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
+
+
+def of_family(family: str, shape: tuple[int, ...]) -> Tensor:
+    array = weights_of(family, shape)
+    return torch.from_numpy(array if array.dtype.kind == "f" else array.astype(np.float32))
+
+
+def as_array(weights: Tensor) -> NDArray[Any]:
+    """The same numbers, which float32 and float64 hold exactly."""
+    return (weights if weights.dtype == torch.float64 else weights.float()).numpy()
+
+
+def assert_optimal(weights: Tensor, solution: DeviceSolution, n: int, m: int, saturated: bool = True) -> None:
+    assert solution.masks.shape == weights.shape
+    assert solution.masks.dtype == torch.bool
+    assert ms.certify(as_array(weights), solution.masks.numpy(), n, m, saturated=saturated).optimal
+
+
+def solve_with_both(
+    monkeypatch: pytest.MonkeyPatch, weights: Tensor, pattern: ms.Pattern, **options: Any
+) -> tuple[DeviceSolution, DeviceSolution]:
+    solutions = []
+    for module in (_triton, _batched):
+        use(monkeypatch, module)
+        solutions.append(solve_on_device(weights, pattern, **options))
+    return solutions[0], solutions[1]
+
+
+def assert_same(a: DeviceSolution, b: DeviceSolution) -> None:
+    assert torch.equal(a.masks, b.masks)
+    assert torch.equal(a.potentials, b.potentials)
+    assert a.repaired == b.repaired
+
+
+@pytest.mark.parametrize(("n", "m"), KERNEL_PATTERNS, ids=map(name_of, KERNEL_PATTERNS))
+def test_the_kernel_finds_the_optimum_and_the_batched_version_the_same_bits(
+    n: int, m: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = gaussian((2, 2 * m, 2 * m), torch.bfloat16 if m < 32 else torch.float32)
+    kernel, batched = solve_with_both(monkeypatch, weights, ms.Pattern(n, m), masked=True)
+    assert_optimal(weights, kernel, n, m)
+    assert_same(kernel, batched)
+    for solution in (kernel, batched):
+        assert solution.masked is not None
+        assert torch.equal(solution.masked, weights * solution.masks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_both_versions_agree_for_every_dtype_and_both_readings(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = gaussian((16, 24), dtype)
+    for saturated in (True, False):
+        kernel, batched = solve_with_both(monkeypatch, weights, ms.Pattern(3, 8), saturated=saturated)
+        assert_optimal(weights, kernel, 3, 8, saturated)
+        assert_same(kernel, batched)
+
+
+@pytest.mark.parametrize("saturated", [True, False])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 9), (9, 1), (3, 4), (5, 7), (4, 9)])
+def test_ragged_edges_and_tiny_matrices_are_optimal(
+    rows: int, columns: int, saturated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = gaussian((2, rows, columns), torch.float32)
+    kernel, batched = solve_with_both(monkeypatch, weights, ms.Pattern(2, 4), saturated=saturated)
+    assert oracle.is_optimal(weights.numpy(), kernel.masks.numpy(), 2, 4, saturated)
+    assert_same(kernel, batched)
+
+
+@pytest.mark.parametrize("family", TIES + MAGNITUDES)
+def test_ties_and_every_magnitude_are_optimal(family: str, version: str) -> None:
+    weights = of_family(family, (3, 8, 12))
+    solution = solve_on_device(weights, ms.Pattern(2, 4))
+    assert oracle.is_optimal(as_array(weights), solution.masks.numpy(), 2, 4)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 5), (5, 8), (7, 13), *LARGE], ids=str)
+@pytest.mark.parametrize("saturated", [True, False])
+@pytest.mark.parametrize("family", ["gaussian bfloat16", "int8", "half zero", "constant", "tenths", "student-t"])
+def test_the_batched_version_is_optimal(family: str, saturated: bool, n: int, m: int) -> None:
+    weights = of_family(family.replace(" bfloat16", " float32"), (2 * m + 1, 3 * m - 1))
+    if "bfloat16" in family:
+        weights = weights.bfloat16()
+    assert_optimal(weights, solve_on_device(weights, ms.Pattern(n, m), saturated=saturated), n, m, saturated)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saturated", [True, False])
+@pytest.mark.parametrize("family", ["int8", "half zero", "uint8", "constant", "mixed magnitudes"])
+@pytest.mark.parametrize(("n", "m"), [(2, 8), (4, 8), (7, 13), (8, 16), (16, 32)], ids=str)
+def test_the_kernel_is_optimal_where_large_tiles_tie(
+    n: int, m: int, family: str, saturated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = of_family(family, (3 * m, 2 * m + 3))
+    kernel, batched = solve_with_both(monkeypatch, weights, ms.Pattern(n, m), saturated=saturated)
+    assert_optimal(weights, kernel, n, m, saturated)
+    assert_same(kernel, batched)
+
+
+@pytest.mark.parametrize(("n", "m"), [(8, 16), (16, 32), pytest.param(5, 64, marks=pytest.mark.slow)])
+def test_the_batched_version_is_optimal_on_large_tiles(n: int, m: int) -> None:
+    weights = gaussian((m + 1, 2 * m - 1), torch.float32)
+    assert_optimal(weights, solve_on_device(weights, ms.Pattern(n, m)), n, m)
+
+
+@pytest.mark.parametrize(
+    "family", ["gaussian float32", "student-t", "int8", "half zero", "uint8", "constant", "all zero", "nearly all zero"]
+)
+def test_few_tiles_are_left_to_the_cpu(family: str) -> None:
+    weights = of_family(family, (256, 256))
+    if family != "half zero":
+        weights = weights.bfloat16()
+    for n, m in [(2, 4), (3, 8), (4, 8)]:
+        assert solve_on_device(weights, ms.Pattern(n, m)).repaired <= 0.01 * (256 // m) ** 2
+
+
+def test_what_every_stage_leaves_is_solved_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = _device.plan
+    monkeypatch.setattr(
+        _device, "plan", lambda *tile: tuple(dataclasses.replace(stage, last=-1) for stage in plan(*tile))
+    )
+    weights = gaussian((2, 17, 20), torch.float32)
+    kernel, batched = solve_with_both(monkeypatch, weights, ms.Pattern(2, 4), masked=True)
+    for solution in (kernel, batched):
+        assert solution.repaired == 2 * 5 * 5
+        assert_optimal(weights, solution, 2, 4)
+        assert solution.masked is not None
+        assert torch.equal(solution.masked, weights * solution.masks)
+        assert torch.isfinite(solution.potentials).all()
+
+
+def test_the_strips_of_tiles_that_a_gpu_is_given_cover_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = gaussian((2, 8, 36), torch.float32)
+    expected = solve_on_device(weights, ms.Pattern(2, 4))
+    monkeypatch.setattr(_triton, "_FEW_PROGRAMS", False)
+    use(monkeypatch, _triton)
+    assert_same(solve_on_device(weights, ms.Pattern(2, 4)), expected)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["4:8 bfloat16", *[pytest.param(each, marks=pytest.mark.slow) for each in ("7:13 float32", "16:32 float64")]],
+)
+def test_the_kernel_compiles_for_a_gpu_without_spills_or_inexact_arithmetic(case: str) -> None:
+    pattern, dtype = case.split()
+    script = f"""
+import torch
+import masksolve as ms
+from benchmarks.gpu.offline import compile_variants
+
+options = [dict(every_stage=True), dict(saturated=False, every_stage=True)]
+if "{pattern}" != "4:8":
+    options += [dict(ragged=True), dict(saturated=False, ragged=True)]
+for each in options:
+    for kernel in compile_variants(ms.Pattern.parse("{pattern}"), torch.{dtype}, **each):
+        # Flushed subnormals would pass for zeros.
+        assert ".ftz" not in kernel.ptx and "fma." not in kernel.ptx, kernel.name
+        print(kernel.name, kernel.spilled_bytes)
+"""
+    lines = processes.run(script, TRITON_INTERPRET="0").splitlines()
+    assert len(lines) == (4 if pattern == "4:8" else 12)
+    assert all(line.endswith(" 0") for line in lines if "float64" not in line)
+
+
+LAYOUTS = {
+    "transposed": lambda w: w.mT.contiguous().mT,
+    "every second": lambda w: w.repeat_interleave(2, -1).repeat_interleave(3, -2)[..., ::3, ::2],
+    "flipped batch": lambda w: w.transpose(0, 1).contiguous().transpose(0, 1),
+    "expanded": lambda w: w[:1, :1].expand_as(w),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_do_not_matter(layout: str, version: str) -> None:
+    weights = gaussian((2, 3, 9, 14), torch.float32)
+    view = LAYOUTS[layout](weights)
+    before = view.clone()
+    found, expected = (solve_on_device(each, ms.Pattern(2, 4), masked=True) for each in (view, view.contiguous()))
+    assert_same(found, expected)
+    assert found.masked is not None
+    assert torch.equal(found.masked, view * found.masks)
+    assert torch.equal(view, before)
+
+
+def test_a_tile_gets_the_same_mask_in_any_company(version: str) -> None:
+    weights = torch.cat([gaussian((24, 16)), of_family("uint8", (24, 16)).bfloat16()])
+    together = solve_on_device(weights, ms.Pattern(3, 8))
+    for row in range(0, 48, 8):
+        alone = solve_on_device(weights[row : row + 8, 8:], ms.Pattern(3, 8))
+        assert torch.equal(alone.masks, together.masks[row : row + 8, 8:])
+
+
+def test_a_warm_start_never_changes_how_much_is_kept(version: str) -> None:
+    weights = gaussian((2, 16, 24), torch.float32)
+    cold = solve_on_device(weights, ms.Pattern(4, 8))
+    assert cold.potentials.shape == (2, 2, 3, 8)
+    warm = solve_on_device(weights, ms.Pattern(4, 8), potentials=cold.potentials)
+    assert torch.equal(warm.masks, cold.masks)
+    moved = weights + 0.01 * gaussian(weights.shape, torch.float32, seed=1)
+    assert_optimal(moved, solve_on_device(moved, ms.Pattern(4, 8), potentials=cold.potentials), 4, 8)
+    nonsense = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 0, 1, -1]).expand(2, 2, 3, 8)
+    for saturated in (True, False):
+        solution = solve_on_device(weights, ms.Pattern(4, 8), saturated=saturated, potentials=nonsense)
+        assert_optimal(weights, solution, 4, 8, saturated)
+
+
+def test_a_warm_start_of_unchanged_weights_takes_no_rounds(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = gaussian((32, 32), torch.float32)
+    cold = solve_on_device(weights, ms.Pattern(4, 8))
+    plan = _device.plan
+    monkeypatch.setattr(_device, "plan", lambda *tile: (dataclasses.replace(plan(*tile)[0], last=0),))
+    assert solve_on_device(weights, ms.Pattern(4, 8), potentials=cold.potentials).repaired == 0
+    assert solve_on_device(weights, ms.Pattern(4, 8)).repaired == 16
+
+
+def test_potentials_agree_with_the_bound_of_the_cpu() -> None:
+    weights = gaussian((24, 24), torch.float32)
+    solution = solve_on_device(weights, ms.Pattern(3, 8))
+    c = weights.abs().double().view(3, 8, 3, 8).transpose(1, 2)
+    v = solution.potentials.double()
+    bound = (c - v[:, :, None]).topk(3, dim=-1).values.sum() + 3 * v.sum()
+    assert abs(bound - weights.abs().double()[solution.masks].sum()) < 1e-6 * bound
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 4), (4, 4)])
+def test_patterns_that_keep_nothing_or_everything(n: int, m: int) -> None:
+    solution = solve_on_device(gaussian((8, 12)), ms.Pattern(n, m), masked=True)
+    assert (solution.masks == (n == m)).all()
+    assert solution.repaired == 0
+    assert solution.potentials.shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("pattern", ["2:4", "4:4"])
+def test_weights_that_are_not_finite_are_refused_by_position_as_on_the_cpu(
+    value: float, pattern: str, version: str
+) -> None:
+    weights = gaussian((2, 9, 8), torch.float32)
+    weights[1, 5, 3] = value
+    n, m = ms.Pattern.parse(pattern).n, ms.Pattern.parse(pattern).m
+    with pytest.raises(ValueError, match="weights") as expected:
+        ms.solve_matrix(weights.numpy(), n, m)
+    with pytest.raises(ValueError, match=r"weights\[1, 5, 3\]") as refused:
+        solve_on_device(weights, ms.Pattern.parse(pattern))
+    assert str(refused.value) == str(expected.value)
+
+
+def test_bad_input_is_refused_with_what_was_given_and_what_is_allowed() -> None:
+    pattern = ms.Pattern(2, 4)
+    with pytest.raises(TypeError, match=r"torch.int64.*float16, bfloat16, float32, float64"):
+        solve_on_device(torch.ones(4, 4, dtype=torch.int64), pattern)
+    with pytest.raises(ValueError, match=r"\(4,\).*two dimensions"):
+        solve_on_device(torch.ones(4), pattern)
+    with pytest.raises(ValueError, match=r"\(0, 4\).*empty"):
+        solve_on_device(torch.ones(0, 4), pattern)
+    with pytest.raises(ValueError, match=r"potentials have shape \(4,\).*need floats of shape \(1, 2, 4\)"):
+        solve_on_device(torch.ones(4, 8), pattern, potentials=torch.zeros(4))
+
+
+def test_parameters_that_require_gradients_are_taken() -> None:
+    weights = torch.nn.Parameter(gaussian((8, 8), torch.float32))
+    assert not solve_on_device(weights, ms.Pattern(2, 4), masked=True).potentials.requires_grad

@@ -1,0 +1,69 @@
+"""The kernel on a real GPU: `make test-gpu`. Everywhere else its interpreter and its compiled code are tested."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import masksolve as ms
+from masksolve.torch import _batched, _device
+from masksolve.torch._device import solve_on_device
+from tests.tables import name_of, weights_of
+from tests.test_device import KERNEL_PATTERNS
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1", reason="TRITON_INTERPRET is set; use `make test-gpu`"
+    ),
+]
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("saturated", [True, False])
+@pytest.mark.parametrize("family", ["gaussian float32", "int8", "half zero", "constant", "student-t", "all zero"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "m"), KERNEL_PATTERNS, ids=map(name_of, KERNEL_PATTERNS))
+def test_masks_on_the_gpu_are_optimal_and_the_batched_versions_bits(
+    n: int, m: int, dtype: torch.dtype, family: str, saturated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = torch.from_numpy(weights_of(family, (2, 5 * m + 1, 7 * m - 1)).astype(np.float32)).to(dtype)
+    found = solve_on_device(weights.cuda(), ms.Pattern(n, m), saturated=saturated, masked=True)
+    array = weights.double().numpy()
+    assert ms.certify(array, found.masks.cpu().numpy(), n, m, saturated=saturated).optimal
+    assert found.masked is not None
+    assert torch.equal(found.masked, weights.cuda() * found.masks)
+    monkeypatch.setattr(_device, "_stage_solver", lambda tiles: _batched.solve_stage)
+    expected = solve_on_device(weights, ms.Pattern(n, m), saturated=saturated)
+    assert torch.equal(found.masks.cpu(), expected.masks)
+    assert found.repaired == expected.repaired
+
+
+def test_the_gpu_uses_the_kernel() -> None:
+    weights = torch.zeros(64, 64, device="cuda")
+    assert _device._stage_solver(
+        _device._tiles(weights, _device.regions(64, 64, ms.Pattern(2, 4), "both", True)[0])
+    ) is (
+        _device._triton().solve_stage  # type: ignore[union-attr]
+    )
+
+
+def test_strides_and_warm_starts_on_the_gpu() -> None:
+    weights = torch.randn(96, 160, device="cuda", dtype=torch.bfloat16)
+    for view in (weights.T, weights[::2, ::3], weights[:, 1:]):
+        cold = solve_on_device(view, ms.Pattern(4, 8))
+        warm = solve_on_device(view, ms.Pattern(4, 8), potentials=cold.potentials)
+        for solution in (cold, warm):
+            assert ms.certify(view.float().cpu().numpy(), solution.masks.cpu().numpy(), 4, 8).optimal
+
+
+def test_what_is_not_finite_is_refused_by_position_on_the_gpu() -> None:
+    weights = torch.ones(16, 16, device="cuda")
+    weights[9, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"weights\[9, 2\] is nan"):
+        solve_on_device(weights, ms.Pattern(2, 4))
