@@ -132,6 +132,30 @@ def test_every_weight_that_cannot_be_repaired_says_why() -> None:
     assert found["up.weight"] == "up.weight is part of ConvTranspose1d; only Linear and convolution layers are repaired"
 
 
+class Experts(nn.Module):
+    """Rows go to one expert or another by their sign, which may leave one without any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positive, self.negative, self.nobody = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = x[:, 0] > 0
+        return torch.cat([self.positive(x[side]), self.negative(x[~side]), self.nobody(x[:0])])
+
+
+def test_an_expert_that_no_row_reaches_is_left_alone() -> None:
+    torch.manual_seed(0)
+    model, x = Experts(), inputs()
+    alone = copy.deepcopy(model.negative)
+    report = adaprune(model, [x[x[:, 0] > 0], x[x[:, 0] <= 0], x], "2:4", keep_first_last=False)
+    assert pruned(report) == ["positive.weight", "negative.weight"]
+    assert reasons(report)["nobody.weight"] == "no calibration batch calls it"
+    rows = x[x[:, 0] <= 0]
+    adaprune(alone, [rows, rows], "2:4", keep_first_last=False)
+    torch.testing.assert_close(model.negative.weight, alone.weight, rtol=1e-4, atol=1e-6)
+
+
 def test_a_layer_that_is_called_twice_is_repaired_once_on_the_inputs_of_both_calls() -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(8, 8), inputs()

@@ -113,7 +113,11 @@ def test_a_repair_never_raises_the_calibration_error(kind: str, solver: Any, sam
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("options", [{}, {"correct_bias": False}, {"solver": "absorb"}, {"solver": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"correct_bias": False}, {"solver": "absorb"}, {"solver": "none"}, {"solver": "adam", "iterations": 20}],
+    ids=str,
+)
 def test_the_errors_reported_are_those_of_the_outputs(kind: str, options: dict[str, Any]) -> None:
     dense, x = layer_and_inputs(kind)
     layer = copy.deepcopy(dense)
@@ -230,6 +234,19 @@ def test_results_do_not_depend_on_how_batches_are_split(kind: str, solver: Any) 
     for state in states[1:]:
         for name, value in state.items():
             torch.testing.assert_close(value, states[0][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["lstsq", "adam"])
+def test_images_of_several_sizes_calibrate_one_convolution(solver: Any) -> None:
+    dense, x = layer_and_inputs("convolution")
+    batches = [x, x[:20, :, :4], x[:1, :, 1:]]
+    layer = copy.deepcopy(dense)
+    found = one(adaprune(layer, batches, "2:4", solver=solver, iterations=100, **ALONE))
+    left = sum(error(layer, dense, batch) for batch in batches)
+    alone = copy_with(dense, dense.weight * (layer.weight != 0))
+    lost = sum(error(alone, dense, batch) for batch in batches)
+    assert found.error_after / found.error_before == pytest.approx(left / lost, rel=1e-4)
+    assert left < 0.8 * lost
 
 
 def test_what_exceeds_the_cap_goes_to_files_that_are_gone_afterwards(

@@ -118,7 +118,7 @@ class Trace:
     order : list of nn.Module
         Layers and batch norms in the order of their first calls.
     calls : dict
-        Of each, how often every batch calls it.
+        Of each, how often every batch calls it with anything at all.
     inputs : dict
         Of each, what tells its inputs from others: two layers of one entry are called with the very same tensors.
     first, last : nn.Module or None
@@ -227,6 +227,8 @@ class Calibration:
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs["input"]
+            if x.numel() == 0:
+                return
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
                 raise _NotFiniteError(f"an input of {self._names[module]!r} holds NaN or infinities")
             watchers[module](module, x)

@@ -131,10 +131,10 @@ def adam(
     Tensor of float32 or float64, shaped like the weight
     """
     dtype = torch.promote_types(torch.float32, pools[0][1].dtype)
-    weight = start.to(dtype).clone().requires_grad_()
+    weight = start.to(dtype, copy=True).requires_grad_()
     biases = {}
     for module, _ in pools if train_bias else ():
-        biases[module] = cast(Tensor, module.bias).detach().to(dtype).requires_grad_()
+        biases[module] = cast(Tensor, module.bias).detach().to(dtype, copy=True).requires_grad_()
     groups = [{"params": [weight], "lr": _RATES[0]}, {"params": list(biases.values()), "lr": _RATES[1]}]
     optimizer = torch.optim.Adam([group for group in groups if group["params"]])
     total = sum(len(pool) for _, pool in pools)
