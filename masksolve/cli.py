@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from masksolve import Pattern, available_methods, conversion, diversity
 from masksolve._methods import extras_of_methods
@@ -45,6 +45,9 @@ try:
     from masksolve.checkpoint._run import OnProgress
 except ImportError as error:
     sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
+
+if TYPE_CHECKING:
+    from masksolve.torch import AdaPruneReport
 
 
 class _PatternType(click.ParamType[Pattern]):
@@ -201,6 +204,74 @@ def check(
     click.echo(f"{source}: {verdict} transposable {pattern.describe()}; {len(skipped)} tensors skipped")
     if bad:
         raise click.exceptions.Exit(1)
+
+
+@cli.command("adaprune")
+@click.option(
+    "--model", "source", required=True, metavar="FOLDER|MODULE:FACTORY", help="A Hugging Face folder, or code."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    required=True,
+    help="Text, one sample a line; for code .npy or .safetensors. Can be repeated.",
+)
+@_pattern
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("--masks", default="magnitude", show_default=True, help="magnitude, wanda or hessian.")
+@click.option("--direction", default="both", show_default=True, help="both: transposable; rows: one-sided.")
+@click.option("--solver", default="lstsq", show_default=True, help="lstsq, adam, absorb or none.")
+@_include
+@_exclude
+@click.option("--all-layers", is_flag=True, help="The first and the last layer too.")
+@click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Calibration samples, at most.")
+@click.option("--length", type=click.IntRange(1), default=128, show_default=True, help="Tokens of a line, at most.")
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples of a batch.")
+def adaprune_model(
+    source: str,
+    calibration: tuple[Path, ...],
+    pattern: Pattern,
+    output: Path,
+    masks: Any,
+    direction: Any,
+    solver: Any,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    all_layers: bool,
+    samples: int,
+    length: int,
+    batch: int,
+) -> None:
+    """Make a pretrained model N:M sparse, and repair each layer from a few inputs.
+
+    The folder gets the model, as it was loaded from (code: model.safetensors), and the report adaprune.json. Ctrl-C
+    ends it early: what is finished is written.
+    """
+    from masksolve.torch import adaprune
+    from masksolve.torch._model_files import load_model, new_folder, read_batches, save_model
+
+    with new_folder(output) as folder:
+        loaded = load_model(source)
+        report = adaprune(
+            loaded.model,
+            read_batches(calibration, loaded, samples=samples, length=length, size=batch),
+            pattern,
+            masks=masks,
+            direction=direction,
+            solver=solver,
+            include=include or None,
+            exclude=exclude or None,
+            keep_first_last=not all_layers,
+            progress=True,
+        )
+        save_model(loaded, folder)
+        (folder / "adaprune.json").write_text(report.to_json(), encoding="utf-8")
+    _print_adapruned(report)
+    click.echo(f"{output}: {len(report.layers)} layers pruned to {pattern.describe()} in {report.seconds:.1f} s")
+    if report.interrupted:
+        click.echo("masksolve: interrupted; the layers above are done, the others as they were", err=True)
+        raise click.exceptions.Exit(130)
 
 
 @cli.command()
@@ -462,6 +533,24 @@ def _print_pruned(tensors: Sequence[PrunedTensor]) -> None:
             f"{tensor.kept_share:.2%}",
             gap,
             f"{tensor.solve_seconds * 1e3:.0f} ms",
+        )
+    _print(table)
+
+
+def _print_adapruned(report: AdaPruneReport) -> None:
+    table = Table("skipped parameter", "shape", "reason")
+    for line in report.skipped:
+        if len(line.shape) > 1:
+            table.add_row(line.name, _shape(line.shape), line.reason)
+    if table.row_count:
+        _print(table)
+    table = Table("pruned layer", "shape")
+    for heading in ("kept importance", "error", "repaired", "time"):
+        table.add_column(heading, justify="right")
+    for layer in report.layers:
+        errors = (f"{layer.error_before:.2%}", f"{layer.error_after:.2%}")
+        table.add_row(
+            layer.name, _shape(layer.shape), f"{layer.kept_importance:.2%}", *errors, f"{layer.seconds * 1e3:.0f} ms"
         )
     _print(table)
 

@@ -80,11 +80,11 @@ def save(figure: Figure, rows: Sequence[Row], name: str, into: Path, table: Sequ
         writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
     readme = into / "README.md"
     if readme.exists():
-        readme.write_text(_with_table(readme.read_text(), name, rows if table is None else table))
+        readme.write_text(with_table(readme.read_text(), name, rows if table is None else table))
     print(f"{name}: {into / name}.png and .csv")
 
 
-def _with_table(text: str, name: str, rows: Sequence[Row]) -> str:
+def with_table(text: str, name: str, rows: Sequence[Row]) -> str:
     """The text with the table between the comments `<!-- table NAME -->` and `<!-- end -->` replaced."""
     before, start, rest = text.partition(f"<!-- table {name} -->\n")
     _, end, after = rest.partition("<!-- end -->")

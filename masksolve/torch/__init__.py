@@ -1,10 +1,13 @@
-"""Training PyTorch models under transposable N:M masks. Needs the extra `torch`."""
+"""Training PyTorch models under transposable N:M masks, and pruning pretrained ones. Needs the extra `torch`."""
 
 try:
     import torch  # noqa: F401
 except ImportError as error:
     raise ImportError("masksolve.torch needs torch, which is not installed; pip install 'masksolve[torch]'") from error
 
+from masksolve.torch._adaprune import adaprune
+from masksolve.torch._adaprune_records import AdaPruneReport, Conversion, PrunedLayer
+from masksolve.torch._adaprune_tasks import patterns_from_zeros
 from masksolve.torch._bridge import transposable
 from masksolve.torch._layers import ParameterReport
 from masksolve.torch._records import LayerRecord, RefreshRecord
@@ -13,11 +16,16 @@ from masksolve.torch._semi_structured import acceleration_reason
 from masksolve.torch._sparsifier import Sparsifier
 
 __all__ = [
+    "AdaPruneReport",
+    "Conversion",
     "LayerRecord",
     "ParameterReport",
+    "PrunedLayer",
     "RefreshRecord",
     "Sparsifier",
     "acceleration_reason",
+    "adaprune",
     "finalize",
+    "patterns_from_zeros",
     "transposable",
 ]

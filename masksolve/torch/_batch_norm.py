@@ -1,0 +1,66 @@
+"""Running statistics of batch norms, moved along with their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from masksolve.torch._calibration import Calibration, Trace
+
+
+@dataclass
+class Statistics:
+    """Of the inputs of one batch norm, all batches together: values seen of each channel, sums, sums of squares."""
+
+    count: int
+    total: Tensor
+    squares: Tensor
+
+    def add(self, module: nn.Module, x: Tensor) -> None:
+        """Count the input of one call."""
+        channels = x.double().transpose(0, 1).flatten(1)
+        self.count += channels.shape[1]
+        self.total += channels.sum(1)
+        self.squares += channels.square().sum(1)
+
+    def mean(self) -> Tensor:
+        """The mean of each channel."""
+        return self.total / self.count
+
+    def variance(self) -> Tensor:
+        """The variance of each channel."""
+        return (self.squares / self.count - self.mean().square()).clamp(min=0)
+
+
+def batch_norms_after(trace: Trace, first: nn.Module) -> list[_BatchNorm]:
+    """Those with running statistics that are called after a layer, in the order of their first calls."""
+    later = trace.order[trace.order.index(first) :]
+    return [each for each in later if isinstance(each, _BatchNorm) and each.running_mean is not None]
+
+
+def statistics_of(calibration: Calibration, trace: Trace, norms: Sequence[_BatchNorm]) -> dict[_BatchNorm, Statistics]:
+    """Those of the inputs of some batch norms, as the model is now."""
+    found = {}
+    for norm in norms:
+        zeros = torch.zeros(norm.num_features, dtype=torch.float64, device=cast(Tensor, norm.running_mean).device)
+        found[norm] = Statistics(0, zeros, zeros.clone())
+    if found:
+        calibration.watch(trace, {norm: seen.add for norm, seen in found.items()})
+    return found
+
+
+def follow(norm: _BatchNorm, before: Statistics, after: Statistics) -> None:
+    """Move the running statistics as the inputs' have moved.
+
+    Taken over as they are, the statistics of a few samples would replace those of all training data; their change is
+    due to the pruning alone.
+    """
+    variance = before.variance()
+    growth = torch.where(variance > 0, after.variance() / torch.where(variance > 0, variance, 1.0), 1.0)
+    cast(Tensor, norm.running_mean).add_(after.mean() - before.mean())
+    cast(Tensor, norm.running_var).mul_(growth)

@@ -1,0 +1,268 @@
+"""Running calibration batches through a model: which layers are called, and the second moments of their inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.weak import WeakIdKeyDictionary
+
+# Bytes of unfolded inputs, and of gathered normal equations, at a time.
+CHUNK = 64 << 20
+
+
+# Gets a module and the input of one of its calls.
+Watcher = Callable[[nn.Module, Tensor], None]
+
+
+class _Stop(BaseException):
+    """Leaves a forward pass that has shown what was asked for. Not for a model's own `except Exception`."""
+
+
+class _NotFiniteError(Exception):
+    """An activation is NaN or infinite."""
+
+
+@dataclass
+class Moments:
+    """Of the inputs x that a layer multiplies with, one row a product: their number, their sum and the Gram matrix.
+
+    Attributes
+    ----------
+    count : int
+        Rows seen.
+    total : Tensor of float64, shape (groups, inputs)
+        The sum of x.
+    gram : Tensor of float64, shape (groups, inputs, inputs)
+        The sum of x xᵀ.
+    """
+
+    count: int
+    total: Tensor
+    gram: Tensor
+
+    @staticmethod
+    def of(module: nn.Module) -> Moments:
+        """Those of no input."""
+        weight = cast(Tensor, module.weight)
+        groups = module.groups if isinstance(module, _ConvNd) else 1
+        inputs = weight[0].numel()
+        zeros = torch.zeros(groups, inputs, inputs + 1, dtype=torch.float64, device=weight.device)
+        return Moments(0, zeros[..., 0].clone(), zeros[..., 1:].contiguous())
+
+    def add(self, module: nn.Module, x: Tensor) -> None:
+        """Count the input of one call."""
+        for rows in input_rows(module, x):
+            self.count += rows.shape[1]
+            self.total += rows.sum(1)
+            self.gram.baddbmm_(rows.mT, rows)
+
+    def centred(self) -> Tensor:
+        """The Gram matrix about the mean."""
+        return self.gram - self.total.unsqueeze(2) * self.total.unsqueeze(1) / self.count
+
+    def mean(self) -> Tensor:
+        """The mean input, of shape (groups, inputs)."""
+        return self.total / self.count
+
+
+def input_rows(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
+    """What a layer multiplies its weights with, in float64 and pieces (groups, rows, inputs).
+
+    For a convolution each row is one window of the padded input, ordered as a filter is: input channel, then position.
+    """
+    if not isinstance(module, _ConvNd):
+        rows = x.reshape(-1, x.shape[-1])
+        for piece in rows.split(max(1, CHUNK // (8 * rows.shape[1]))):
+            yield piece.double().unsqueeze(0)
+        return
+    windows = _windows(module, x)
+    axes = len(module.kernel_size)
+    size = 8 * math.prod(windows.shape[1:])
+    for piece in windows.split(max(1, CHUNK // max(1, size))):
+        # (B, groups, channels, *places, *kernel) -> (groups, B, *places, channels, *kernel)
+        split = piece.unflatten(1, (module.groups, -1))
+        places, kernel = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
+        rows = split.permute(1, 0, *places, 2, *kernel)
+        yield rows.flatten(2 + axes).flatten(1, 1 + axes).double()
+
+
+def _windows(module: _ConvNd, x: Tensor) -> Tensor:
+    """Every window that the kernel is laid on: a view (B, channels, *places, *kernel) of the padded input."""
+    axes = len(module.kernel_size)
+    batch = x if x.ndim == axes + 2 else x.unsqueeze(0)
+    padding = module._reversed_padding_repeated_twice
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    windows = functional.pad(batch, padding, mode) if any(padding) else batch
+    for axis, (size, step, dilation) in enumerate(
+        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
+    ):
+        windows = windows.unfold(axis, (size - 1) * dilation + 1, step)[..., ::dilation]
+    return windows
+
+
+@dataclass
+class Trace:
+    """What the calibration batches call.
+
+    Attributes
+    ----------
+    order : list of nn.Module
+        Layers and batch norms in the order of their first calls.
+    calls : dict
+        Of each, how often every batch calls it with anything at all.
+    inputs : dict
+        Of each, what tells its inputs from others: two layers of one entry are called with the very same tensors.
+    first, last : nn.Module or None
+        The layers, embeddings included, that the first batch calls first and last.
+    """
+
+    order: list[nn.Module] = field(default_factory=list)
+    calls: dict[nn.Module, list[int]] = field(default_factory=dict)
+    inputs: dict[nn.Module, list[tuple[int, ...]]] = field(default_factory=dict)
+    first: nn.Module | None = None
+    last: nn.Module | None = None
+
+
+def input_key(module: nn.Module) -> object:
+    """Layers with equal keys multiply the same tensor in the same rows."""
+    if not isinstance(module, _ConvNd):
+        return None
+    return (
+        module.kernel_size,
+        module.stride,
+        module.dilation,
+        module.groups,
+        module.padding_mode,
+        tuple(module._reversed_padding_repeated_twice),
+    )
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether AdaPrune can repair it: a Linear, or a convolution that is not transposed."""
+    return isinstance(module, (nn.Linear, _ConvNd)) and not isinstance(module, _ConvTransposeNd)
+
+
+class Calibration:
+    """A model and the batches that calibrate it.
+
+    Parameters
+    ----------
+    model : nn.Module
+    batches : iterable
+        Each a tensor, a sequence of positional arguments or a mapping of keyword arguments of the model.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If there is none, or if it is one batch and not an iterable of them.
+    """
+
+    def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        self._model = model
+        self._names = {module: name for name, module in model.named_modules()}
+        if isinstance(batches, (Tensor, Mapping)):
+            raise TypeError(
+                f"calibration is one batch, {_described(batches)}; give an iterable of them, such as [batch]"
+            )
+        self._batches = list(batches)
+        if not self._batches:
+            raise ValueError("calibration holds no batch; give a few hundred inputs of the model, in batches")
+
+    def trace(self) -> Trace:
+        """Run every batch through the whole model and note what is called."""
+        found = Trace()
+        # Ids would come again when tensors are freed.
+        numbers, counter = WeakIdKeyDictionary(), count()
+        watched = [
+            module
+            for module in self._model.modules()
+            if isinstance(module, (nn.Linear, nn.Embedding, _ConvNd, _BatchNorm))
+        ]
+        for index in range(len(self._batches)):
+
+            def note(module: nn.Module, x: Tensor, index: int = index) -> None:
+                if module not in found.calls:
+                    found.order.append(module)
+                    found.calls[module] = [0] * len(self._batches)
+                    found.inputs[module] = []
+                found.calls[module][index] += 1
+                # Written to in place, a tensor is another input.
+                version = 0 if x.is_inference() else x._version
+                found.inputs[module].append((numbers.setdefault(x, next(counter)), version))
+                if index == 0 and not isinstance(module, _BatchNorm):
+                    found.first = found.first or module
+                    found.last = module
+
+            self._run(index, dict.fromkeys(watched, note))
+        return found
+
+    def watch(self, trace: Trace, watchers: Mapping[nn.Module, Watcher]) -> None:
+        """Show the inputs of some modules to their watchers, and run no batch further than that takes."""
+        for index in range(len(self._batches)):
+            left = sum(trace.calls[module][index] for module in watchers)
+            if left == 0:
+                continue
+
+            def counted(module: nn.Module, x: Tensor) -> None:
+                nonlocal left
+                watchers[module](module, x)
+                left -= 1
+                if left == 0:
+                    raise _Stop
+
+            self._run(index, dict.fromkeys(watchers, counted))
+
+    def _run(self, index: int, watchers: Mapping[nn.Module, Watcher]) -> None:
+        """Run one batch, showing the watchers the input of every call of their module."""
+        batch = self._batches[index]
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else kwargs["input"]
+            if x.numel() == 0:
+                return
+            if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+                raise _NotFiniteError(f"an input of {self._names[module]!r} holds NaN or infinities")
+            watchers[module](module, x)
+
+        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in watchers]
+        try:
+            with torch.no_grad():
+                if isinstance(batch, Mapping):
+                    self._model(**batch)
+                elif isinstance(batch, Sequence):
+                    self._model(*batch)
+                else:
+                    self._model(batch)
+        except _Stop:
+            return
+        except _NotFiniteError as error:
+            raise ValueError(f"calibration batch {index}: {error}; nothing was changed") from None
+        except Exception as error:
+            raise ValueError(
+                f"calibration batch {index}, {_described(batch)}, does not run through this "
+                f"{type(self._model).__name__} ({type(error).__name__}: {error}); give what model(batch), "
+                "model(*batch) or model(**batch) takes, on the model's device and without labels; nothing was changed"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _described(batch: object) -> str:
+    """What a batch is, in words."""
+    if isinstance(batch, Tensor):
+        return f"a tensor of shape {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{name}: {_described(value)}" for name, value in batch.items()) + "}"
+    if isinstance(batch, Sequence) and not isinstance(batch, str):
+        return "[" + ", ".join(map(_described, batch)) + "]"
+    return f"a {type(batch).__name__}"

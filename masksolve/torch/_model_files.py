@@ -1,0 +1,178 @@
+"""The files of `masksolve adaprune`: models and calibration data in, pruned models out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_ARRAYS = (".npy", ".safetensors")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, and the tokenizer that a Hugging Face folder has beside it."""
+
+    model: nn.Module
+    tokenizer: Any | None
+
+
+def load_model(source: str) -> LoadedModel:
+    """A Hugging Face folder on disk, or what `module:factory` returns when it is called.
+
+    Raises
+    ------
+    ValueError, OSError
+        If it is neither, or not complete. Nothing is ever downloaded.
+    ImportError
+        For a folder, if transformers is not installed.
+    """
+    if Path(source).is_dir():
+        return _from_folder(Path(source))
+    module, _, factory = source.partition(":")
+    if not module or not factory:
+        raise ValueError(f"--model {source!r} is neither a folder that exists nor module:factory")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), factory, None)
+    finally:
+        sys.path.pop(0)
+    if not callable(found):
+        raise ValueError(f"--model {source!r}: module {module!r} has no function {factory!r}")
+    model = found()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"--model {source!r} returned {type(model).__name__}; it must return a torch.nn.Module")
+    return LoadedModel(model, None)
+
+
+def _from_folder(folder: Path) -> LoadedModel:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"--model {folder} has no config.json; give a Hugging Face folder, or module:factory")
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            f"--model {folder} needs transformers, which is not installed; pip install 'masksolve[transformers]'"
+        ) from error
+    # The architecture that was saved, its head included.
+    names = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+    kind = getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel
+    model = kind.from_pretrained(folder, local_files_only=True)
+    return LoadedModel(model, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+
+def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, length: int, size: int) -> list[Any]:
+    """Batches for the model: lines of text through its tokenizer, or arrays.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Text, one sample a line, for a model with a tokenizer. Otherwise .npy, the model's argument, or .safetensors,
+        its keyword arguments; the first axis of every array counts samples.
+    loaded : LoadedModel
+    samples, size : int
+        How many samples to read at most, from each file the same share, and how many make a batch.
+    length : int
+        Tokens of a line to keep at most.
+
+    Raises
+    ------
+    ValueError, OSError
+        For a file that cannot be read, or holds nothing.
+    """
+    share = -(-samples // len(files))
+    if loaded.tokenizer is None:
+        return [batch for path in files for batch in _arrays(path, share, size)]
+    lines = [line for path in files for line in _lines(path, share)]
+    # Lines of one length together: padding would count among the inputs.
+    lengths: dict[int, list[list[int]]] = {}
+    for line in lines:
+        tokens = loaded.tokenizer(line, truncation=True, max_length=length)["input_ids"]
+        lengths.setdefault(len(tokens), []).append(tokens)
+    return [
+        {"input_ids": torch.tensor(lengths[count][start : start + size])}
+        for count in sorted(lengths)
+        for start in range(0, len(lengths[count]), size)
+    ]
+
+
+def _lines(path: Path, share: int) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--calibration {path} is no UTF-8 text ({error.reason} at byte {error.start})") from None
+    if not lines:
+        raise ValueError(f"--calibration {path} holds no text; give one sample a line")
+    # Spread over the file.
+    return [lines[index] for index in np.linspace(0, len(lines) - 1, min(share, len(lines))).astype(int)]
+
+
+def _arrays(path: Path, share: int, size: int) -> Iterator[Any]:
+    if path.suffix not in _ARRAYS:
+        raise ValueError(f"--calibration {path} is neither {' nor '.join(_ARRAYS)}, which a module:factory needs")
+    if path.suffix == ".npy":
+        array = torch.from_numpy(np.load(path, allow_pickle=False))
+        yield from array[:share].split(size)
+        return
+    from safetensors.torch import load_file
+
+    named: dict[str, Tensor] = load_file(path)
+    counts = {len(tensor) for tensor in named.values()}
+    if len(counts) != 1:
+        raise ValueError(f"--calibration {path} has tensors of {sorted(counts)} samples; all need the same number")
+    for start in range(0, min(share, *counts), size):
+        yield {name: tensor[:share][start : start + size] for name, tensor in named.items()}
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that gets its name when it is complete, and disappears if something goes wrong.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken, or where it is to be cannot be written.
+    """
+    if path.exists():
+        raise ValueError(f"--output {path} exists; name another folder")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--output {path}: {path.parent} is no folder that can be written; create it first")
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield unfinished
+        # mkdtemp's are for their owner alone.
+        unfinished.chmod(0o777 & ~_umask())
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_model(loaded: LoadedModel, folder: Path) -> None:
+    """A Hugging Face folder again, or model.safetensors with the state dict."""
+    if loaded.tokenizer is not None:
+        model: Any = loaded.model
+        model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+        return
+    from safetensors.torch import save_model as save
+
+    save(loaded.model, str(folder / "model.safetensors"))

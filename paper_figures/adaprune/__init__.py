@@ -1,0 +1,1 @@
+"""AdaPrune on real weights: MiniLM on other text than it was calibrated on, and a convnet on Fashion-MNIST."""

@@ -1,0 +1,181 @@
+"""`masksolve adaprune`: models from code and from Hugging Face folders, and that a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import masksolve as ms
+from masksolve import cli
+from masksolve.torch import _adaprune as implementation
+
+Run = Callable[..., tuple[int, str, str]]
+
+FACTORY = """
+import torch
+
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.Linear(16, 4))
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run `masksolve adaprune` in a folder that has a factory and data: (exit code, stdout, stderr)."""
+    (tmp_path / "zoo_of_tests.py").write_text(FACTORY)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["masksolve", "adaprune", *map(str, arguments)])
+        code = cli.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+CODE = ("--model", "zoo_of_tests:make", "--pattern", "3:4", "--output", "out")
+
+
+def test_a_model_from_code_is_pruned_and_reported(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run(*CODE, "--calibration", "x.npy", "--masks", "wanda")
+    assert code == 0
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert ms.is_valid_mask(state["2.weight"].numpy() != 0, 3, 4)
+    assert bool((state["0.weight"] != 0).all())
+    record = json.loads((tmp_path / "out" / "adaprune.json").read_text())
+    assert [layer["name"] for layer in record["layers"]] == ["2.weight"]
+    assert "1 layers pruned to 3:4" in out
+    assert "the first layer" in out
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
+        "out",
+        "x.npy",
+        "zoo_of_tests.py",
+    ]
+
+
+def test_arrays_with_names_are_keyword_arguments(run: Run, tmp_path: Path) -> None:
+    save_file({"input": torch.randn(20, 8)}, tmp_path / "x.safetensors")
+    assert run(*CODE, "--calibration", "x.safetensors", "--all-layers", "--direction", "rows")[0] == 0
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert ms.is_valid_mask(state["0.weight"].numpy() != 0, 3, 4, direction="rows")
+
+
+def test_so_many_samples_are_read_as_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    calibration = implementation.Calibration
+
+    class Counting(calibration):  # type: ignore[misc,valid-type]
+        def __init__(self, model: Any, batches: Any) -> None:
+            seen.extend(map(len, batches))
+            super().__init__(model, batches)
+
+    monkeypatch.setattr(implementation, "Calibration", Counting)
+    assert run(*CODE, "--calibration", "x.npy", "--calibration", "x.npy", "--samples", 30, "--batch", 10)[0] == 0
+    assert seen == [10, 5, 10, 5]
+
+
+def test_an_interrupt_writes_what_is_finished(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repair = implementation.repair_layer
+    done: list[str] = []
+
+    def interrupted(task: Any, *rest: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(task.name)
+        return repair(task, *rest)
+
+    monkeypatch.setattr(implementation, "repair_layer", interrupted)
+    code, _, err = run(*CODE, "--calibration", "x.npy", "--all-layers")
+    assert code == 130
+    assert "interrupted; the layers above are done" in err
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert ms.is_valid_mask(state["0.weight"].numpy() != 0, 3, 4)
+    assert not ms.is_valid_mask(state["2.weight"].numpy() != 0, 3, 4)
+
+
+BAD = {
+    "no such model": (["--model", "nowhere"], "--model 'nowhere' is neither a folder that exists nor module:factory"),
+    "no such module": (["--model", "no_zoo:make"], "No module named 'no_zoo'"),
+    "no such function": (["--model", "zoo_of_tests:f"], "module 'zoo_of_tests' has no function 'f'"),
+    "no model": (["--model", "zoo_of_tests:number"], "returned int; it must return a torch.nn.Module"),
+    "no Hugging Face folder": (["--model", "."], "--model . has no config.json"),
+    "no data": (["--calibration", "none.npy"], "none.npy' does not exist"),
+    "text for code": (["--calibration", "zoo_of_tests.py"], "is neither .npy nor .safetensors"),
+    "unknown masks": (["--masks", "fisher"], "unknown masks 'fisher'"),
+    "output exists": (["--output", "."], "--output . exists; name another folder"),
+    "output nowhere": (["--output", "a/b"], "a is no folder that can be written"),
+    "pattern too large": (["--pattern", "16:32"], "no parameter of this Sequential can be 16:32 sparse"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_usage_gets_one_line_and_writes_nothing(case: str, run: Run, tmp_path: Path) -> None:
+    options, message = BAD[case]
+    calibration = () if "--calibration" in options else ("--calibration", "x.npy")
+    code, out, err = run(*CODE, *calibration, *options)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"x.npy", "zoo_of_tests.py", "__pycache__"}
+
+
+def test_a_hugging_face_folder_without_transformers_names_the_extra(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text("{}")
+    code, _, err = run(*CODE, "--calibration", "x.npy", "--model", "bert")
+    assert code == 2
+    assert "pip install 'masksolve[transformers]'" in err
+
+
+def bert(folder: Path) -> None:
+    """A Hugging Face folder of a very small BERT."""
+    import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["a", "few", "words", "of", "no", "meaning", "at", "all"]]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hugging_face_folder_is_one_again_head_included(run: Run, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    (tmp_path / "text").write_text("a few words\nno meaning\n\nwords of meaning at all\nall of a few\n" * 5)
+    code, out, _ = run(
+        *("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out"),
+        *("--include", "bert.encoder.*.weight", "--exclude", "*LayerNorm*"),
+    )
+    assert code == 0
+    assert "12 layers pruned to 2:4" in out
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("bert", "out"))
+    assert list(before) == list(after)
+    for name, weight in after.items():
+        if "encoder" in name and weight.ndim == 2:
+            assert ms.is_valid_mask(weight.numpy() != 0, 2, 4)
+    assert torch.equal(before["classifier.weight"], after["classifier.weight"])
+    assert {path.name for path in (tmp_path / "bert").iterdir()} - {"vocab.txt"} < {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
