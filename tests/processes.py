@@ -1,9 +1,15 @@
-"""Run a Python script in a process of its own, where nothing is imported yet."""
+"""Processes of their own for tests: a Python script where nothing is imported yet, a program to interrupt."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+
+def let_interrupts_through() -> None:
+    """What to call in a new process that is to be interrupted: background jobs of a shell ignore SIGINT otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(script: str, *arguments: str | Path, stdin: str | None = None, **environment: str) -> str:

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 import masksolve
 from masksolve import cli
+from tests.processes import let_interrupts_through
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -355,7 +356,13 @@ def test_a_killed_prune_leaves_no_half_written_output(how: signal.Signals, tmp_p
     source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     save_file({f"w{i}": np.ones((64, 64), np.float32) for i in range(15)}, source)
     command = command_in_process("prune", source, "--pattern", "4:8", "--method", "lp", "--output", output)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=let_interrupts_through,
+    )
     assert process.stderr is not None
     assert process.stderr.readline().startswith("pruned")
     process.send_signal(how)

@@ -21,6 +21,7 @@ from masksolve import Pattern
 from masksolve.checkpoint import CheckpointError, prune_checkpoint
 from masksolve.checkpoint._workspace import Workspace, open_workspace
 from tests.checkpoints import HereExecutor, contents, write_shard, write_sharded
+from tests.processes import let_interrupts_through
 
 PATTERN = Pattern(3, 8)
 
@@ -360,7 +361,12 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_resume(tmp_path: Path) -> None:
     source, output = large_enough_to_interrupt(tmp_path / "in.safetensors"), tmp_path / "out.safetensors"
     arguments = command("prune", source, "--pattern", "3:8", "--output", output, "--workers", 2, "--method", "flow")
     with subprocess.Popen(
-        arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+        arguments,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        preexec_fn=let_interrupts_through,
     ) as process:
         wait_for_progress(process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
