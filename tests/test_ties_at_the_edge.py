@@ -61,3 +61,12 @@ def test_potentials_that_are_returned_are_taken_back() -> None:
     again = ms.solve_matrix(batch, 1, 4, potentials=potentials)
     assert (mask[-1] == again[-1]).all()
     ms.solve_matrix(batch, 1, 4, potentials=np.full(potentials.shape, 1e300))
+
+
+def test_potentials_beyond_the_end_of_float32_are_no_warning() -> None:
+    weights = np.zeros((6, 6), np.float32)
+    weights[[1, 2, 3, 5], 1] = np.finfo(np.float32).max
+    weights[4, 2] = 1.8115095e35
+    mask, potentials = ms.solve_matrix(weights, 3, 6, return_potentials=True)
+    assert ms.certify(weights, mask, 3, 6).optimal
+    assert np.isfinite(potentials).all()

@@ -193,14 +193,19 @@ def unpack(program):
 def _engine_of(n: int, m: int, itemsize: int, source_itemsize: int) -> binding.ExecutionEngine:
     """What owns the machine code, and has to live as long as the process."""
     machine = target_machine()
-    sources = [Path(file).read_bytes() for file in (__file__, _networks.__file__)]
-    made_of = [llvmlite.__version__, machine.triple, *_host(), str((n, m, itemsize, source_itemsize))]
-    code = stored(
-        _engine_of.__wrapped__,
-        f"vectors-{n}-{m}-{itemsize}-{source_itemsize}",
-        b"".join([*sources, *map(str.encode, made_of)]),
-        lambda: machine.emit_object(binding.parse_assembly(write_module(n, m, itemsize, source_itemsize))),
-    )
+
+    def compiled() -> bytes:
+        code: bytes = machine.emit_object(binding.parse_assembly(write_module(n, m, itemsize, source_itemsize)))
+        return code
+
+    try:
+        sources = [Path(file).read_bytes() for file in (__file__, _networks.__file__)]
+    except OSError:  # imported from an archive, or without sources
+        code = compiled()
+    else:
+        made_of = [llvmlite.__version__, machine.triple, *_host(), str((n, m, itemsize, source_itemsize))]
+        key = b"".join([*sources, *map(str.encode, made_of)])
+        code = stored(_engine_of.__wrapped__, f"vectors-{n}-{m}-{itemsize}-{source_itemsize}", key, compiled)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()

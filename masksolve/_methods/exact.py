@@ -185,7 +185,8 @@ def _equilibrate_piece(
     solved, ends = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, start[np.newaxis, :count])
     masks[where] = solved[0]
     if potentials is not None:
-        potentials[where[0] * across + where[1]] = ends[0]
+        with np.errstate(over="ignore"):  # beyond the end of float32; whoever returns them sees to that
+            potentials[where[0] * across + where[1]] = ends[0]
 
 
 @functools.lru_cache(maxsize=8)
