@@ -75,7 +75,8 @@ def run(folder: Path, name: str, recipe: Recipe, seed: int, epochs: int, data: D
     start = time.perf_counter()
     architecture = ARCHITECTURES[name]
     torch.manual_seed(seed)
-    model = architecture.make()
+    # The layout that CPU convolutions compute in: a quarter of the convnet's time.
+    model = architecture.make().to(memory_format=torch.channels_last)
     dense = path_of(folder, name, Recipe("dense"), seed).with_suffix(".pt")
     if recipe.retrains:
         model.load_state_dict(torch.load(dense, weights_only=True))
