@@ -171,6 +171,22 @@ def test_other_dtypes_stay_what_they_are(dtype: torch.dtype) -> None:
         assert one(report).error_after < one(report).error_before
 
 
+@pytest.mark.parametrize("solver", ["adam", "lstsq"])
+def test_a_repair_that_overflows_is_left_aside(solver: Any) -> None:
+    """Adam squares errors beyond float32; the exact values of the kept weights are beyond float16."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(16, 16), torch.randn(50, 16) * 1e20
+    if solver == "lstsq":
+        layer.weight.data *= 1e5
+        layer.half()
+        x = (torch.randn(50, 4).repeat_interleave(4, dim=1) * torch.tensor([1, 1e-3, 1, 1e-3]).repeat(4)).half()
+    dense = layer.weight.detach().clone()
+    found = one(adaprune(layer, [x], "1:4", solver=solver, iterations=5, damping=1e-12, **ALONE))
+    assert torch.equal(layer.weight, dense * (layer.weight != 0))
+    assert bool(torch.isfinite(layer.bias).all())
+    assert found.error_after <= found.error_before
+
+
 def test_transposable_masks_are_optimal_for_each_score() -> None:
     dense, x = layer_and_inputs("linear")
     rows = x.double()

@@ -197,9 +197,9 @@ def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
                 generator=torch.Generator().manual_seed(options.seed),
             )
     found = torch.where(mask, found.to(dense.dtype), 0.0)
-    # Rounding, or steps of Adam that lead away, must not make it worse than no repair.
-    worse = _error(layer, found, layer.free_gram) > _error(layer, alone, layer.free_gram)
-    return alone if worse and options.solver != "absorb" else found
+    # Rounding, overflow to no numbers, or steps of Adam that lead away must not make it worse than no repair.
+    no_worse = _error(layer, found, layer.free_gram) <= _error(layer, alone, layer.free_gram)
+    return found if no_worse or options.solver == "absorb" else alone
 
 
 def _error(layer: _Layer, weight: Tensor, gram: Tensor) -> float:

@@ -23,8 +23,8 @@ _RATES = (1e-3, 1e-2)
 
 
 def output_energy(difference: Tensor, gram: Tensor) -> float:
-    """‖D X‖² of a difference D of weights."""
-    return max(0.0, float(((difference @ gram) * difference).sum()))
+    """‖D X‖² of a difference D of weights; not a number where they are not finite."""
+    return float(((difference @ gram) * difference).sum().clamp(min=0))
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
