@@ -156,6 +156,31 @@ def test_an_expert_that_no_row_reaches_is_left_alone() -> None:
     torch.testing.assert_close(model.negative.weight, alone.weight, rtol=1e-4, atol=1e-6)
 
 
+class Rerouted(nn.Module):
+    """Calls another layer as soon as its first is pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.dense = self.first.weight.detach().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.one(x) if torch.equal(self.first.weight, self.dense) else self.other(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("solver", ["lstsq", "adam", "absorb", "none"])
+def test_a_layer_that_the_pruned_model_calls_no_more_gets_its_mask_alone(solver: Any) -> None:
+    torch.manual_seed(0)
+    model = Rerouted()
+    dense = snapshot(model.one)
+    report = adaprune(model, [inputs()], "2:4", solver=solver, iterations=2, keep_first_last=False)
+    assert pruned(report) == ["first.weight", "one.weight"]
+    assert is_sparse(model.one.weight, 2, 4)
+    assert torch.equal(model.one.weight, dense["weight"] * (model.one.weight != 0))
+    assert torch.equal(model.one.bias, dense["bias"])
+
+
 def test_a_layer_that_is_called_twice_is_repaired_once_on_the_inputs_of_both_calls() -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(8, 8), inputs()

@@ -79,6 +79,19 @@ def test_the_least_squares_repair_is_a_stationary_point_of_the_masked_objective(
         assert float(layer.bias.grad.abs().max()) < 1e-6 * scale
 
 
+@pytest.mark.parametrize("masks", ["magnitude", "hessian"])
+def test_inputs_that_never_change_are_repaired_by_the_bias(masks: Any) -> None:
+    """About their mean they are zero: what rounding makes of that must not be taken for a Gram matrix."""
+    torch.manual_seed(0)
+    dense = nn.Linear(64, 64)
+    for count in (7, 11):
+        layer = copy.deepcopy(dense)
+        x = (3 * torch.randn(1, 64) + 10).repeat(count, 1)
+        assert one(adaprune(layer, [x], "2:4", masks=masks, **ALONE)).error_after == 0
+        assert torch.equal(layer.weight, dense.weight * (layer.weight != 0))
+        torch.testing.assert_close(layer(x), dense(x), rtol=1e-5, atol=1e-5)
+
+
 def copy_with(dense: nn.Module, weight: Tensor) -> nn.Module:
     layer = copy.deepcopy(dense)
     with torch.no_grad():

@@ -35,19 +35,24 @@ class _NotFiniteError(Exception):
 class Moments:
     """Of the inputs x that a layer multiplies with, one row a product: their number, their sum and the Gram matrix.
 
+    They are counted from the first row on: inputs that do not change are then exactly those without any variance.
+
     Attributes
     ----------
     count : int
         Rows seen.
+    origin : Tensor of float64, shape (groups, inputs)
+        The first x.
     total : Tensor of float64, shape (groups, inputs)
-        The sum of x.
-    gram : Tensor of float64, shape (groups, inputs, inputs)
-        The sum of x xᵀ.
+        The sum of x - origin.
+    products : Tensor of float64, shape (groups, inputs, inputs)
+        The sum of (x - origin) (x - origin)ᵀ.
     """
 
     count: int
+    origin: Tensor
     total: Tensor
-    gram: Tensor
+    products: Tensor
 
     @staticmethod
     def of(module: nn.Module) -> Moments:
@@ -56,22 +61,30 @@ class Moments:
         groups = module.groups if isinstance(module, _ConvNd) else 1
         inputs = weight[0].numel()
         zeros = torch.zeros(groups, inputs, inputs + 1, dtype=torch.float64, device=weight.device)
-        return Moments(0, zeros[..., 0].clone(), zeros[..., 1:].contiguous())
+        return Moments(0, zeros[..., 0].clone(), zeros[..., 0].clone(), zeros[..., 1:].contiguous())
 
     def add(self, module: nn.Module, x: Tensor) -> None:
         """Count the input of one call."""
         for rows in input_rows(module, x):
+            if self.count == 0:
+                self.origin = rows[:, 0].clone()
             self.count += rows.shape[1]
-            self.total += rows.sum(1)
-            self.gram.baddbmm_(rows.mT, rows)
+            moved = rows - self.origin.unsqueeze(1)
+            self.total += moved.sum(1)
+            self.products.baddbmm_(moved.mT, moved)
+
+    def gram(self) -> Tensor:
+        """The Gram matrix X Xᵀ, the sum of x xᵀ."""
+        half = (self.total + self.origin * (self.count / 2)).unsqueeze(2) * self.origin.unsqueeze(1)
+        return self.products + half + half.mT
 
     def centred(self) -> Tensor:
         """The Gram matrix about the mean."""
-        return self.gram - self.total.unsqueeze(2) * self.total.unsqueeze(1) / self.count
+        return self.products - self.total.unsqueeze(2) * self.total.unsqueeze(1) / max(self.count, 1)
 
     def mean(self) -> Tensor:
         """The mean input, of shape (groups, inputs)."""
-        return self.total / self.count
+        return self.origin + self.total / max(self.count, 1)
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Iterator[Tensor]:

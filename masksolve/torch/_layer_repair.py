@@ -124,7 +124,7 @@ def _layer_of(task: Task, seen: Sequence[LayerInputs], options: LayerOptions) ->
     dense = task.weight.detach()
     rows: Tensor = dense.double().unflatten(0, (task.site.layout.groups, -1)).flatten(2)
     corrects = options.correct_bias and len(task.biases) > 0
-    gram = torch.stack([each.moments.gram for each in seen]).sum(0)
+    gram = torch.stack([each.moments.gram() for each in seen]).sum(0)
     free_gram = torch.stack([each.moments.centred() for each in seen]).sum(0) if corrects else gram
     return _Layer(task, seen, dense, rows, gram, free_gram, corrects, output_energy(rows, gram))
 
@@ -179,7 +179,8 @@ def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
     """The weight under a mask, in its own dtype."""
     layout, dense = layer.task.site.layout, layer.dense
     alone = torch.where(mask, dense, 0.0)
-    if options.solver == "none":
+    # A pruned router may send nothing to a layer that the dense one used.
+    if options.solver == "none" or not any(each.moments.count for each in layer.seen):
         return alone
     if options.solver == "lstsq":
         rows = least_squares(layer.rows, _as_rows(layer, mask).bool(), layer.free_gram, options.damping)
@@ -189,7 +190,7 @@ def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
         if options.solver == "adam":
             pools = [(owner, each.pool) for owner, each in zip(layer.task.owners, layer.seen, strict=True)]
             found = adam(
-                [(owner, pool) for owner, pool in pools if pool is not None],
+                [(owner, pool) for owner, pool in pools if pool],
                 found,
                 mask,
                 train_bias=layer.corrects,
