@@ -291,6 +291,17 @@ def test_batch_norms_behind_pruned_layers_follow_their_inputs(offset: float) -> 
     assert torch.equal(model[1].running_mean, before["1.running_mean"])
 
 
+@pytest.mark.parametrize("count", [1, 99, 1001])
+def test_the_variance_of_a_channel_that_calibration_does_not_change_stays(count: int) -> None:
+    """Rounding makes of it a little or nothing, before and after: their ratio is anything."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64)).eval()
+    x = (torch.randn(1, 8) + 3).repeat(count, 1)
+    report = adaprune(model, [x], "2:4", solver="none", correct_bias=False, keep_first_last=False)
+    assert report.batch_norms == ("1",)
+    assert torch.equal(model[1].running_var, torch.ones(64))
+
+
 def test_batch_norms_stay_as_they_are_if_asked() -> None:
     model = convnet()
     before = snapshot(model)
