@@ -302,6 +302,31 @@ def test_the_variance_of_a_channel_that_calibration_does_not_change_stays(count:
     assert torch.equal(model[1].running_var, torch.ones(64))
 
 
+def test_a_batch_norm_behind_any_call_of_a_tied_weight_follows() -> None:
+    class Late(nn.Module):
+        """Has the layer first that it calls last."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.late, self.early, self.norm = nn.Linear(8, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)
+            self.late.weight = self.early.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.late(self.norm(self.early(x)))  # type: ignore[no-any-return]
+
+    assert adaprune(Late(), [inputs()], "2:4", keep_first_last=False).batch_norms == ("norm",)
+
+
+def test_a_batch_norm_that_the_pruned_model_calls_no_more_stays() -> None:
+    torch.manual_seed(0)
+    model = Rerouted()
+    model.one = nn.BatchNorm1d(8)  # type: ignore[assignment]
+    before = snapshot(model.one)
+    report = adaprune(model, [inputs()], "2:4", include="first.weight", keep_first_last=False)
+    assert report.batch_norms == ()
+    assert same(before, model.one)
+
+
 def test_batch_norms_stay_as_they_are_if_asked() -> None:
     model = convnet()
     before = snapshot(model)

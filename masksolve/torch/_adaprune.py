@@ -167,7 +167,7 @@ def adaprune(
         runs = Calibration(model, calibration)
         trace = runs.trace()
         tasks, lines = in_order(tasks, lines, trace, keep_first_last)
-        batch_norms = batch_norms_after(trace, tasks[0].owners[0]) if batch_norm else []
+        batch_norms = batch_norms_after(trace, tasks[0].owners) if batch_norm else []
         saved = _saved([*_parameters(tasks), *(each for norm in batch_norms for each in norm.buffers())])
         before = statistics_of(runs, trace, batch_norms)
         layers: list[PrunedLayer] = []
@@ -178,8 +178,10 @@ def adaprune(
                 _prune(runs, trace, tasks, options, sequential, progress, layers)
                 # One by one: those in front change what those behind see.
                 for norm in batch_norms:
-                    follow(norm, before[norm], statistics_of(runs, trace, [norm])[norm])
-                    renewed.append(norm)
+                    after = statistics_of(runs, trace, [norm])[norm]
+                    if after.count:
+                        follow(norm, before[norm], after)
+                        renewed.append(norm)
             except KeyboardInterrupt:
                 interrupted = True
                 done = {layer.name for layer in layers}

@@ -42,9 +42,9 @@ class Statistics:
         return torch.where(variance > _ROUNDING * square, variance, 0.0)
 
 
-def batch_norms_after(trace: Trace, first: nn.Module) -> list[_BatchNorm]:
-    """Those with running statistics that are called after a layer, in the order of their first calls."""
-    later = trace.order[trace.order.index(first) :]
+def batch_norms_after(trace: Trace, layers: Sequence[nn.Module]) -> list[_BatchNorm]:
+    """Those with running statistics that are called after any of some layers, in the order of their first calls."""
+    later = trace.order[min(map(trace.order.index, layers)) :]
     return [each for each in later if isinstance(each, _BatchNorm) and each.running_mean is not None]
 
 
