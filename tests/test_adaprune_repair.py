@@ -357,6 +357,17 @@ def test_zeros_are_respected_and_what_is_touched_is_counted(direction: Any, patt
     assert dense[kept].sum() == pytest.approx(dense[best].sum())
 
 
+def test_zeros_are_respected_under_given_masks_too() -> None:
+    layer, x = layer_and_inputs("linear")
+    with torch.no_grad():
+        layer.weight[:, ::2] = 0
+    zeros = layer.weight == 0
+    mask = torch.ones(10, 12, dtype=torch.bool)
+    mask[:, 3:] = False
+    adaprune(layer, [x], "3:4", masks={"weight": mask}, direction="rows", respect_zeros=True, **ALONE)
+    assert torch.equal(layer.weight != 0, mask & ~zeros)
+
+
 def test_a_layer_that_fits_already_is_left_as_it_is() -> None:
     layer, x = layer_and_inputs("linear")
     mask = torch.from_numpy(ms.random_mask(2, 4, size=(2, 3), rng=0)).transpose(1, 2).reshape(8, 12)

@@ -141,7 +141,8 @@ def _from_rows(layer: _Layer, rows: Tensor) -> Tensor:
 def _first_mask(layer: _Layer, options: LayerOptions) -> tuple[Tensor, Tensor]:
     """The mask that was asked for, and the scores that it is to keep most of, both shaped like the weight."""
     if isinstance(options.masks, Mapping):
-        return options.masks[layer.task.name].to(layer.dense.device), layer.dense.abs()
+        mask = options.masks[layer.task.name].to(layer.dense.device)
+        return mask & (layer.dense != 0) if options.respect_zeros else mask, layer.dense.abs()
     scores = _scores(layer, layer.rows, options.masks, options)
     return _solved(layer, scores, options), scores
 
