@@ -362,6 +362,11 @@ class Overflows(nn.Module):
 X = inputs()
 REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception], str]] = [
     (mlp, [], {}, ValueError, "calibration holds no batch"),
+    (mlp, X, {}, TypeError, r"calibration is a tensor of shape \(64, 8\); give an iterable of batches"),
+    (mlp, None, {}, TypeError, "calibration is a NoneType; give an iterable of batches, such as"),
+    (mlp, [X[:5]], {"damping": 1e-300}, ValueError, "'2.weight': in float64 .* damping=1e-300; raise that"),
+    (mlp, [X[:5]], {"damping": 1e-300, "masks": "hessian"}, ValueError, "no positive definite X Xᵀ with damping"),
+    (mlp, [X], {"seed": "0"}, TypeError, "seed must be an integer, got '0'"),
     (
         mlp,
         [X, X[:, :5]],

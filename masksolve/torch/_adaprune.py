@@ -155,7 +155,7 @@ def adaprune(
         damping,
         as_count(iterations, "iterations", 1),
         as_count(memory_mib, "memory_mib", 0) << 20,
-        seed,
+        as_count(seed, "seed", 0),
     )
     if alternations and isinstance(masks, Mapping):
         raise ValueError(f"alternations={alternations} finds masks anew, but masks were given; use one of the two")

@@ -176,16 +176,15 @@ class Calibration:
     Raises
     ------
     ValueError, TypeError
-        If there is none, or if it is one batch and not an iterable of them.
+        If there is none, or if this is one batch, or anything else but an iterable of them.
     """
 
     def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
         self._model = model
         self._names = {module: name for name, module in model.named_modules()}
-        if isinstance(batches, (Tensor, Mapping)):
-            raise TypeError(
-                f"calibration is one batch, {_described(batches)}; give an iterable of them, such as [batch]"
-            )
+        iterates = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+        if isinstance(batches, (Tensor, Mapping)) or not iterates:
+            raise TypeError(f"calibration is {_described(batches)}; give an iterable of batches, such as [batch]")
         self._batches = list(batches)
         if not self._batches:
             raise ValueError("calibration holds no batch; give a few hundred inputs of the model, in batches")

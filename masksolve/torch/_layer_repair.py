@@ -70,9 +70,24 @@ def repair_layer(task: Task, seen: Sequence[LayerInputs], options: LayerOptions)
     seen : sequence of LayerInputs
         One for each owner of the weight.
     options : LayerOptions
+
+    Raises
+    ------
+    ValueError
+        If the damping does not make X Xᵀ one that can be solved for, or no mask is found.
     """
+    try:
+        return _mask_and_repair(_layer_of(task, seen, options), options)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"parameter {task.name!r}: in float64 its inputs have no positive definite X Xᵀ with "
+            f"damping={options.damping!r}; raise that (1e-2 is the default), or scale inputs beyond 1e150; "
+            "nothing was changed"
+        ) from error
+
+
+def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
     start = time.perf_counter()
-    layer = _layer_of(task, seen, options)
     mask, scores = _first_mask(layer, options)
     before = _error(layer, layer.dense * mask, layer.gram)
     weight = _repaired(layer, mask, options)
@@ -89,9 +104,9 @@ def repair_layer(task: Task, seen: Sequence[LayerInputs], options: LayerOptions)
             break
         mask, weight, after = again, other, errors[-1]
     record = PrunedLayer(
-        task.name,
+        layer.task.name,
         tuple(layer.dense.shape),
-        task.pattern,
+        layer.task.pattern,
         kept_share(scores, mask),
         before,
         after,
