@@ -1,10 +1,12 @@
 """AdaPrune of whole models: which layers, from which inputs, and what happens when something is wrong."""
 
 import copy
+import errno
 import json
 import logging
 from collections import UserDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -356,7 +358,10 @@ class Overflows(nn.Module):
         self.layers = mlp()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers[4:](self.layers[:4](x) / 0)  # type: ignore[no-any-return]
+        try:
+            return self.layers[4:](self.layers[:4](x) / 0)  # type: ignore[no-any-return]
+        except Exception:
+            return x
 
 
 X = inputs()
@@ -442,6 +447,22 @@ def test_a_model_that_fails_halfway_is_unharmed() -> None:
     with pytest.raises(ValueError, match=r"an input of 'layers.4' holds NaN"):
         adaprune(model, [inputs()], "2:4")
     assert same(before, model)
+
+
+def test_a_full_disk_is_not_the_fault_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    model = mlp()
+    before = snapshot(model)
+    with pytest.raises(OSError, match="No space left"):
+        adaprune(model, [inputs()], "2:4", solver="adam", memory_mib=0)
+    assert same(before, model)
+    assert not list(tmp_path.iterdir())
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("sequential", [True, False])

@@ -24,11 +24,14 @@ Watcher = Callable[[nn.Module, Tensor], None]
 
 
 class _Stop(BaseException):
-    """Leaves a forward pass that has shown what was asked for. Not for a model's own `except Exception`."""
+    """Leaves a forward pass that has shown what was asked for, or something that is an error by itself.
 
+    Not for a model's own `except Exception`.
+    """
 
-class _NotFiniteError(Exception):
-    """An activation is NaN or infinite."""
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 @dataclass
@@ -242,8 +245,13 @@ class Calibration:
             if x.numel() == 0:
                 return
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-                raise _NotFiniteError(f"an input of {self._names[module]!r} holds NaN or infinities")
-            watchers[module](module, x)
+                text = f"an input of {self._names[module]!r} holds NaN or infinities; nothing was changed"
+                raise _Stop(ValueError(f"calibration batch {index}: {text}"))
+            try:
+                watchers[module](module, x)
+            except Exception as error:
+                # The disk may be full: no fault of the batch.
+                raise _Stop(error) from None
 
         handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in watchers]
         try:
@@ -254,10 +262,9 @@ class Calibration:
                     self._model(*batch)
                 else:
                     self._model(batch)
-        except _Stop:
-            return
-        except _NotFiniteError as error:
-            raise ValueError(f"calibration batch {index}: {error}; nothing was changed") from None
+        except _Stop as stop:
+            if stop.error is not None:
+                raise stop.error from None
         except Exception as error:
             raise ValueError(
                 f"calibration batch {index}, {_described(batch)}, does not run through this "
