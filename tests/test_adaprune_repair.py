@@ -200,6 +200,18 @@ def test_a_repair_that_overflows_is_left_aside(solver: Any) -> None:
     assert found.error_after <= found.error_before
 
 
+@pytest.mark.parametrize("solver", ["adam", "lstsq"])
+def test_it_works_where_the_caller_has_switched_gradients_off(solver: Any) -> None:
+    layers, x = [], layer_and_inputs("convolution")[1]
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        layers.append(layer_and_inputs("convolution")[0])
+        with mode():
+            adaprune(layers[-1], [x], "2:4", solver=solver, iterations=2, memory_mib=0, **ALONE)
+    for other in layers[1:]:
+        assert torch.equal(other.weight, layers[0].weight)
+        assert torch.equal(other.bias, layers[0].bias)
+
+
 def test_transposable_masks_are_optimal_for_each_score() -> None:
     dense, x = layer_and_inputs("linear")
     rows = x.double()

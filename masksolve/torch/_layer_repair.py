@@ -205,14 +205,16 @@ def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
         found = layout.weight(absorb(layout.matrices(dense), layout.matrices(mask), layer.task.pattern.m))
         if options.solver == "adam":
             pools = [(owner, each.pool) for owner, each in zip(layer.task.owners, layer.seen, strict=True)]
-            found = adam(
-                [(owner, pool) for owner, pool in pools if pool],
-                found,
-                mask,
-                train_bias=layer.corrects,
-                iterations=options.iterations,
-                generator=torch.Generator().manual_seed(options.seed),
-            )
+            # Adam has gradients also where the caller has switched them off.
+            with torch.inference_mode(False):
+                found = adam(
+                    [(owner, pool) for owner, pool in pools if pool],
+                    found,
+                    mask,
+                    train_bias=layer.corrects,
+                    iterations=options.iterations,
+                    generator=torch.Generator().manual_seed(options.seed),
+                )
     found = torch.where(mask, found.to(dense.dtype), 0.0)
     # Rounding, overflow to no numbers, or steps of Adam that lead away must not make it worse than no repair.
     no_worse = _error(layer, found, layer.free_gram) <= _error(layer, alone, layer.free_gram)
