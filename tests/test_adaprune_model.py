@@ -228,6 +228,18 @@ def test_tied_layers_have_one_mask_and_the_repair_that_is_best_for_both(solver: 
     assert max(float(slope.abs().max()) for slope in slopes) < 1e-3
 
 
+@pytest.mark.parametrize("solver", ["lstsq", "adam"])
+def test_a_bias_that_two_layers_share_stays(solver: Any) -> None:
+    """What one of them would move it by is wrong for the other."""
+    model = mlp()
+    model[4].bias = model[2].bias
+    before = model[2].bias.detach().clone()
+    report = adaprune(model, [inputs() + 1], "2:4", solver=solver, iterations=10)
+    assert all(layer.error_after <= layer.error_before for layer in report.layers)
+    assert model[4].bias is model[2].bias
+    assert torch.equal(model[2].bias, before)
+
+
 def test_a_weight_that_is_tied_to_an_embedding_is_left_alone() -> None:
     class Language(nn.Module):
         def __init__(self) -> None:

@@ -83,7 +83,7 @@ def adaprune(
         True: inputs X come from the model as pruned so far. False: from the original model, all in one run for
         "lstsq", which then holds H = X Xᵀ of all layers at once.
     correct_bias : bool
-        Move the bias, where there is one, such that the mean output stays what it was; exact for any solver.
+        Move the bias, where a layer has its own, such that the mean output stays what it was; exact for any solver.
     batch_norm : bool
         Re-estimate the running statistics of batch norms behind pruned layers, at the end: they move by as much as
         those of their inputs have over the calibration data.
