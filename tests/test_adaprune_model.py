@@ -158,6 +158,12 @@ def test_an_expert_that_no_row_reaches_is_left_alone() -> None:
     torch.testing.assert_close(model.negative.weight, alone.weight, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("embedding", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_is_a_first_layer(embedding: Any) -> None:
+    model = nn.Sequential(embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    assert pruned(adaprune(model, [torch.arange(12).reshape(3, 4)], "2:4")) == ["1.weight"]
+
+
 class Rerouted(nn.Module):
     """Calls another layer as soon as its first is pruned."""
 

@@ -200,7 +200,7 @@ class Calibration:
         watched = [
             module
             for module in self._model.modules()
-            if isinstance(module, (nn.Linear, nn.Embedding, _ConvNd, _BatchNorm))
+            if isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag, _ConvNd, _BatchNorm))
         ]
         for index in range(len(self._batches)):
 
