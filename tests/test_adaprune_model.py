@@ -1,10 +1,12 @@
 """AdaPrune of whole models: which layers, from which inputs, and what happens when something is wrong."""
 
 import copy
+import errno
 import json
 import logging
 from collections import UserDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,6 +158,37 @@ def test_an_expert_that_no_row_reaches_is_left_alone() -> None:
     torch.testing.assert_close(model.negative.weight, alone.weight, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("embedding", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_is_a_first_layer(embedding: Any) -> None:
+    model = nn.Sequential(embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    assert pruned(adaprune(model, [torch.arange(12).reshape(3, 4)], "2:4")) == ["1.weight"]
+
+
+class Rerouted(nn.Module):
+    """Calls another layer as soon as its first is pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.dense = self.first.weight.detach().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.one(x) if torch.equal(self.first.weight, self.dense) else self.other(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("solver", ["lstsq", "adam", "absorb", "none"])
+def test_a_layer_that_the_pruned_model_calls_no_more_gets_its_mask_alone(solver: Any) -> None:
+    torch.manual_seed(0)
+    model = Rerouted()
+    dense = snapshot(model.one)
+    report = adaprune(model, [inputs()], "2:4", solver=solver, iterations=2, keep_first_last=False)
+    assert pruned(report) == ["first.weight", "one.weight"]
+    assert is_sparse(model.one.weight, 2, 4)
+    assert torch.equal(model.one.weight, dense["weight"] * (model.one.weight != 0))
+    assert torch.equal(model.one.bias, dense["bias"])
+
+
 def test_a_layer_that_is_called_twice_is_repaired_once_on_the_inputs_of_both_calls() -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(8, 8), inputs()
@@ -199,6 +232,18 @@ def test_tied_layers_have_one_mask_and_the_repair_that_is_best_for_both(solver: 
     loss.backward()  # type: ignore[union-attr]
     slopes = [model.one.weight.grad * (model.one.weight != 0), model.one.bias.grad, model.two.bias.grad]
     assert max(float(slope.abs().max()) for slope in slopes) < 1e-3
+
+
+@pytest.mark.parametrize("solver", ["lstsq", "adam"])
+def test_a_bias_that_two_layers_share_stays(solver: Any) -> None:
+    """What one of them would move it by is wrong for the other."""
+    model = mlp()
+    model[4].bias = model[2].bias
+    before = model[2].bias.detach().clone()
+    report = adaprune(model, [inputs() + 1], "2:4", solver=solver, iterations=10)
+    assert all(layer.error_after <= layer.error_before for layer in report.layers)
+    assert model[4].bias is model[2].bias
+    assert torch.equal(model[2].bias, before)
 
 
 def test_a_weight_that_is_tied_to_an_embedding_is_left_alone() -> None:
@@ -266,6 +311,42 @@ def test_batch_norms_behind_pruned_layers_follow_their_inputs(offset: float) -> 
     assert torch.equal(model[1].running_mean, before["1.running_mean"])
 
 
+@pytest.mark.parametrize("count", [1, 99, 1001])
+def test_the_variance_of_a_channel_that_calibration_does_not_change_stays(count: int) -> None:
+    """Rounding makes of it a little or nothing, before and after: their ratio is anything."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64)).eval()
+    x = (torch.randn(1, 8) + 3).repeat(count, 1)
+    report = adaprune(model, [x], "2:4", solver="none", correct_bias=False, keep_first_last=False)
+    assert report.batch_norms == ("1",)
+    assert torch.equal(model[1].running_var, torch.ones(64))
+
+
+def test_a_batch_norm_behind_any_call_of_a_tied_weight_follows() -> None:
+    class Late(nn.Module):
+        """Has the layer first that it calls last."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.late, self.early, self.norm = nn.Linear(8, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)
+            self.late.weight = self.early.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.late(self.norm(self.early(x)))  # type: ignore[no-any-return]
+
+    assert adaprune(Late(), [inputs()], "2:4", keep_first_last=False).batch_norms == ("norm",)
+
+
+def test_a_batch_norm_that_the_pruned_model_calls_no_more_stays() -> None:
+    torch.manual_seed(0)
+    model = Rerouted()
+    model.one = nn.BatchNorm1d(8)  # type: ignore[assignment]
+    before = snapshot(model.one)
+    report = adaprune(model, [inputs()], "2:4", include="first.weight", keep_first_last=False)
+    assert report.batch_norms == ()
+    assert same(before, model.one)
+
+
 def test_batch_norms_stay_as_they_are_if_asked() -> None:
     model = convnet()
     before = snapshot(model)
@@ -295,12 +376,20 @@ class Overflows(nn.Module):
         self.layers = mlp()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers[4:](self.layers[:4](x) / 0)  # type: ignore[no-any-return]
+        try:
+            return self.layers[4:](self.layers[:4](x) / 0)  # type: ignore[no-any-return]
+        except Exception:
+            return x
 
 
 X = inputs()
 REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception], str]] = [
     (mlp, [], {}, ValueError, "calibration holds no batch"),
+    (mlp, X, {}, TypeError, r"calibration is a tensor of shape \(64, 8\); give an iterable of batches"),
+    (mlp, None, {}, TypeError, "calibration is a NoneType; give an iterable of batches, such as"),
+    (mlp, [X[:5]], {"damping": 1e-300}, ValueError, "'2.weight': in float64 .* damping=1e-300; raise that"),
+    (mlp, [X[:5]], {"damping": 1e-300, "masks": "hessian"}, ValueError, "no positive definite X Xᵀ with damping"),
+    (mlp, [X], {"seed": "0"}, TypeError, "seed must be an integer, got '0'"),
     (
         mlp,
         [X, X[:, :5]],
@@ -376,6 +465,22 @@ def test_a_model_that_fails_halfway_is_unharmed() -> None:
     with pytest.raises(ValueError, match=r"an input of 'layers.4' holds NaN"):
         adaprune(model, [inputs()], "2:4")
     assert same(before, model)
+
+
+def test_a_full_disk_is_not_the_fault_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    model = mlp()
+    before = snapshot(model)
+    with pytest.raises(OSError, match="No space left"):
+        adaprune(model, [inputs()], "2:4", solver="adam", memory_mib=0)
+    assert same(before, model)
+    assert not list(tmp_path.iterdir())
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("sequential", [True, False])

@@ -79,6 +79,19 @@ def test_the_least_squares_repair_is_a_stationary_point_of_the_masked_objective(
         assert float(layer.bias.grad.abs().max()) < 1e-6 * scale
 
 
+@pytest.mark.parametrize("masks", ["magnitude", "hessian"])
+def test_inputs_that_never_change_are_repaired_by_the_bias(masks: Any) -> None:
+    """About their mean they are zero: what rounding makes of that must not be taken for a Gram matrix."""
+    torch.manual_seed(0)
+    dense = nn.Linear(64, 64)
+    for count in (7, 11):
+        layer = copy.deepcopy(dense)
+        x = (3 * torch.randn(1, 64) + 10).repeat(count, 1)
+        assert one(adaprune(layer, [x], "2:4", masks=masks, **ALONE)).error_after == 0
+        assert torch.equal(layer.weight, dense.weight * (layer.weight != 0))
+        torch.testing.assert_close(layer(x), dense(x), rtol=1e-5, atol=1e-5)
+
+
 def copy_with(dense: nn.Module, weight: Tensor) -> nn.Module:
     layer = copy.deepcopy(dense)
     with torch.no_grad():
@@ -169,6 +182,34 @@ def test_other_dtypes_stay_what_they_are(dtype: torch.dtype) -> None:
         assert layer.weight.dtype == layer.bias.dtype == dtype
         assert ms.is_valid_mask(matrices(layer.weight) != 0, 2, 4, saturated=False)
         assert one(report).error_after < one(report).error_before
+
+
+@pytest.mark.parametrize("solver", ["adam", "lstsq"])
+def test_a_repair_that_overflows_is_left_aside(solver: Any) -> None:
+    """Adam squares errors beyond float32; the exact values of the kept weights are beyond float16."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(16, 16), torch.randn(50, 16) * 1e20
+    if solver == "lstsq":
+        layer.weight.data *= 1e5
+        layer.half()
+        x = (torch.randn(50, 4).repeat_interleave(4, dim=1) * torch.tensor([1, 1e-3, 1, 1e-3]).repeat(4)).half()
+    dense = layer.weight.detach().clone()
+    found = one(adaprune(layer, [x], "1:4", solver=solver, iterations=5, damping=1e-12, **ALONE))
+    assert torch.equal(layer.weight, dense * (layer.weight != 0))
+    assert bool(torch.isfinite(layer.bias).all())
+    assert found.error_after <= found.error_before
+
+
+@pytest.mark.parametrize("solver", ["adam", "lstsq"])
+def test_it_works_where_the_caller_has_switched_gradients_off(solver: Any) -> None:
+    layers, x = [], layer_and_inputs("convolution")[1]
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        layers.append(layer_and_inputs("convolution")[0])
+        with mode():
+            adaprune(layers[-1], [x], "2:4", solver=solver, iterations=2, memory_mib=0, **ALONE)
+    for other in layers[1:]:
+        assert torch.equal(other.weight, layers[0].weight)
+        assert torch.equal(other.bias, layers[0].bias)
 
 
 def test_transposable_masks_are_optimal_for_each_score() -> None:
@@ -326,6 +367,17 @@ def test_zeros_are_respected_and_what_is_touched_is_counted(direction: Any, patt
     # At most n is all that is asked: no mask keeps more of what was there.
     best = ms.solve_matrix(dense, n, m, direction=direction, saturated=False)
     assert dense[kept].sum() == pytest.approx(dense[best].sum())
+
+
+def test_zeros_are_respected_under_given_masks_too() -> None:
+    layer, x = layer_and_inputs("linear")
+    with torch.no_grad():
+        layer.weight[:, ::2] = 0
+    zeros = layer.weight == 0
+    mask = torch.ones(10, 12, dtype=torch.bool)
+    mask[:, 3:] = False
+    adaprune(layer, [x], "3:4", masks={"weight": mask}, direction="rows", respect_zeros=True, **ALONE)
+    assert torch.equal(layer.weight != 0, mask & ~zeros)
 
 
 def test_a_layer_that_fits_already_is_left_as_it_is() -> None:

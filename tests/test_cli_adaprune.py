@@ -28,6 +28,13 @@ def make():
 
 def number():
     return 3
+
+def lazy():
+    import parts_of_tests
+    return parts_of_tests.make()
+
+def broken():
+    raise RuntimeError("no weights")
 """
 
 
@@ -35,6 +42,7 @@ def number():
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Run `masksolve adaprune` in a folder that has a factory and data: (exit code, stdout, stderr)."""
     (tmp_path / "zoo_of_tests.py").write_text(FACTORY)
+    (tmp_path / "parts_of_tests.py").write_text("from zoo_of_tests import make")
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32))
     monkeypatch.chdir(tmp_path)
 
@@ -62,9 +70,44 @@ def test_a_model_from_code_is_pruned_and_reported(run: Run, tmp_path: Path) -> N
     assert "the first layer" in out
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
         "out",
+        "parts_of_tests.py",
         "x.npy",
         "zoo_of_tests.py",
     ]
+
+
+def test_a_factory_may_import_what_lies_beside_it_when_it_is_called(run: Run, tmp_path: Path) -> None:
+    before = list(sys.path)
+    assert run(*CODE, "--calibration", "x.npy", "--model", "zoo_of_tests:lazy")[0] == 0
+    assert sys.path == before
+
+
+BROKEN_ARRAYS: dict[str, tuple[Any, str]] = {
+    "empty.npy": (b"", "cannot be read as .npy (No data left in file)"),
+    "cut.npy": (b"\x93NUMPY\x01\x00", "cannot be read as .npy"),
+    "words.npy": (np.array(["a", "b"]), "cannot be read as .npy (can't convert np.ndarray of type numpy.str_"),
+    "scalar.npy": (np.float32(1), "has arrays of shapes [()]; the first axis of each counts samples"),
+    "none.npy": (np.zeros((0, 8), np.float32), "has arrays of shapes [(0, 8)]"),
+    "cut.safetensors": (b"nothing of the kind", "cannot be read as .safetensors"),
+    "empty.safetensors": ({}, "has arrays of shapes []"),
+    "scalar.safetensors": ({"input": torch.tensor(1.0)}, "has arrays of shapes [()]"),
+    "uneven.safetensors": ({"a": torch.ones(2), "b": torch.ones(3, 1)}, "has arrays of shapes [(2,), (3, 1)]"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_ARRAYS)
+def test_arrays_that_are_no_samples_are_refused_by_name(name: str, run: Run, tmp_path: Path) -> None:
+    content, message = BROKEN_ARRAYS[name]
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif isinstance(content, dict):
+        save_file(content, tmp_path / name)
+    else:
+        np.save(tmp_path / name, content)
+    code, _, err = run(*CODE, "--calibration", name)
+    assert code == 2
+    assert f"--calibration {name} {message}" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_arrays_with_names_are_keyword_arguments(run: Run, tmp_path: Path) -> None:
@@ -109,6 +152,10 @@ def test_an_interrupt_writes_what_is_finished(run: Run, tmp_path: Path, monkeypa
 
 BAD = {
     "no such model": (["--model", "nowhere"], "--model 'nowhere' is neither a folder that exists nor module:factory"),
+    "a factory that fails": (
+        ["--model", "zoo_of_tests:broken"],
+        "zoo_of_tests:broken' fails (RuntimeError: no weights)",
+    ),
     "no such module": (["--model", "no_zoo:make"], "No module named 'no_zoo'"),
     "no such function": (["--model", "zoo_of_tests:f"], "module 'zoo_of_tests' has no function 'f'"),
     "no model": (["--model", "zoo_of_tests:number"], "returned int; it must return a torch.nn.Module"),
@@ -131,7 +178,12 @@ def test_bad_usage_gets_one_line_and_writes_nothing(case: str, run: Run, tmp_pat
     assert out == ""
     assert message in err
     assert len(err.splitlines()) == 1
-    assert {path.name for path in tmp_path.iterdir()} <= {"x.npy", "zoo_of_tests.py", "__pycache__"}
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "x.npy",
+        "zoo_of_tests.py",
+        "parts_of_tests.py",
+        "__pycache__",
+    }
 
 
 def test_a_hugging_face_folder_without_transformers_names_the_extra(
@@ -179,3 +231,28 @@ def test_a_hugging_face_folder_is_one_again_head_included(run: Run, tmp_path: Pa
     assert {path.name for path in (tmp_path / "bert").iterdir()} - {"vocab.txt"} < {
         path.name for path in (tmp_path / "out").iterdir()
     }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, "--model bert has no tokenizer; save the model's there"),
+        ("config.json", "{", "--model bert cannot be loaded (JSONDecodeError"),
+        ("model.safetensors", "", "--model bert cannot be loaded (SafetensorError"),
+    ],
+)
+def test_a_hugging_face_folder_that_is_not_complete_is_refused(
+    file: str, content: str | None, message: str, run: Run, tmp_path: Path
+) -> None:
+    bert(tmp_path / "bert")
+    if content is None:
+        (tmp_path / "bert" / file).unlink()
+        (tmp_path / "bert" / "vocab.txt").unlink()
+    else:
+        (tmp_path / "bert" / file).write_text(content)
+    (tmp_path / "text").write_text("a few words\n")
+    code, _, err = run("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "out").exists()

@@ -83,7 +83,7 @@ def adaprune(
         True: inputs X come from the model as pruned so far. False: from the original model, all in one run for
         "lstsq", which then holds H = X Xᵀ of all layers at once.
     correct_bias : bool
-        Move the bias, where there is one, such that the mean output stays what it was; exact for any solver.
+        Move the bias, where a layer has its own, such that the mean output stays what it was; exact for any solver.
     batch_norm : bool
         Re-estimate the running statistics of batch norms behind pruned layers, at the end: they move by as much as
         those of their inputs have over the calibration data.
@@ -155,7 +155,7 @@ def adaprune(
         damping,
         as_count(iterations, "iterations", 1),
         as_count(memory_mib, "memory_mib", 0) << 20,
-        seed,
+        as_count(seed, "seed", 0),
     )
     if alternations and isinstance(masks, Mapping):
         raise ValueError(f"alternations={alternations} finds masks anew, but masks were given; use one of the two")
@@ -167,7 +167,7 @@ def adaprune(
         runs = Calibration(model, calibration)
         trace = runs.trace()
         tasks, lines = in_order(tasks, lines, trace, keep_first_last)
-        batch_norms = batch_norms_after(trace, tasks[0].owners[0]) if batch_norm else []
+        batch_norms = batch_norms_after(trace, tasks[0].owners) if batch_norm else []
         saved = _saved([*_parameters(tasks), *(each for norm in batch_norms for each in norm.buffers())])
         before = statistics_of(runs, trace, batch_norms)
         layers: list[PrunedLayer] = []
@@ -178,8 +178,10 @@ def adaprune(
                 _prune(runs, trace, tasks, options, sequential, progress, layers)
                 # One by one: those in front change what those behind see.
                 for norm in batch_norms:
-                    follow(norm, before[norm], statistics_of(runs, trace, [norm])[norm])
-                    renewed.append(norm)
+                    after = statistics_of(runs, trace, [norm])[norm]
+                    if after.count:
+                        follow(norm, before[norm], after)
+                        renewed.append(norm)
             except KeyboardInterrupt:
                 interrupted = True
                 done = {layer.name for layer in layers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -17,11 +18,15 @@ from masksolve.torch._solve import as_pattern
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One weight to prune, its pattern, and the modules that multiply with it: several where it is tied."""
+    """One weight to prune, its pattern, and the modules that multiply with it: several where it is tied.
+
+    `biases` has one an owner, or none if one of them has none, or shares it with another layer.
+    """
 
     site: Site
     owners: tuple[nn.Module, ...]
     pattern: Pattern
+    biases: tuple[nn.Parameter, ...]
 
     @property
     def name(self) -> str:
@@ -32,12 +37,6 @@ class Task:
     def weight(self) -> nn.Parameter:
         """The weight itself."""
         return cast(nn.Parameter, self.owners[0].weight)
-
-    @property
-    def biases(self) -> list[nn.Parameter]:
-        """One an owner, or none if one of them has none of its own."""
-        found = [owner.bias for owner in self.owners if isinstance(owner.bias, nn.Parameter)]
-        return found if len({id(bias) for bias in found}) == len(self.owners) else []
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -77,6 +76,7 @@ def choose_tasks(
     sites, lines = select(model, common, include, exclude, "allow")
     _check_names("pattern", patterns, lines)
     _check_names("masks", given or (), lines)
+    uses = Counter(id(module.bias) for module in model.modules() if is_layer(module))
     tasks: list[Task] = []
     reasons: dict[str, str | None] = {}
     for site in sites:
@@ -85,7 +85,8 @@ def choose_tasks(
         if (reason := _reason_to_skip(site, owners, chosen, given)) is not None or chosen is None:
             reasons.update(dict.fromkeys(site.names, reason))
         else:
-            tasks.append(Task(site, owners, chosen))
+            own = [each.bias for each in owners if isinstance(each.bias, nn.Parameter) and uses[id(each.bias)] == 1]
+            tasks.append(Task(site, owners, chosen, tuple(own) if len(own) == len(owners) else ()))
     return tasks, without(lines, reasons)
 
 

@@ -12,6 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from masksolve.torch._calibration import Calibration, Trace
 
+# Of float32 activations, squared, with room for the sums that they are.
+_ROUNDING = 1e-12
+
 
 @dataclass
 class Statistics:
@@ -33,13 +36,15 @@ class Statistics:
         return self.total / self.count
 
     def variance(self) -> Tensor:
-        """The variance of each channel."""
-        return (self.squares / self.count - self.mean().square()).clamp(min=0)
+        """The variance of each channel; none where it is no more than rounding makes of a constant."""
+        square = self.squares / self.count
+        variance = square - self.mean().square()
+        return torch.where(variance > _ROUNDING * square, variance, 0.0)
 
 
-def batch_norms_after(trace: Trace, first: nn.Module) -> list[_BatchNorm]:
-    """Those with running statistics that are called after a layer, in the order of their first calls."""
-    later = trace.order[trace.order.index(first) :]
+def batch_norms_after(trace: Trace, layers: Sequence[nn.Module]) -> list[_BatchNorm]:
+    """Those with running statistics that are called after any of some layers, in the order of their first calls."""
+    later = trace.order[min(map(trace.order.index, layers)) :]
     return [each for each in later if isinstance(each, _BatchNorm) and each.running_mean is not None]
 
 

@@ -24,30 +24,38 @@ Watcher = Callable[[nn.Module, Tensor], None]
 
 
 class _Stop(BaseException):
-    """Leaves a forward pass that has shown what was asked for. Not for a model's own `except Exception`."""
+    """Leaves a forward pass that has shown what was asked for, or something that is an error by itself.
 
+    Not for a model's own `except Exception`.
+    """
 
-class _NotFiniteError(Exception):
-    """An activation is NaN or infinite."""
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 @dataclass
 class Moments:
     """Of the inputs x that a layer multiplies with, one row a product: their number, their sum and the Gram matrix.
 
+    They are counted from the first row on: inputs that do not change are then exactly those without any variance.
+
     Attributes
     ----------
     count : int
         Rows seen.
+    origin : Tensor of float64, shape (groups, inputs)
+        The first x.
     total : Tensor of float64, shape (groups, inputs)
-        The sum of x.
-    gram : Tensor of float64, shape (groups, inputs, inputs)
-        The sum of x xᵀ.
+        The sum of x - origin.
+    products : Tensor of float64, shape (groups, inputs, inputs)
+        The sum of (x - origin) (x - origin)ᵀ.
     """
 
     count: int
+    origin: Tensor
     total: Tensor
-    gram: Tensor
+    products: Tensor
 
     @staticmethod
     def of(module: nn.Module) -> Moments:
@@ -56,22 +64,30 @@ class Moments:
         groups = module.groups if isinstance(module, _ConvNd) else 1
         inputs = weight[0].numel()
         zeros = torch.zeros(groups, inputs, inputs + 1, dtype=torch.float64, device=weight.device)
-        return Moments(0, zeros[..., 0].clone(), zeros[..., 1:].contiguous())
+        return Moments(0, zeros[..., 0].clone(), zeros[..., 0].clone(), zeros[..., 1:].contiguous())
 
     def add(self, module: nn.Module, x: Tensor) -> None:
         """Count the input of one call."""
         for rows in input_rows(module, x):
+            if self.count == 0:
+                self.origin = rows[:, 0].clone()
             self.count += rows.shape[1]
-            self.total += rows.sum(1)
-            self.gram.baddbmm_(rows.mT, rows)
+            moved = rows - self.origin.unsqueeze(1)
+            self.total += moved.sum(1)
+            self.products.baddbmm_(moved.mT, moved)
+
+    def gram(self) -> Tensor:
+        """The Gram matrix X Xᵀ, the sum of x xᵀ."""
+        half = (self.total + self.origin * (self.count / 2)).unsqueeze(2) * self.origin.unsqueeze(1)
+        return self.products + half + half.mT
 
     def centred(self) -> Tensor:
         """The Gram matrix about the mean."""
-        return self.gram - self.total.unsqueeze(2) * self.total.unsqueeze(1) / self.count
+        return self.products - self.total.unsqueeze(2) * self.total.unsqueeze(1) / max(self.count, 1)
 
     def mean(self) -> Tensor:
         """The mean input, of shape (groups, inputs)."""
-        return self.total / self.count
+        return self.origin + self.total / max(self.count, 1)
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
@@ -163,16 +179,15 @@ class Calibration:
     Raises
     ------
     ValueError, TypeError
-        If there is none, or if it is one batch and not an iterable of them.
+        If there is none, or if this is one batch, or anything else but an iterable of them.
     """
 
     def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
         self._model = model
         self._names = {module: name for name, module in model.named_modules()}
-        if isinstance(batches, (Tensor, Mapping)):
-            raise TypeError(
-                f"calibration is one batch, {_described(batches)}; give an iterable of them, such as [batch]"
-            )
+        iterates = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+        if isinstance(batches, (Tensor, Mapping)) or not iterates:
+            raise TypeError(f"calibration is {_described(batches)}; give an iterable of batches, such as [batch]")
         self._batches = list(batches)
         if not self._batches:
             raise ValueError("calibration holds no batch; give a few hundred inputs of the model, in batches")
@@ -185,7 +200,7 @@ class Calibration:
         watched = [
             module
             for module in self._model.modules()
-            if isinstance(module, (nn.Linear, nn.Embedding, _ConvNd, _BatchNorm))
+            if isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag, _ConvNd, _BatchNorm))
         ]
         for index in range(len(self._batches)):
 
@@ -230,8 +245,13 @@ class Calibration:
             if x.numel() == 0:
                 return
             if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-                raise _NotFiniteError(f"an input of {self._names[module]!r} holds NaN or infinities")
-            watchers[module](module, x)
+                text = f"an input of {self._names[module]!r} holds NaN or infinities; nothing was changed"
+                raise _Stop(ValueError(f"calibration batch {index}: {text}"))
+            try:
+                watchers[module](module, x)
+            except Exception as error:
+                # The disk may be full: no fault of the batch.
+                raise _Stop(error) from None
 
         handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in watchers]
         try:
@@ -242,10 +262,9 @@ class Calibration:
                     self._model(*batch)
                 else:
                     self._model(batch)
-        except _Stop:
-            return
-        except _NotFiniteError as error:
-            raise ValueError(f"calibration batch {index}: {error}; nothing was changed") from None
+        except _Stop as stop:
+            if stop.error is not None:
+                raise stop.error from None
         except Exception as error:
             raise ValueError(
                 f"calibration batch {index}, {_described(batch)}, does not run through this "

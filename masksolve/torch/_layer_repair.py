@@ -70,9 +70,24 @@ def repair_layer(task: Task, seen: Sequence[LayerInputs], options: LayerOptions)
     seen : sequence of LayerInputs
         One for each owner of the weight.
     options : LayerOptions
+
+    Raises
+    ------
+    ValueError
+        If the damping does not make X Xᵀ one that can be solved for, or no mask is found.
     """
+    try:
+        return _mask_and_repair(_layer_of(task, seen, options), options)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"parameter {task.name!r}: in float64 its inputs have no positive definite X Xᵀ with "
+            f"damping={options.damping!r}; raise that (1e-2 is the default), or scale inputs beyond 1e150; "
+            "nothing was changed"
+        ) from error
+
+
+def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
     start = time.perf_counter()
-    layer = _layer_of(task, seen, options)
     mask, scores = _first_mask(layer, options)
     before = _error(layer, layer.dense * mask, layer.gram)
     weight = _repaired(layer, mask, options)
@@ -89,9 +104,9 @@ def repair_layer(task: Task, seen: Sequence[LayerInputs], options: LayerOptions)
             break
         mask, weight, after = again, other, errors[-1]
     record = PrunedLayer(
-        task.name,
+        layer.task.name,
         tuple(layer.dense.shape),
-        task.pattern,
+        layer.task.pattern,
         kept_share(scores, mask),
         before,
         after,
@@ -124,7 +139,7 @@ def _layer_of(task: Task, seen: Sequence[LayerInputs], options: LayerOptions) ->
     dense = task.weight.detach()
     rows: Tensor = dense.double().unflatten(0, (task.site.layout.groups, -1)).flatten(2)
     corrects = options.correct_bias and len(task.biases) > 0
-    gram = torch.stack([each.moments.gram for each in seen]).sum(0)
+    gram = torch.stack([each.moments.gram() for each in seen]).sum(0)
     free_gram = torch.stack([each.moments.centred() for each in seen]).sum(0) if corrects else gram
     return _Layer(task, seen, dense, rows, gram, free_gram, corrects, output_energy(rows, gram))
 
@@ -141,7 +156,8 @@ def _from_rows(layer: _Layer, rows: Tensor) -> Tensor:
 def _first_mask(layer: _Layer, options: LayerOptions) -> tuple[Tensor, Tensor]:
     """The mask that was asked for, and the scores that it is to keep most of, both shaped like the weight."""
     if isinstance(options.masks, Mapping):
-        return options.masks[layer.task.name].to(layer.dense.device), layer.dense.abs()
+        mask = options.masks[layer.task.name].to(layer.dense.device)
+        return mask & (layer.dense != 0) if options.respect_zeros else mask, layer.dense.abs()
     scores = _scores(layer, layer.rows, options.masks, options)
     return _solved(layer, scores, options), scores
 
@@ -179,7 +195,8 @@ def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
     """The weight under a mask, in its own dtype."""
     layout, dense = layer.task.site.layout, layer.dense
     alone = torch.where(mask, dense, 0.0)
-    if options.solver == "none":
+    # A pruned router may send nothing to a layer that the dense one used.
+    if options.solver == "none" or not any(each.moments.count for each in layer.seen):
         return alone
     if options.solver == "lstsq":
         rows = least_squares(layer.rows, _as_rows(layer, mask).bool(), layer.free_gram, options.damping)
@@ -188,18 +205,20 @@ def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
         found = layout.weight(absorb(layout.matrices(dense), layout.matrices(mask), layer.task.pattern.m))
         if options.solver == "adam":
             pools = [(owner, each.pool) for owner, each in zip(layer.task.owners, layer.seen, strict=True)]
-            found = adam(
-                [(owner, pool) for owner, pool in pools if pool is not None],
-                found,
-                mask,
-                train_bias=layer.corrects,
-                iterations=options.iterations,
-                generator=torch.Generator().manual_seed(options.seed),
-            )
+            # Adam has gradients also where the caller has switched them off.
+            with torch.inference_mode(False):
+                found = adam(
+                    [(owner, pool) for owner, pool in pools if pool],
+                    found,
+                    mask,
+                    train_bias=layer.corrects,
+                    iterations=options.iterations,
+                    generator=torch.Generator().manual_seed(options.seed),
+                )
     found = torch.where(mask, found.to(dense.dtype), 0.0)
-    # Rounding, or steps of Adam that lead away, must not make it worse than no repair.
-    worse = _error(layer, found, layer.free_gram) > _error(layer, alone, layer.free_gram)
-    return alone if worse and options.solver != "absorb" else found
+    # Rounding, overflow to no numbers, or steps of Adam that lead away must not make it worse than no repair.
+    no_worse = _error(layer, found, layer.free_gram) <= _error(layer, alone, layer.free_gram)
+    return found if no_worse or options.solver == "absorb" else alone
 
 
 def _error(layer: _Layer, weight: Tensor, gram: Tensor) -> float:

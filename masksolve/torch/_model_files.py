@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 _ARRAYS = (".npy", ".safetensors")
 
@@ -34,8 +34,8 @@ def load_model(source: str) -> LoadedModel:
 
     Raises
     ------
-    ValueError, OSError
-        If it is neither, or not complete. Nothing is ever downloaded.
+    ValueError
+        If it is neither, fails or is not complete. Nothing is ever downloaded.
     ImportError
         For a folder, if transformers is not installed.
     """
@@ -44,14 +44,17 @@ def load_model(source: str) -> LoadedModel:
     module, _, factory = source.partition(":")
     if not module or not factory:
         raise ValueError(f"--model {source!r} is neither a folder that exists nor module:factory")
-    sys.path.insert(0, os.getcwd())
+    here = os.getcwd()
+    sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), factory, None)
+        if not callable(found):
+            raise ValueError(f"module {module!r} has no function {factory!r}")
+        model = found()
+    except Exception as error:
+        raise ValueError(f"--model {source!r} fails ({type(error).__name__}: {error})") from error
     finally:
-        sys.path.pop(0)
-    if not callable(found):
-        raise ValueError(f"--model {source!r}: module {module!r} has no function {factory!r}")
-    model = found()
+        sys.path.remove(here)
     if not isinstance(model, nn.Module):
         raise ValueError(f"--model {source!r} returned {type(model).__name__}; it must return a torch.nn.Module")
     return LoadedModel(model, None)
@@ -67,11 +70,18 @@ def _from_folder(folder: Path) -> LoadedModel:
         raise ImportError(
             f"--model {folder} needs transformers, which is not installed; pip install 'masksolve[transformers]'"
         ) from error
-    # The architecture that was saved, its head included.
-    names = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
-    kind = getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel
-    model = kind.from_pretrained(folder, local_files_only=True)
-    return LoadedModel(model, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    try:
+        # The architecture that was saved, its head included.
+        names = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+        kind = getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel
+        model = kind.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise ValueError(f"--model {folder} cannot be loaded ({type(error).__name__}: {error})") from error
+    # Without its files a tokenizer takes every word for an unknown one.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError(f"--model {folder} has no tokenizer; save the model's there (tokenizer.save_pretrained)")
+    return LoadedModel(model, tokenizer)
 
 
 def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, length: int, size: int) -> list[Any]:
@@ -123,18 +133,24 @@ def _lines(path: Path, share: int) -> list[str]:
 def _arrays(path: Path, share: int, size: int) -> Iterator[Any]:
     if path.suffix not in _ARRAYS:
         raise ValueError(f"--calibration {path} is neither {' nor '.join(_ARRAYS)}, which a module:factory needs")
-    if path.suffix == ".npy":
-        array = torch.from_numpy(np.load(path, allow_pickle=False))
-        yield from array[:share].split(size)
-        return
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    named: dict[str, Tensor] = load_file(path)
-    counts = {len(tensor) for tensor in named.values()}
-    if len(counts) != 1:
-        raise ValueError(f"--calibration {path} has tensors of {sorted(counts)} samples; all need the same number")
+    try:
+        is_alone = path.suffix == ".npy"
+        named = {"": torch.from_numpy(np.load(path, allow_pickle=False))} if is_alone else load_file(path)
+    except (ValueError, TypeError, EOFError, SafetensorError) as error:
+        raise ValueError(f"--calibration {path} cannot be read as {path.suffix} ({error})") from None
+    shapes = [tuple(tensor.shape) for tensor in named.values()]
+    counts = {shape[0] if shape else 0 for shape in shapes}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"--calibration {path} has arrays of shapes {shapes}; the first axis of each counts samples, of which all "
+            "need the same number, and at least one"
+        )
     for start in range(0, min(share, *counts), size):
-        yield {name: tensor[:share][start : start + size] for name, tensor in named.items()}
+        batch = {name: tensor[:share][start : start + size] for name, tensor in named.items()}
+        yield batch[""] if is_alone else batch
 
 
 @contextmanager

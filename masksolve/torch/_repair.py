@@ -20,11 +20,13 @@ from masksolve.torch._pool import InputPool
 # Of the paper: cached activations of a step, and the learning rates of weights and biases.
 _BATCH = 50
 _RATES = (1e-3, 1e-2)
+# Bytes of normal equations that a core's cache holds from their gathering to their solution.
+_CACHED = 1 << 20
 
 
 def output_energy(difference: Tensor, gram: Tensor) -> float:
-    """‖D X‖² of a difference D of weights."""
-    return max(0.0, float(((difference @ gram) * difference).sum()))
+    """‖D X‖² of a difference D of weights; not a number where they are not finite."""
+    return float(((difference @ gram) * difference).sum().clamp(min=0))
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
@@ -70,7 +72,7 @@ def _solve_rows(system: Tensor, right: Tensor, mask: Tensor) -> Tensor:
     # Rows that keep fewer are filled up with equations x = 0.
     kept = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices[:, :width]
     filled = torch.arange(width, device=mask.device) >= counts.unsqueeze(1)
-    at_once = max(1, CHUNK // (8 * width * width))
+    at_once = max(1, (_CACHED if system.device.type == "cpu" else CHUNK) // (8 * width * width))
     for rows in torch.arange(len(mask), device=mask.device).split(at_once):
         columns, fill = kept[rows], filled[rows]
         part = system[columns.unsqueeze(2), columns.unsqueeze(1)]
