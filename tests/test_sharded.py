@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,18 @@ def test_patterns_that_keep_nothing_or_all_are_pruned_to(pattern: str, tmp_path:
     assert all(check.problem is None for check in check_checkpoint(tmp_path / "out", Pattern.parse(pattern))[0])
 
 
+def test_what_links_lead_to_is_pruned_and_copied(tmp_path: Path) -> None:
+    source, target = write_sharded(tmp_path / "in"), tmp_path / "out"
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in source.iterdir():  # folders too
+        (snapshot / path.name).symlink_to(Path("..", "in", path.name))
+    prune_checkpoint(snapshot, target, Pattern(3, 8))
+    prune_checkpoint(source, tmp_path / "expected", Pattern(3, 8))
+    assert contents(target) == contents(tmp_path / "expected")
+    assert not any(path.is_symlink() for path in target.rglob("*"))
+
+
 def test_a_folder_with_one_shard_needs_no_index(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -186,11 +199,27 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit_index(folder, lambda names: names.update({"patch": FIRST})),
         f"has the tensor 'patch', which {INDEX} says is in '{FIRST}'",
     ),
-    "a shard that is not there": (lambda folder: (folder / SECOND).unlink(), f"{SECOND}', which does not exist"),
+    "a shard that is not there": (
+        lambda folder: (folder / SECOND).unlink(),
+        f"names the shard '{SECOND}', which the folder does not hold",
+    ),
     "a shard outside the folder": (
         lambda folder: edit_index(folder, lambda names: names.update({"patch": "../other.safetensors"})),
-        "names the shard '../other.safetensors'; shards must lie in the folder",
+        "names the shard '../other.safetensors', which the folder does not hold",
     ),
+    "a shard by another name": (
+        lambda folder: edit_index(folder, lambda names: names.update({"patch": f"./{THIRD}"})),
+        f"names the shard './{THIRD}', which the folder does not hold",
+    ),
+    "a link to nothing": (
+        lambda folder: (folder / "tokenizer.json").symlink_to("nowhere"),
+        "tokenizer.json is a broken link",
+    ),
+    "a link that leads in a circle": (
+        lambda folder: (folder / "tokenizer" / "circle").symlink_to(".."),
+        "circle is a broken link",
+    ),
+    "a pipe": (lambda folder: os.mkfifo(folder / "pipe"), "pipe is a broken link, or no file to copy"),
     "a truncated shard": (
         lambda folder: (folder / SECOND).write_bytes((folder / SECOND).read_bytes()[:-1]),
         f"{SECOND} is not a whole safetensors file",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from masksolve.checkpoint._file import CheckpointError, Header, TensorInfo, parse_json, read_header
 
@@ -59,13 +60,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_dir():
         return Checkpoint(path, (_shard(path.parent, path.name),))
-    try:
-        others = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    others = _files_in(path)
     loose = [name for name in others if name.endswith(".safetensors") and "/" not in name]
     if INDEX in others:
-        shards = _indexed_shards(path, loose)
+        shards = _indexed_shards(path, others, loose)
     elif len(loose) == 1:
         shards = [_shard(path, loose[0])]
     elif loose:
@@ -77,22 +75,37 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, (*shards, *rest))
 
 
+def _files_in(path: Path) -> list[str]:
+    """The names of all files in a folder; links, of which caches of downloads are full, are followed."""
+
+    def refuse(error: OSError) -> None:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
+
+    names = []
+    for folder, _, files in os.walk(path, onerror=refuse, followlinks=True):
+        for file in (Path(folder, name) for name in files):
+            if not file.is_file():
+                raise CheckpointError(f"{file} is a broken link, or no file to copy; mend or remove it")
+            names.append(file.relative_to(path).as_posix())
+    return sorted(names)
+
+
 def _shard(folder: Path, name: str) -> CheckpointFile:
     header = read_header(folder / name)
     return CheckpointFile(name, (folder / name).stat().st_size, header)
 
 
-def _indexed_shards(folder: Path, loose: Iterable[str]) -> list[CheckpointFile]:
+def _indexed_shards(folder: Path, files: Collection[str], loose: Collection[str]) -> list[CheckpointFile]:
     index = folder / INDEX
     weight_map = parse_json(index.read_bytes(), index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map from tensor names to shards")
     names = list(dict.fromkeys(weight_map.values()))
     for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise CheckpointError(f"{index} names the shard {name!r}; shards must lie in the folder itself")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{index} names the shard {name!r}, which does not exist; download it again")
+        if name not in files:
+            raise CheckpointError(
+                f"{index} names the shard {name!r}, which the folder does not hold; download it again"
+            )
     for name in loose:
         if name not in names:
             raise CheckpointError(
