@@ -117,8 +117,8 @@ def prune(
 ) -> None:
     """Make every weight matrix of INPUT transposable N:M sparse.
 
-    INPUT is a .safetensors file, or a folder of them with a model.safetensors.index.json. Tensors that are not weight
-    matrices are passed through untouched. Without --include, embeddings are too.
+    INPUT is a .safetensors file, or a folder of them with an index, such as model.safetensors.index.json. Tensors that
+    are not weight matrices are passed through untouched. Without --include, embeddings are too.
     """
     if output is None and masks is None:
         raise click.UsageError("nothing to write: pass --output, --masks, or both")

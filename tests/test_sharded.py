@@ -145,6 +145,16 @@ def test_what_links_lead_to_is_pruned_and_copied(tmp_path: Path) -> None:
     assert not any(path.is_symlink() for path in target.rglob("*"))
 
 
+def test_an_index_has_any_name_before_its_ending(tmp_path: Path) -> None:
+    source, target = write_sharded(tmp_path / "in"), tmp_path / "out"
+    prune_checkpoint(source, tmp_path / "expected", Pattern(3, 8))
+    other = "diffusion_pytorch_model.safetensors.index.json"
+    for folder in (source, tmp_path / "expected"):
+        (folder / INDEX).rename(folder / other)
+    prune_checkpoint(source, target, Pattern(3, 8))
+    assert contents(target) == contents(tmp_path / "expected")
+
+
 def test_a_folder_with_one_shard_needs_no_index(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -254,7 +264,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an index that is no JSON": (lambda folder: (folder / INDEX).write_text("{"), "holds no valid JSON"),
     "an index without a map": (lambda folder: (folder / INDEX).write_text("{}"), "has no weight_map"),
-    "no index": (lambda folder: (folder / INDEX).unlink(), f"holds 3 .safetensors files and no {INDEX}"),
+    "no index": (lambda folder: (folder / INDEX).unlink(), "holds 3 .safetensors files and no index"),
+    "two indexes": (
+        lambda folder: (folder / f"a{INDEX}").write_bytes((folder / INDEX).read_bytes()),
+        f"holds a{INDEX} and {INDEX}; move all but one away",
+    ),
 }
 
 

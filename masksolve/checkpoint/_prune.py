@@ -52,8 +52,8 @@ def prune_checkpoint(
     Parameters
     ----------
     source, target : path
-        Two .safetensors files, or two folders: shards with a `model.safetensors.index.json`, or one shard. `target`
-        may be None if `masks` is given.
+        Two .safetensors files, or two folders: shards with an index, such as `model.safetensors.index.json`, or one
+        shard. `target` may be None if `masks` is given.
     pattern : Pattern
         N **kept** of every M.
     masks : path, optional

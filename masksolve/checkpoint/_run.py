@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import masksolve
 from masksolve.checkpoint._engine import executor_for, run_all
 from masksolve.checkpoint._file import CheckpointError, TensorInfo
-from masksolve.checkpoint._layout import INDEX, Checkpoint
+from masksolve.checkpoint._layout import Checkpoint
 from masksolve.checkpoint._masks import MaskFile, hashes_of, masks_header, place_masks, places_in
 from masksolve.checkpoint._units import Unit, put, sync, units_of
 from masksolve.checkpoint._work import (
@@ -263,7 +263,7 @@ def _check_targets(request: Request) -> None:
                 raise NotADirectoryError(f"the output {target} is a file; the input is a folder, name a folder")
             if not request.overwrite and not (request.resume and Workspace(request.target).is_verified()):
                 raise FileExistsError(f"the output {target} exists; name another, or pass --overwrite")
-            if is_folder and not (target / INDEX).exists() and not list(target.glob("*.safetensors")):
+            if is_folder and not list(target.glob("*.safetensors*")):
                 raise CheckpointError(f"the output {target} is a folder that holds no checkpoint, and is not replaced")
         parent = target.parent
         if not parent.is_dir():
