@@ -126,6 +126,19 @@ def test_masks_never_lie_in_the_output(masks: str, tmp_path: Path) -> None:
         prune_checkpoint(source, tmp_path / "out", PATTERN, masks=tmp_path / masks, overwrite=True)
 
 
+def test_masks_are_never_replaced_by_what_they_are_applied_to(tmp_path: Path) -> None:
+    source = write_sharded(tmp_path / "in")
+    single = source / "model-00001-of-00003.safetensors"
+    out = tmp_path / "out"
+    prune_checkpoint(source, out, PATTERN)
+    for weights, masks, target in ((source, out / "masks", out), (single, tmp_path / "masks", tmp_path / "masks")):
+        prune_checkpoint(weights, None, PATTERN, masks=masks)
+        before = masks.read_bytes()
+        with pytest.raises(CheckpointError, match="name another"):
+            apply_masks(weights, masks, target, overwrite=True)
+        assert masks.read_bytes() == before
+
+
 def test_nothing_to_write_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to write"):
         prune_checkpoint(write_sharded(tmp_path / "in"), None, PATTERN)

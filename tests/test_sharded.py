@@ -317,5 +317,18 @@ def test_a_folder_is_replaced_when_asked(tmp_path: Path) -> None:
 def test_the_output_never_lies_in_the_input_nor_the_input_in_it(where: str, tmp_path: Path) -> None:
     source = write_sharded(tmp_path / "in")
     (tmp_path / INDEX).touch()
-    with pytest.raises(CheckpointError, match="lies within the input, or the input in it"):
+    with pytest.raises(CheckpointError, match=r"lies within .*/in, or that in it"):
         prune_checkpoint(source, tmp_path / where, Pattern(4, 8), overwrite=True)
+
+
+def test_files_that_links_of_the_input_lead_to_are_never_replaced(tmp_path: Path) -> None:
+    real, source = write_sharded(tmp_path / "real"), tmp_path / "in"
+    source.mkdir()
+    for path in real.iterdir():
+        (source / path.name).symlink_to(path)
+    before = contents(real)
+    with pytest.raises(CheckpointError, match=r"lies within .*, or that in it; name another place"):
+        prune_checkpoint(source, real, Pattern(4, 8), overwrite=True)
+    with pytest.raises(CheckpointError, match="is the input, or a file of it"):
+        prune_checkpoint(source, None, Pattern(4, 8), masks=real / FIRST, overwrite=True)
+    assert contents(real) == before

@@ -250,13 +250,17 @@ def _noting_what_is_kept(workspace: Workspace, units: int) -> Iterator[None]:
 def _check_targets(request: Request) -> None:
     """Refuse, before anything is read, what could not be written at the end."""
     checkpoint = request.checkpoint
+    # Links among them may lead anywhere, into the output too.
+    inputs = [checkpoint.path, *(checkpoint.folder / file.name for file in checkpoint.files)]
+    if request.job.given is not None:
+        inputs.append(request.job.given)
     for target in (request.output, request.masks):
         if target is None:
             continue
         is_folder = checkpoint.is_folder and target == request.output
         if target.exists():
-            if target.samefile(checkpoint.path):
-                raise CheckpointError(f"the output {target} is the input; name another")
+            if any(target.samefile(path) for path in inputs):
+                raise CheckpointError(f"the output {target} is the input, or a file of it; name another")
             if target.is_dir() and not is_folder:
                 raise IsADirectoryError(f"the output {target} is a folder; name a file in it")
             if not target.is_dir() and is_folder:
@@ -270,9 +274,10 @@ def _check_targets(request: Request) -> None:
             raise FileNotFoundError(f"the output's folder {parent} does not exist; create it first")
         if not os.access(parent, os.W_OK):
             raise PermissionError(f"the output's folder {parent} is not writable")
-        resolved, source = target.resolve(), checkpoint.path.resolve()
-        if checkpoint.is_folder and (source in resolved.parents or resolved in source.parents):
-            raise CheckpointError(f"the output {target} lies within the input, or the input in it; name another place")
+        resolved = target.resolve()
+        for source in (path.resolve() for path in inputs):
+            if source in resolved.parents or resolved in source.parents:
+                raise CheckpointError(f"the output {target} lies within {source}, or that in it; name another place")
     if request.output is not None and request.masks is not None:
         output, masks = request.output.resolve(), request.masks.resolve()
         if output == masks or output in masks.parents:
