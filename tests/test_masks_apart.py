@@ -103,8 +103,11 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
         write_shard(tmp_path / name, tensors)
         with pytest.raises(CheckpointError, match=message):
             apply_masks(tmp_path / name, tmp_path / "masks", tmp_path / "out")
-    with pytest.raises(CheckpointError, match="holds no masks; name a file that"):
-        apply_masks(tmp_path / "in", tmp_path / "in", tmp_path / "out")
+    text = b'{"__metadata__":null}'
+    (tmp_path / "null").write_bytes(len(text).to_bytes(8, "little") + text)
+    for name in ("in", "null"):
+        with pytest.raises(CheckpointError, match="holds no masks; name a file that"):
+            apply_masks(tmp_path / "in", tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
