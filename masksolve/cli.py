@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -414,6 +415,9 @@ def _from_log2(log2: float) -> str:
 
 def main() -> int:
     """Run the command and return its exit code: 0 done, 1 check failed, 2 bad usage or input, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of tensors and files may hold what the terminal has no letters for; no run shall end in that.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return cli.main(prog_name="masksolve", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -502,7 +506,7 @@ def _show(result: PruneReport, report: Path | None) -> None:
     """Print what was done, and write the report of it."""
     if report is not None:
         content = page(result) if report.suffix == ".html" else result.to_json()
-        report.write_text(content, encoding="utf-8")
+        report.write_text(content, encoding="utf-8", errors="backslashreplace")
     _print_skipped(result.skipped)
     _print_pruned(result.tensors)
     proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
@@ -517,7 +521,7 @@ def _print_skipped(skipped: Sequence[SkippedTensor]) -> None:
         return
     table = Table("skipped tensor", "shape", "reason")
     for tensor in skipped:
-        table.add_row(Text(tensor.name), _shape(tensor.shape), tensor.reason)
+        table.add_row(Text(tensor.name), _shape(tensor.shape), Text(tensor.reason))
     _print(table)
 
 

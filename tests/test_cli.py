@@ -439,6 +439,25 @@ def test_names_are_printed_as_they_are(run: Run, tmp_path: Path) -> None:
     assert "pruned [bold]a[/bold]" in err
 
 
+@pytest.mark.parametrize("glob", ["w.[a-z]*", "w[/.]*"])
+def test_globs_are_printed_as_they_are(glob: str, run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "in.safetensors"
+    save_file({"v": np.ones((8, 8)), "w.a": np.ones((8, 8))}, source)
+    code, out, _ = run("prune", source, "--pattern", "4:8", "--output", tmp_path / "out.safetensors", "--exclude", glob)
+    assert code == 0
+    assert f"excluded by {glob!r}" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_files_whose_names_are_no_text_are_named(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    output = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.safetensors")
+    code, out, _ = run("prune", checkpoint, "--pattern", "3:8", "--output", output, "--report", report)
+    assert code == 0
+    for text in (out, report.read_text()):
+        assert r"\udcff.safetensors" in text
+
+
 def test_one_engine_is_chosen(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["--pattern", "4:8", "--output", tmp_path / "out.safetensors"]
     code, _, err = run("prune", checkpoint, *arguments, "--workers", 2, "--scheduler", "tcp://localhost:1")
