@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,11 @@ def test_applying_is_resumed_too(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="full"):
         apply_masks(source, tmp_path / "masks", tmp_path / "applied", workers=HereExecutor(before))
+    changed = (tmp_path / "masks").stat().st_mtime_ns
+    os.utime(tmp_path / "masks", ns=(changed, changed + 7))
+    with pytest.raises(CheckpointError, match=f"time of change of the masks, in ns, was {changed}, now it is"):
+        apply_masks(source, tmp_path / "masks", tmp_path / "applied", resume=True)
+    os.utime(tmp_path / "masks", ns=(changed, changed))
     apply_masks(source, tmp_path / "masks", tmp_path / "applied", resume=True)
     assert contents(tmp_path / "applied") == contents(tmp_path / "out")
 
@@ -85,6 +91,7 @@ def test_masks_of_other_weights_are_applied_only_when_asked(tmp_path: Path) -> N
     mask = tensors_of(tmp_path / "out")["w"] != 0
     assert np.array_equal(tensors_of(tmp_path / "applied")["w"], np.where(mask, later, 0))
     certificate = ms.certify(later, mask, 3, 8)
+    assert report.command.endswith(f"--output {tmp_path / 'applied'} --other-weights")
     assert not report.optimal
     assert report.tensors[0].gap == pytest.approx(certificate.gap)
     assert report.tensors[0].kept == pytest.approx(certificate.kept)
