@@ -321,6 +321,26 @@ def test_a_full_disk_is_noticed_before_the_work_and_leaves_nothing(small_disk: P
     assert list(small_disk.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds what is synchronised in /proc")
+def test_unfinished_files_are_on_the_disk_before_a_plan_tells_of_them(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synchronised: list[Path] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synchronised.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with pytest.raises(StopHereError):
+        prune(tmp_path, workers=stop_at(0))
+    (data,) = workspace(tmp_path).glob("data-*")
+    before = synchronised[: synchronised.index(workspace(tmp_path) / "plan.json.tmp")]
+    assert {data, data / "output", data / "output" / "tokenizer"} <= set(before)
+    assert workspace(tmp_path) in synchronised
+
+
 def test_two_runs_on_one_output_are_refused(source: Path, tmp_path: Path) -> None:
     with (
         open_workspace(tmp_path / "out"),

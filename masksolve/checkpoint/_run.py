@@ -309,6 +309,9 @@ def _prepare(request: Request, workspace: Workspace, hashes: dict[str, str]) -> 
         places = places_in(request.chosen, header)
         ends = [places[tensor.name].offset + tensor.shape[0] * places[tensor.name].row for tensor in request.chosen]
         allocate(data / _MASKS, max(ends))
+    # Before there is a plan that tells of them.
+    for folder in (data, *(path for path in data.rglob("*") if path.is_dir())):
+        sync_folder(folder)
     return data
 
 
@@ -358,12 +361,9 @@ def _publish(request: Request, workspace: Workspace, data: Path) -> None:
             raise FileExistsError(
                 f"{target} has appeared meanwhile; move it away, and --resume gives the output its name"
             )
-        if hidden.is_dir():
-            for folder in {hidden, *(path for path in hidden.rglob("*") if path.is_dir())}:
-                sync_folder(folder)
-            if target.exists():
-                # A folder cannot be replaced at once: the old one steps aside first.
-                target.rename(data / "replaced")
+        if hidden.is_dir() and target.exists():
+            # A folder cannot be replaced at once: the old one steps aside first.
+            target.rename(data / "replaced")
         hidden.replace(target)
         sync_folder(target.parent)
     workspace.clear()
