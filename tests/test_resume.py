@@ -350,6 +350,12 @@ def test_two_runs_on_one_output_are_refused(source: Path, tmp_path: Path) -> Non
     prune(tmp_path)
 
 
+def test_a_run_that_begins_as_another_leaves_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "mkdir", lambda *arguments, **options: None)  # as if removed right after it was made
+    with pytest.raises(CheckpointError, match="another run is writing"), open_workspace(tmp_path / "out"):
+        pass
+
+
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "masksolve.cli", *map(str, arguments)]
 

@@ -132,7 +132,7 @@ def open_workspace(target: Path) -> Iterator[Workspace]:
     lock = FileLock(workspace.folder / _LOCK)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except (Timeout, FileNotFoundError):  # not found: the other has just removed the folder
         raise AnotherRunError(
             f"another run is writing {target}; wait until it has ended, or name another output"
         ) from None
@@ -141,7 +141,7 @@ def open_workspace(target: Path) -> Iterator[Workspace]:
     finally:
         if not (workspace.folder / _PLAN).exists():
             workspace.clear()
-            # Removed while it is held: a run that opened it just before finds that its lock is of no file.
+            # Removed while it is held: filelock refuses a run that opened it just before, as its lock is of no file.
             (workspace.folder / _LOCK).unlink()
             with suppress(OSError):
                 workspace.folder.rmdir()
