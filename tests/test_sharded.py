@@ -336,3 +336,15 @@ def test_files_that_links_of_the_input_lead_to_are_never_replaced(tmp_path: Path
     with pytest.raises(CheckpointError, match="is the input, or a file of it"):
         prune_checkpoint(source, None, Pattern(4, 8), masks=real / FIRST, overwrite=True)
     assert contents(real) == before
+
+
+@pytest.mark.parametrize(
+    "work", [check_checkpoint, lambda path, *rest, **more: prune_checkpoint(path, "x", *rest, **more)]
+)
+def test_a_string_is_neither_a_pattern_nor_globs(work: Callable[..., object], tmp_path: Path) -> None:
+    source = write_sharded(tmp_path / "in")
+    with pytest.raises(TypeError, match=r"must be a masksolve\.Pattern, got '3:8'"):
+        work(source, "3:8")
+    for name in ("include", "exclude"):
+        with pytest.raises(TypeError, match=rf"{name} must be a sequence of globs, got the string 'l\*'"):
+            work(source, Pattern(3, 8), **{name: "l*"})

@@ -37,8 +37,14 @@ def select_tensors(
     ------
     CheckpointError
         If a glob matches no tensor, or no tensor is left to prune.
+    TypeError
+        For a pattern, or globs, that are a mere string.
     """
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"the pattern must be a masksolve.Pattern, got {pattern!r}; Pattern.parse makes one of '4:8'")
     for option, globs in (("--include", include), ("--exclude", exclude)):
+        if isinstance(globs, str):
+            raise TypeError(f"{option[2:]} must be a sequence of globs, got the string {globs!r}; put it in a list")
         for glob in globs:
             if not any(fnmatchcase(tensor.name, glob) for tensor in tensors):
                 some = ", ".join(tensor.name for tensor in tensors[:3])
