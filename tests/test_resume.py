@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -311,6 +313,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root may mount a small file system, and only on Linux")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_disk_without_room_is_noticed_before_anything_is_read(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(map(len, contents(source).values()))
+    told: list[str] = []
+
+    def with_room_for(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+
+    with_room_for(size - 1)
+    with pytest.raises(OSError, match=f"no room for {size} bytes: No space left on device"):
+        prune(tmp_path, on_progress=lambda phase, done, total: told.append(phase))
+    assert told == []
+    assert is_clean(tmp_path)
+    with_room_for(size)
+    with pytest.raises(StopHereError):
+        prune(tmp_path, workers=stop_at(5))
+    with_room_for(0)  # the unfinished run has taken it
+    prune(tmp_path, resume=True)
 
 
 def test_a_full_disk_is_noticed_before_the_work_and_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from masksolve.checkpoint._work import (
     try_method,
     verify_unit,
 )
-from masksolve.checkpoint._workspace import Workspace, allocate, open_workspace, sync_folder
+from masksolve.checkpoint._workspace import Workspace, allocate, check_room, open_workspace, sync_folder
 
 _logger = logging.getLogger("masksolve")
 Result = TypeVar("Result")
@@ -86,6 +86,9 @@ def run(
         units = [unit for unit in units if unit.tensor is not None]
     with open_workspace(request.target) as workspace:
         _check_unfinished(request, workspace)
+        if request.output is not None and workspace.read_plan() is None:
+            # The input may take hours to read.
+            check_room(workspace.folder, sum(file.size for file in request.checkpoint.files))
         nbytes = sum(unit.nbytes for unit in units)
         with _noting_what_is_kept(workspace, len(units)), executor_for(workers, nbytes) as executor:
             if request.given is None:

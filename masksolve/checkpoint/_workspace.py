@@ -148,6 +148,18 @@ def open_workspace(target: Path) -> Iterator[Workspace]:
         lock.release()
 
 
+def check_room(folder: Path, size: int) -> None:
+    """Refuse what a disk has no room for, as far as it tells: `allocate` comes later, and knows.
+
+    Raises
+    ------
+    OSError
+        If there is no room.
+    """
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, f"no room for {size} bytes: {os.strerror(errno.ENOSPC)}", str(folder))
+
+
 def allocate(path: Path, size: int) -> None:
     """Make a file of a size, its room on the disk included where the system can do that.
 
