@@ -209,6 +209,16 @@ def test_a_changed_weight_is_not_resumed_and_is_named(name: str, source: Path, t
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["plan.json", "journal"])
+def test_a_spoilt_plan_or_journal_is_named(name: str, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(StopHereError):
+        prune(tmp_path, workers=stop_at(5))
+    with (workspace(tmp_path) / name).open("r+b") as file:
+        file.write(bytes(8))
+    with pytest.raises(CheckpointError, match=f"remove it to begin anew: {workspace(tmp_path)} holds no valid JSON"):
+        prune(tmp_path, resume=True)
+
+
 def test_a_changed_header_is_not_resumed(source: Path, tmp_path: Path) -> None:
     with pytest.raises(StopHereError):
         prune(tmp_path, workers=stop_at(5))

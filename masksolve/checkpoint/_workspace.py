@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from masksolve.checkpoint._file import CheckpointError
+from masksolve.checkpoint._file import CheckpointError, parse_json
 
 _PLAN, _JOURNAL, _LOCK = "plan.json", "journal", "lock"
 
@@ -43,10 +43,9 @@ class Workspace:
     def read_plan(self) -> dict[str, Any] | None:
         """The plan of an unfinished run, or None."""
         try:
-            plan: dict[str, Any] = json.loads((self.folder / _PLAN).read_bytes())
+            return self._parse((self.folder / _PLAN).read_bytes())
         except FileNotFoundError:
             return None
-        return plan
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Put the plan in its place, whole: from now on the run can be resumed."""
@@ -71,7 +70,13 @@ class Workspace:
     def read_journal(self) -> list[dict[str, Any]]:
         """The entries of the journal, without a last line that has no end: the run ended while it was written."""
         content = (self.folder / _JOURNAL).read_bytes()
-        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        return [self._parse(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+    def _parse(self, text: bytes) -> dict[str, Any]:
+        try:
+            return parse_json(text, self.folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"what an earlier run has left is spoilt, remove it to begin anew: {error}") from None
 
     def is_verified(self) -> bool:
         """Whether all that an unfinished run had left to do is to name its files."""
