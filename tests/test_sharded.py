@@ -63,10 +63,11 @@ def test_what_is_skipped_is_named_with_the_reason(tmp_path: Path) -> None:
     reasons = {tensor.name: tensor.reason for tensor in report.skipped}
     assert reasons == {
         "layers.0.bias": "1-D: not a matrix",
-        "empty": "0x16 holds no whole 8x8 tile",
+        "empty": "has no entries",
         "layers.1.fp8": "dtype F8_E4M3 is not one of F64, F32, F16, BF16",
         "layers.1.ids": "dtype I64 is not one of F64, F32, F16, BF16",
-        "empty columns": "16x0 holds no whole 8x8 tile",
+        "empty columns": "has no entries",
+        "empty kernel": "has no entries",
         "tokens.embedding": "an embedding; --include it to prune it",
     }
 

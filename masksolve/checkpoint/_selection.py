@@ -85,7 +85,9 @@ def reason_to_skip(
         return f"{len(tensor.shape)}-D: not a matrix"
     if not include and only is None and "embed" in tensor.name.lower():
         return "an embedding; --include it to prune it"
-    if min(tensor.shape[:2]) < pattern.m or 0 in tensor.shape:
+    if 0 in tensor.shape:
+        return "has no entries"
+    if min(tensor.shape[:2]) < pattern.m:
         rows, columns = tensor.shape[:2]
         return f"{rows}x{columns} holds no whole {pattern.m}x{pattern.m} tile"
     return None
