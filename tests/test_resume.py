@@ -374,13 +374,15 @@ def test_unfinished_files_are_on_the_disk_before_a_plan_tells_of_them(
     assert workspace(tmp_path) in synchronised
 
 
-def test_two_runs_on_one_output_are_refused(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", ["out", "masks"])
+def test_two_runs_on_one_output_are_refused(output: str, source: Path, tmp_path: Path) -> None:
     with (
-        open_workspace(tmp_path / "out"),
-        pytest.raises(CheckpointError, match=r"another run is writing .*out; wait until it has ended"),
+        open_workspace(tmp_path / output),
+        pytest.raises(CheckpointError, match=rf"another run is writing .*{output}; wait until it has ended"),
     ):
         prune(tmp_path)
     prune(tmp_path)
+    assert is_clean(tmp_path)
 
 
 def test_a_run_that_begins_as_another_leaves_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,7 +84,11 @@ def run(
     units = units_of(request.checkpoint, request.chosen, request.job.pattern)
     if request.output is None:
         units = [unit for unit in units if unit.tensor is not None]
-    with open_workspace(request.target) as workspace:
+    with ExitStack() as stack:
+        workspace = stack.enter_context(open_workspace(request.target))
+        if request.masks is not None and request.masks != request.target:
+            # Only to keep others out.
+            stack.enter_context(open_workspace(request.masks))
         _check_unfinished(request, workspace)
         if request.output is not None and workspace.read_plan() is None:
             # The input may take hours to read.
