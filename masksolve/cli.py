@@ -43,6 +43,7 @@ try:
         plan_checkpoint,
         prune_checkpoint,
     )
+    from masksolve.checkpoint._file import printable
     from masksolve.checkpoint._run import OnProgress
 except ImportError as error:
     sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
@@ -199,7 +200,9 @@ def check(
             source, pattern, include=include, exclude=exclude, workers=engine, on_progress=on_progress
         )
     for tensor in checks:
-        click.echo(f"{'ok ' if tensor.problem is None else 'BAD'} {tensor.name}  {tensor.problem or ''}".rstrip())
+        click.echo(
+            f"{'ok ' if tensor.problem is None else 'BAD'} {printable(tensor.name)}  {tensor.problem or ''}".rstrip()
+        )
     bad = sum(tensor.problem is not None for tensor in checks)
     verdict = f"{bad} of {len(checks)} tensors are not" if bad else f"all {len(checks)} tensors are"
     click.echo(f"{source}: {verdict} transposable {pattern.describe()}; {len(skipped)} tensors skipped")
@@ -307,7 +310,7 @@ def plan(
         reasons.append({tensor.name: tensor.reason for tensor in each.skipped})
     for tensor in result.tensors:
         fits = [Text(found.get(tensor.name, "fits")) for found in reasons]
-        table.add_row(Text(tensor.name), tensor.dtype, _shape(tensor.shape), *fits)
+        table.add_row(Text(printable(tensor.name)), tensor.dtype, _shape(tensor.shape), *fits)
     _print(table)
     for each in result.plans:
         weights = sum(math.prod(tensor.shape) for tensor in each.chosen)
@@ -338,15 +341,15 @@ def compare(first: Path, second: Path, workers: int | None, scheduler: str | Non
             table.add_column(heading, justify="right")
         for tensor in changed:
             if tensor.difference is not None:
-                table.add_row(Text(tensor.name), Text(tensor.difference))
+                table.add_row(Text(printable(tensor.name)), Text(tensor.difference))
                 continue
             before, after = tensor.importance
             shares = (count / tensor.entries for count in (tensor.changed, tensor.zeroed, *tensor.zeros))
             kept = f"{after / before:.2%}" if before > 0 else ""
-            table.add_row(Text(tensor.name), "values", *(f"{share:.2%}" for share in shares), kept)
+            table.add_row(Text(printable(tensor.name)), "values", *(f"{share:.2%}" for share in shares), kept)
         _print(table)
     for file in result.files:
-        click.echo(file)
+        click.echo(printable(file))
     click.echo(f"{len(changed)} of {len(result.tensors)} tensors differ, and {len(result.files)} files beside them")
 
 
@@ -521,7 +524,7 @@ def _print_skipped(skipped: Sequence[SkippedTensor]) -> None:
         return
     table = Table("skipped tensor", "shape", "reason")
     for tensor in skipped:
-        table.add_row(Text(tensor.name), _shape(tensor.shape), Text(tensor.reason))
+        table.add_row(Text(printable(tensor.name)), _shape(tensor.shape), Text(tensor.reason))
     _print(table)
 
 
@@ -532,7 +535,7 @@ def _print_pruned(tensors: Sequence[PrunedTensor]) -> None:
     for tensor in tensors:
         gap = "0 (optimal)" if tensor.optimal else f"{tensor.gap:.2e}"
         table.add_row(
-            Text(tensor.name),
+            Text(printable(tensor.name)),
             _shape(tensor.shape),
             f"{tensor.kept_share:.2%}",
             gap,

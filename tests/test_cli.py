@@ -439,6 +439,16 @@ def test_names_are_printed_as_they_are(run: Run, tmp_path: Path) -> None:
     assert "pruned [bold]a[/bold]" in err
 
 
+def test_names_control_no_terminal(run: Run, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file({"\x1b[2Jw\nok x": np.ones((8, 8)), "\x1b[2Jids": np.arange(3)}, source)
+    for arguments in (["prune", source, "--output", output], ["check", source], ["plan", source]):
+        _, out, err = run(*arguments, "--pattern", "4:8")
+        assert r"'\x1b[2Jw\nok x'" in out
+        assert "\x1b" not in out + err
+    assert r"'\x1b[2Jw\nok x'" in run("compare", source, output)[1]
+
+
 @pytest.mark.parametrize("glob", ["w.[a-z]*", "w[/.]*"])
 def test_globs_are_printed_as_they_are(glob: str, run: Run, tmp_path: Path) -> None:
     source = tmp_path / "in.safetensors"

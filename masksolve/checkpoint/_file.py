@@ -46,6 +46,11 @@ class Header:
     metadata: dict[str, str]
 
 
+def printable(name: str) -> str:
+    """A name of a tensor or file as a terminal may see it: quoted if there is anything in it that would control one."""
+    return name if name.isprintable() else repr(name)
+
+
 def read_header(path: Path) -> Header:
     """The header of a safetensors file.
 

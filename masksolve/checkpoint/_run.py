@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import masksolve
 from masksolve.checkpoint._engine import executor_for, run_all
-from masksolve.checkpoint._file import CheckpointError, TensorInfo
+from masksolve.checkpoint._file import CheckpointError, TensorInfo, printable
 from masksolve.checkpoint._layout import Checkpoint
 from masksolve.checkpoint._masks import MaskFile, hashes_of, masks_header, place_masks, places_in
 from masksolve.checkpoint._units import Unit, put, sync, units_of
@@ -227,7 +227,7 @@ def _finish(workspace: Workspace, team: _Team, fingerprints: Sequence[str]) -> d
 def _log_tensor(name: str, records: Sequence[UnitRecord]) -> None:
     band = merge_bands([record.band for record in records if record.band is not None])
     proof = "optimal" if band.optimal else f"gap {band.gap:.2e}"
-    _logger.info("pruned %s: %.2f%%, %s", name, band.kept_share * 100, proof)
+    _logger.info("pruned %s: %.2f%%, %s", printable(name), band.kept_share * 100, proof)
 
 
 def _record_from(entry: dict[str, Any]) -> UnitRecord:
