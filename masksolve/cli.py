@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -42,6 +43,7 @@ try:
         plan_checkpoint,
         prune_checkpoint,
     )
+    from masksolve.checkpoint._file import printable
     from masksolve.checkpoint._run import OnProgress
 except ImportError as error:
     sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
@@ -117,8 +119,8 @@ def prune(
 ) -> None:
     """Make every weight matrix of INPUT transposable N:M sparse.
 
-    INPUT is a .safetensors file, or a folder of them with a model.safetensors.index.json. Tensors that are not weight
-    matrices are passed through untouched. Without --include, embeddings are too.
+    INPUT is a .safetensors file, or a folder of them with an index, such as model.safetensors.index.json. Tensors that
+    are not weight matrices are passed through untouched. Without --include, embeddings are too.
     """
     if output is None and masks is None:
         raise click.UsageError("nothing to write: pass --output, --masks, or both")
@@ -198,7 +200,9 @@ def check(
             source, pattern, include=include, exclude=exclude, workers=engine, on_progress=on_progress
         )
     for tensor in checks:
-        click.echo(f"{'ok ' if tensor.problem is None else 'BAD'} {tensor.name}  {tensor.problem or ''}".rstrip())
+        click.echo(
+            f"{'ok ' if tensor.problem is None else 'BAD'} {printable(tensor.name)}  {tensor.problem or ''}".rstrip()
+        )
     bad = sum(tensor.problem is not None for tensor in checks)
     verdict = f"{bad} of {len(checks)} tensors are not" if bad else f"all {len(checks)} tensors are"
     click.echo(f"{source}: {verdict} transposable {pattern.describe()}; {len(skipped)} tensors skipped")
@@ -306,7 +310,7 @@ def plan(
         reasons.append({tensor.name: tensor.reason for tensor in each.skipped})
     for tensor in result.tensors:
         fits = [Text(found.get(tensor.name, "fits")) for found in reasons]
-        table.add_row(Text(tensor.name), tensor.dtype, _shape(tensor.shape), *fits)
+        table.add_row(Text(printable(tensor.name)), tensor.dtype, _shape(tensor.shape), *fits)
     _print(table)
     for each in result.plans:
         weights = sum(math.prod(tensor.shape) for tensor in each.chosen)
@@ -337,15 +341,15 @@ def compare(first: Path, second: Path, workers: int | None, scheduler: str | Non
             table.add_column(heading, justify="right")
         for tensor in changed:
             if tensor.difference is not None:
-                table.add_row(Text(tensor.name), Text(tensor.difference))
+                table.add_row(Text(printable(tensor.name)), Text(tensor.difference))
                 continue
             before, after = tensor.importance
             shares = (count / tensor.entries for count in (tensor.changed, tensor.zeroed, *tensor.zeros))
             kept = f"{after / before:.2%}" if before > 0 else ""
-            table.add_row(Text(tensor.name), "values", *(f"{share:.2%}" for share in shares), kept)
+            table.add_row(Text(printable(tensor.name)), "values", *(f"{share:.2%}" for share in shares), kept)
         _print(table)
     for file in result.files:
-        click.echo(file)
+        click.echo(printable(file))
     click.echo(f"{len(changed)} of {len(result.tensors)} tensors differ, and {len(result.files)} files beside them")
 
 
@@ -414,6 +418,9 @@ def _from_log2(log2: float) -> str:
 
 def main() -> int:
     """Run the command and return its exit code: 0 done, 1 check failed, 2 bad usage or input, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of tensors and files may hold what the terminal has no letters for; no run shall end in that.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return cli.main(prog_name="masksolve", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -502,7 +509,7 @@ def _show(result: PruneReport, report: Path | None) -> None:
     """Print what was done, and write the report of it."""
     if report is not None:
         content = page(result) if report.suffix == ".html" else result.to_json()
-        report.write_text(content, encoding="utf-8")
+        report.write_text(content, encoding="utf-8", errors="backslashreplace")
     _print_skipped(result.skipped)
     _print_pruned(result.tensors)
     proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
@@ -517,7 +524,7 @@ def _print_skipped(skipped: Sequence[SkippedTensor]) -> None:
         return
     table = Table("skipped tensor", "shape", "reason")
     for tensor in skipped:
-        table.add_row(Text(tensor.name), _shape(tensor.shape), tensor.reason)
+        table.add_row(Text(printable(tensor.name)), _shape(tensor.shape), Text(tensor.reason))
     _print(table)
 
 
@@ -528,7 +535,7 @@ def _print_pruned(tensors: Sequence[PrunedTensor]) -> None:
     for tensor in tensors:
         gap = "0 (optimal)" if tensor.optimal else f"{tensor.gap:.2e}"
         table.add_row(
-            Text(tensor.name),
+            Text(printable(tensor.name)),
             _shape(tensor.shape),
             f"{tensor.kept_share:.2%}",
             gap,

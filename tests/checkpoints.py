@@ -55,6 +55,7 @@ def write_sharded(folder: Path, seed: int = 0) -> Path:
             "layers.1.ids": np.arange(64).reshape(8, 8),
             "conv.weight": normal(24, 16, 3, 3),
             "empty columns": np.zeros((16, 0), np.float16),
+            "empty kernel": np.zeros((16, 16, 0), np.float16),
         },
         "model-00003-of-00003.safetensors": {
             "layers.2.weight": normal(40, 100, dtype=np.float64),

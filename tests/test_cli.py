@@ -136,7 +136,7 @@ def test_skipped_tensors_are_named_with_the_reason(run: Run, checkpoint: Path, t
     assert reasons["layer.bias"] == "1-D: not a matrix"
     assert reasons["layer.tiny"] == "2x16 holds no whole 8x8 tile"
     assert reasons["ids"] == "dtype I64 is not one of F64, F32, F16, BF16"
-    assert reasons["empty"] == "0x8 holds no whole 8x8 tile"
+    assert reasons["empty"] == "has no entries"
 
 
 def test_the_report_repeats_what_the_certificates_say(run: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -437,6 +437,35 @@ def test_names_are_printed_as_they_are(run: Run, tmp_path: Path) -> None:
     assert "[bold]a[/bold]" in out
     assert "[red]ids" in out
     assert "pruned [bold]a[/bold]" in err
+
+
+def test_names_control_no_terminal(run: Run, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file({"\x1b[2Jw\nok x": np.ones((8, 8)), "\x1b[2Jids": np.arange(3)}, source)
+    for arguments in (["prune", source, "--output", output], ["check", source], ["plan", source]):
+        _, out, err = run(*arguments, "--pattern", "4:8")
+        assert r"'\x1b[2Jw\nok x'" in out
+        assert "\x1b" not in out + err
+    assert r"'\x1b[2Jw\nok x'" in run("compare", source, output)[1]
+
+
+@pytest.mark.parametrize("glob", ["w.[a-z]*", "w[/.]*"])
+def test_globs_are_printed_as_they_are(glob: str, run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "in.safetensors"
+    save_file({"v": np.ones((8, 8)), "w.a": np.ones((8, 8))}, source)
+    code, out, _ = run("prune", source, "--pattern", "4:8", "--output", tmp_path / "out.safetensors", "--exclude", glob)
+    assert code == 0
+    assert f"excluded by {glob!r}" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_files_whose_names_are_no_text_are_named(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    output = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.safetensors")
+    code, out, _ = run("prune", checkpoint, "--pattern", "3:8", "--output", output, "--report", report)
+    assert code == 0
+    for text in (out, report.read_text()):
+        assert r"\udcff.safetensors" in text
 
 
 def test_one_engine_is_chosen(run: Run, checkpoint: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,11 @@ def test_applying_is_resumed_too(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="full"):
         apply_masks(source, tmp_path / "masks", tmp_path / "applied", workers=HereExecutor(before))
+    changed = (tmp_path / "masks").stat().st_mtime_ns
+    os.utime(tmp_path / "masks", ns=(changed, changed + 7))
+    with pytest.raises(CheckpointError, match=f"time of change of the masks, in ns, was {changed}, now it is"):
+        apply_masks(source, tmp_path / "masks", tmp_path / "applied", resume=True)
+    os.utime(tmp_path / "masks", ns=(changed, changed))
     apply_masks(source, tmp_path / "masks", tmp_path / "applied", resume=True)
     assert contents(tmp_path / "applied") == contents(tmp_path / "out")
 
@@ -85,6 +91,7 @@ def test_masks_of_other_weights_are_applied_only_when_asked(tmp_path: Path) -> N
     mask = tensors_of(tmp_path / "out")["w"] != 0
     assert np.array_equal(tensors_of(tmp_path / "applied")["w"], np.where(mask, later, 0))
     certificate = ms.certify(later, mask, 3, 8)
+    assert report.command.endswith(f"--output {tmp_path / 'applied'} --other-weights")
     assert not report.optimal
     assert report.tensors[0].gap == pytest.approx(certificate.gap)
     assert report.tensors[0].kept == pytest.approx(certificate.kept)
@@ -103,8 +110,11 @@ def test_masks_that_do_not_fit_are_named(tmp_path: Path) -> None:
         write_shard(tmp_path / name, tensors)
         with pytest.raises(CheckpointError, match=message):
             apply_masks(tmp_path / name, tmp_path / "masks", tmp_path / "out")
-    with pytest.raises(CheckpointError, match="holds no masks; name a file that"):
-        apply_masks(tmp_path / "in", tmp_path / "in", tmp_path / "out")
+    text = b'{"__metadata__":null}'
+    (tmp_path / "null").write_bytes(len(text).to_bytes(8, "little") + text)
+    for name in ("in", "null"):
+        with pytest.raises(CheckpointError, match="holds no masks; name a file that"):
+            apply_masks(tmp_path / "in", tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -124,6 +134,19 @@ def test_masks_never_lie_in_the_output(masks: str, tmp_path: Path) -> None:
     write_sharded(tmp_path / "out")
     with pytest.raises((CheckpointError, IsADirectoryError)):
         prune_checkpoint(source, tmp_path / "out", PATTERN, masks=tmp_path / masks, overwrite=True)
+
+
+def test_masks_are_never_replaced_by_what_they_are_applied_to(tmp_path: Path) -> None:
+    source = write_sharded(tmp_path / "in")
+    single = source / "model-00001-of-00003.safetensors"
+    out = tmp_path / "out"
+    prune_checkpoint(source, out, PATTERN)
+    for weights, masks, target in ((source, out / "masks", out), (single, tmp_path / "masks", tmp_path / "masks")):
+        prune_checkpoint(weights, None, PATTERN, masks=masks)
+        before = masks.read_bytes()
+        with pytest.raises(CheckpointError, match="name another"):
+            apply_masks(weights, masks, target, overwrite=True)
+        assert masks.read_bytes() == before
 
 
 def test_nothing_to_write_is_refused(tmp_path: Path) -> None:

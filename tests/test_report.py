@@ -14,6 +14,7 @@ import pytest
 
 from masksolve import Pattern
 from masksolve.checkpoint import (
+    CheckpointError,
     PruneReport,
     compare_checkpoints,
     page,
@@ -144,6 +145,17 @@ def test_the_plan_is_what_is_done(report: PruneReport) -> None:
     assert list(plan.misfits) == ["1:128"]
     assert 0 < first.seconds < 60
     assert first.memory is None or 50 << 20 < first.memory < 4 << 30
+
+
+def test_a_plan_refuses_what_a_prune_would(tmp_path: Path) -> None:
+    bad = np.ones((8, 8))
+    bad[2, 5] = np.inf
+    write_shard(tmp_path / "in", {"fine": np.ones((64, 64)), "bad": bad})  # of which the larger is read whole
+    with pytest.raises(CheckpointError, match=r"tensor 'bad': weights\[2, 5\] is inf"):
+        plan_checkpoint(tmp_path / "in", [Pattern(3, 8)])
+    for workers in (0, -1):
+        with pytest.raises(ValueError, match=f"workers must be at least 1, got {workers}"):
+            plan_checkpoint(tmp_path / "in", [Pattern(3, 8)], exclude=["bad"], workers=workers)
 
 
 def test_a_comparison_tells_what_changed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,6 +209,16 @@ def test_a_changed_weight_is_not_resumed_and_is_named(name: str, source: Path, t
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["plan.json", "journal"])
+def test_a_spoilt_plan_or_journal_is_named(name: str, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(StopHereError):
+        prune(tmp_path, workers=stop_at(5))
+    with (workspace(tmp_path) / name).open("r+b") as file:
+        file.write(bytes(8))
+    with pytest.raises(CheckpointError, match=f"remove it to begin anew: {workspace(tmp_path)} holds no valid JSON"):
+        prune(tmp_path, resume=True)
+
+
 def test_a_changed_header_is_not_resumed(source: Path, tmp_path: Path) -> None:
     with pytest.raises(StopHereError):
         prune(tmp_path, workers=stop_at(5))
@@ -313,6 +325,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_a_disk_without_room_is_noticed_before_anything_is_read(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(map(len, contents(source).values()))
+    told: list[str] = []
+
+    def with_room_for(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+
+    with_room_for(size - 1)
+    with pytest.raises(OSError, match=f"no room for {size} bytes: No space left on device"):
+        prune(tmp_path, on_progress=lambda phase, done, total: told.append(phase))
+    assert told == []
+    assert is_clean(tmp_path)
+    with_room_for(size)
+    with pytest.raises(StopHereError):
+        prune(tmp_path, workers=stop_at(5))
+    with_room_for(0)  # the unfinished run has taken it
+    prune(tmp_path, resume=True)
+
+
 def test_a_full_disk_is_noticed_before_the_work_and_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.safetensors"
     write_shard(source, {"w": np.random.default_rng(0).standard_normal((512, 512))})
@@ -321,13 +354,41 @@ def test_a_full_disk_is_noticed_before_the_work_and_leaves_nothing(small_disk: P
     assert list(small_disk.iterdir()) == []
 
 
-def test_two_runs_on_one_output_are_refused(source: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="finds what is synchronised in /proc")
+def test_unfinished_files_are_on_the_disk_before_a_plan_tells_of_them(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synchronised: list[Path] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synchronised.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with pytest.raises(StopHereError):
+        prune(tmp_path, workers=stop_at(0))
+    (data,) = workspace(tmp_path).glob("data-*")
+    before = synchronised[: synchronised.index(workspace(tmp_path) / "plan.json.tmp")]
+    assert {data, data / "output", data / "output" / "tokenizer"} <= set(before)
+    assert workspace(tmp_path) in synchronised
+
+
+@pytest.mark.parametrize("output", ["out", "masks"])
+def test_two_runs_on_one_output_are_refused(output: str, source: Path, tmp_path: Path) -> None:
     with (
-        open_workspace(tmp_path / "out"),
-        pytest.raises(CheckpointError, match=r"another run is writing .*out; wait until it has ended"),
+        open_workspace(tmp_path / output),
+        pytest.raises(CheckpointError, match=rf"another run is writing .*{output}; wait until it has ended"),
     ):
         prune(tmp_path)
     prune(tmp_path)
+    assert is_clean(tmp_path)
+
+
+def test_a_run_that_begins_as_another_leaves_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "mkdir", lambda *arguments, **options: None)  # as if removed right after it was made
+    with pytest.raises(CheckpointError, match="another run is writing"), open_workspace(tmp_path / "out"):
+        pass
 
 
 def command(*arguments: object) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,10 +63,11 @@ def test_what_is_skipped_is_named_with_the_reason(tmp_path: Path) -> None:
     reasons = {tensor.name: tensor.reason for tensor in report.skipped}
     assert reasons == {
         "layers.0.bias": "1-D: not a matrix",
-        "empty": "0x16 holds no whole 8x8 tile",
+        "empty": "has no entries",
         "layers.1.fp8": "dtype F8_E4M3 is not one of F64, F32, F16, BF16",
         "layers.1.ids": "dtype I64 is not one of F64, F32, F16, BF16",
-        "empty columns": "16x0 holds no whole 8x8 tile",
+        "empty columns": "has no entries",
+        "empty kernel": "has no entries",
         "tokens.embedding": "an embedding; --include it to prune it",
     }
 
@@ -132,6 +134,28 @@ def test_patterns_that_keep_nothing_or_all_are_pruned_to(pattern: str, tmp_path:
     assert all(check.problem is None for check in check_checkpoint(tmp_path / "out", Pattern.parse(pattern))[0])
 
 
+def test_what_links_lead_to_is_pruned_and_copied(tmp_path: Path) -> None:
+    source, target = write_sharded(tmp_path / "in"), tmp_path / "out"
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in source.iterdir():  # folders too
+        (snapshot / path.name).symlink_to(Path("..", "in", path.name))
+    prune_checkpoint(snapshot, target, Pattern(3, 8))
+    prune_checkpoint(source, tmp_path / "expected", Pattern(3, 8))
+    assert contents(target) == contents(tmp_path / "expected")
+    assert not any(path.is_symlink() for path in target.rglob("*"))
+
+
+def test_an_index_has_any_name_before_its_ending(tmp_path: Path) -> None:
+    source, target = write_sharded(tmp_path / "in"), tmp_path / "out"
+    prune_checkpoint(source, tmp_path / "expected", Pattern(3, 8))
+    other = "diffusion_pytorch_model.safetensors.index.json"
+    for folder in (source, tmp_path / "expected"):
+        (folder / INDEX).rename(folder / other)
+    prune_checkpoint(source, target, Pattern(3, 8))
+    assert contents(target) == contents(tmp_path / "expected")
+
+
 def test_a_folder_with_one_shard_needs_no_index(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -186,11 +210,27 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit_index(folder, lambda names: names.update({"patch": FIRST})),
         f"has the tensor 'patch', which {INDEX} says is in '{FIRST}'",
     ),
-    "a shard that is not there": (lambda folder: (folder / SECOND).unlink(), f"{SECOND}', which does not exist"),
+    "a shard that is not there": (
+        lambda folder: (folder / SECOND).unlink(),
+        f"names the shard '{SECOND}', which the folder does not hold",
+    ),
     "a shard outside the folder": (
         lambda folder: edit_index(folder, lambda names: names.update({"patch": "../other.safetensors"})),
-        "names the shard '../other.safetensors'; shards must lie in the folder",
+        "names the shard '../other.safetensors', which the folder does not hold",
     ),
+    "a shard by another name": (
+        lambda folder: edit_index(folder, lambda names: names.update({"patch": f"./{THIRD}"})),
+        f"names the shard './{THIRD}', which the folder does not hold",
+    ),
+    "a link to nothing": (
+        lambda folder: (folder / "tokenizer.json").symlink_to("nowhere"),
+        "tokenizer.json is a broken link",
+    ),
+    "a link that leads in a circle": (
+        lambda folder: (folder / "tokenizer" / "circle").symlink_to(".."),
+        "circle is a broken link",
+    ),
+    "a pipe": (lambda folder: os.mkfifo(folder / "pipe"), "pipe is a broken link, or no file to copy"),
     "a truncated shard": (
         lambda folder: (folder / SECOND).write_bytes((folder / SECOND).read_bytes()[:-1]),
         f"{SECOND} is not a whole safetensors file",
@@ -224,8 +264,16 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "names 'patch' twice",
     ),
     "an index that is no JSON": (lambda folder: (folder / INDEX).write_text("{"), "holds no valid JSON"),
+    "an index too deep to read": (
+        lambda folder: (folder / INDEX).write_text("[" * 100_000),
+        "holds no valid JSON: maximum recursion depth exceeded",
+    ),
     "an index without a map": (lambda folder: (folder / INDEX).write_text("{}"), "has no weight_map"),
-    "no index": (lambda folder: (folder / INDEX).unlink(), f"holds 3 .safetensors files and no {INDEX}"),
+    "no index": (lambda folder: (folder / INDEX).unlink(), "holds 3 .safetensors files and no index"),
+    "two indexes": (
+        lambda folder: (folder / f"a{INDEX}").write_bytes((folder / INDEX).read_bytes()),
+        f"holds a{INDEX} and {INDEX}; move all but one away",
+    ),
 }
 
 
@@ -274,5 +322,30 @@ def test_a_folder_is_replaced_when_asked(tmp_path: Path) -> None:
 def test_the_output_never_lies_in_the_input_nor_the_input_in_it(where: str, tmp_path: Path) -> None:
     source = write_sharded(tmp_path / "in")
     (tmp_path / INDEX).touch()
-    with pytest.raises(CheckpointError, match="lies within the input, or the input in it"):
+    with pytest.raises(CheckpointError, match=r"lies within .*/in, or that in it"):
         prune_checkpoint(source, tmp_path / where, Pattern(4, 8), overwrite=True)
+
+
+def test_files_that_links_of_the_input_lead_to_are_never_replaced(tmp_path: Path) -> None:
+    real, source = write_sharded(tmp_path / "real"), tmp_path / "in"
+    source.mkdir()
+    for path in real.iterdir():
+        (source / path.name).symlink_to(path)
+    before = contents(real)
+    with pytest.raises(CheckpointError, match=r"lies within .*, or that in it; name another place"):
+        prune_checkpoint(source, real, Pattern(4, 8), overwrite=True)
+    with pytest.raises(CheckpointError, match="is the input, or a file of it"):
+        prune_checkpoint(source, None, Pattern(4, 8), masks=real / FIRST, overwrite=True)
+    assert contents(real) == before
+
+
+@pytest.mark.parametrize(
+    "work", [check_checkpoint, lambda path, *rest, **more: prune_checkpoint(path, "x", *rest, **more)]
+)
+def test_a_string_is_neither_a_pattern_nor_globs(work: Callable[..., object], tmp_path: Path) -> None:
+    source = write_sharded(tmp_path / "in")
+    with pytest.raises(TypeError, match=r"must be a masksolve\.Pattern, got '3:8'"):
+        work(source, "3:8")
+    for name in ("include", "exclude"):
+        with pytest.raises(TypeError, match=rf"{name} must be a sequence of globs, got the string 'l\*'"):
+            work(source, Pattern(3, 8), **{name: "l*"})

@@ -38,9 +38,11 @@ class WorkerLostError(RuntimeError):
     """A worker ended in the middle of its work: killed, out of memory, or no longer to be reached."""
 
 
-def workers_for(nbytes: int) -> int:
-    """How many processes are worth starting: one a core, but fewer for little to do."""
-    return max(1, min(usable_cores(), nbytes // _BYTES_A_WORKER))
+def workers_for(workers: int | None, nbytes: int) -> int:
+    """How many processes work: so many, or, for None, as many as are worth starting, at most one a core."""
+    if workers is None:
+        return max(1, min(usable_cores(), nbytes // _BYTES_A_WORKER))
+    return as_count(workers, "workers", 1)
 
 
 @contextmanager
@@ -52,15 +54,14 @@ def executor_for(workers: int | Executor | None, nbytes: int) -> Iterator[Execut
     if isinstance(workers, Executor):
         yield workers
         return
-    if workers is None:
-        workers = workers_for(nbytes)
-    if as_count(workers, "workers", 1) == 1:
+    count = workers_for(workers, nbytes)
+    if count == 1:
         with ThreadPoolExecutor(1) as thread:
             yield thread
         return
     # Not forked: this process has threads, whose locks a child would find held for ever.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
         yield pool
 
 

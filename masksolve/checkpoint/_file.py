@@ -46,6 +46,11 @@ class Header:
     metadata: dict[str, str]
 
 
+def printable(name: str) -> str:
+    """A name of a tensor or file as a terminal may see it: quoted if there is anything in it that would control one."""
+    return name if name.isprintable() else repr(name)
+
+
 def read_header(path: Path) -> Header:
     """The header of a safetensors file.
 
@@ -66,7 +71,7 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     tensors = []
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
@@ -93,7 +98,7 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
 
     try:
         parsed = json.loads(text, object_pairs_hook=pairs)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} holds no valid JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{path} holds no JSON object")

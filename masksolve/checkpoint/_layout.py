@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from masksolve.checkpoint._file import CheckpointError, Header, TensorInfo, parse_json, read_header
 
-INDEX = "model.safetensors.index.json"
+# What its name ends with: "model" is before it, or another name, as in folders of diffusers.
+_INDEX = ".safetensors.index.json"
 _NO_HEADER = Header((), {})
 
 
@@ -59,22 +61,37 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_dir():
         return Checkpoint(path, (_shard(path.parent, path.name),))
-    try:
-        others = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    others = _files_in(path)
     loose = [name for name in others if name.endswith(".safetensors") and "/" not in name]
-    if INDEX in others:
-        shards = _indexed_shards(path, loose)
+    indexes = [name for name in others if name.endswith(_INDEX) and "/" not in name]
+    if len(indexes) > 1:
+        raise CheckpointError(f"{path} holds {' and '.join(indexes)}; move all but one away, with their shards")
+    if indexes:
+        shards = _indexed_shards(path / indexes[0], others, loose)
     elif len(loose) == 1:
         shards = [_shard(path, loose[0])]
     elif loose:
-        raise CheckpointError(f"{path} holds {len(loose)} .safetensors files and no {INDEX}; name one of the files")
+        raise CheckpointError(f"{path} holds {len(loose)} .safetensors files and no index; name one of the files")
     else:
-        raise CheckpointError(f"{path} is a folder without {INDEX} or a .safetensors file; name a checkpoint")
+        raise CheckpointError(f"{path} is a folder without a .safetensors file; name a checkpoint")
     names = {shard.name for shard in shards}
     rest = [CheckpointFile(name, (path / name).stat().st_size) for name in others if name not in names]
     return Checkpoint(path, (*shards, *rest))
+
+
+def _files_in(path: Path) -> list[str]:
+    """The names of all files in a folder; links, of which caches of downloads are full, are followed."""
+
+    def refuse(error: OSError) -> None:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
+
+    names = []
+    for folder, _, files in os.walk(path, onerror=refuse, followlinks=True):
+        for file in (Path(folder, name) for name in files):
+            if not file.is_file():
+                raise CheckpointError(f"{file} is a broken link, or no file to copy; mend or remove it")
+            names.append(file.relative_to(path).as_posix())
+    return sorted(names)
 
 
 def _shard(folder: Path, name: str) -> CheckpointFile:
@@ -82,21 +99,21 @@ def _shard(folder: Path, name: str) -> CheckpointFile:
     return CheckpointFile(name, (folder / name).stat().st_size, header)
 
 
-def _indexed_shards(folder: Path, loose: Iterable[str]) -> list[CheckpointFile]:
-    index = folder / INDEX
+def _indexed_shards(index: Path, files: Collection[str], loose: Collection[str]) -> list[CheckpointFile]:
+    folder = index.parent
     weight_map = parse_json(index.read_bytes(), index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map from tensor names to shards")
     names = list(dict.fromkeys(weight_map.values()))
     for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise CheckpointError(f"{index} names the shard {name!r}; shards must lie in the folder itself")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{index} names the shard {name!r}, which does not exist; download it again")
+        if name not in files:
+            raise CheckpointError(
+                f"{index} names the shard {name!r}, which the folder does not hold; download it again"
+            )
     for name in loose:
         if name not in names:
             raise CheckpointError(
-                f"{folder / name} is not named in {INDEX}, so its tensors would stay as they are; "
+                f"{folder / name} is not named in {index.name}, so its tensors would stay as they are; "
                 "add it to the index, or move it away"
             )
     shards = [_shard(folder, name) for name in sorted(names)]
@@ -108,5 +125,5 @@ def _indexed_shards(folder: Path, loose: Iterable[str]) -> list[CheckpointFile]:
         for info in shard.tensors:
             if weight_map.get(info.name) != shard.name:
                 said = f"says is in {weight_map[info.name]!r}" if info.name in weight_map else "does not name"
-                raise CheckpointError(f"{folder / shard.name} has the tensor {info.name!r}, which {INDEX} {said}")
+                raise CheckpointError(f"{folder / shard.name} has the tensor {info.name!r}, which {index.name} {said}")
     return shards

@@ -15,7 +15,7 @@ from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInf
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
 from masksolve.checkpoint._selection import SkippedTensor, select_tensors
 from masksolve.checkpoint._units import WEIGHTS_A_PIECE, Piece, Unit, pieces_of, read_weights, units_of
-from masksolve.checkpoint._work import Job, fingerprint_unit, mask_of, try_method
+from masksolve.checkpoint._work import Job, check_finite, fingerprint_unit, mask_of, try_method
 
 _SAMPLES = 16
 _SAMPLE_SECONDS = 1.0
@@ -77,7 +77,7 @@ def plan_checkpoint(
     Raises
     ------
     CheckpointError
-        For an input that cannot be read.
+        For an input that cannot be read, and NaN or infinite weights in the sample.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def plan_checkpoint(
             continue
         units = units_of(checkpoint, chosen, pattern)
         nbytes = sum(unit.nbytes for unit in units)
-        processes = workers_for(nbytes) if workers is None else workers
+        processes = workers_for(workers, nbytes)
         seconds = _seconds_of_all(checkpoint, units, Job(checkpoint.folder, pattern, method, None, None))
         memory = _memory()
         if memory is not None:
@@ -126,6 +126,7 @@ def _seconds_of_all(checkpoint: Checkpoint, units: Sequence[Unit], job: Job) -> 
         unit = bands[index * len(bands) // _SAMPLES]
         piece = _sample_of(unit, job.pattern)
         weights = read_weights(checkpoint.folder, unit, piece)
+        check_finite(unit, piece, weights)
         start = time.perf_counter()
         mask_of(job, unit, piece, weights)
         if index > 0:  # the first loads code

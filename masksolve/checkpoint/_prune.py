@@ -52,8 +52,8 @@ def prune_checkpoint(
     Parameters
     ----------
     source, target : path
-        Two .safetensors files, or two folders: shards with a `model.safetensors.index.json`, or one shard. `target`
-        may be None if `masks` is given.
+        Two .safetensors files, or two folders: shards with an index, such as `model.safetensors.index.json`, or one
+        shard. `target` may be None if `masks` is given.
     pattern : Pattern
         N **kept** of every M.
     masks : path, optional
@@ -180,7 +180,13 @@ def apply_masks(
         masks=None,
         given=given,
         arguments=_arguments(
-            source, target, None, given.pattern, applied=str(given_path), changed=given_path.stat().st_mtime_ns
+            source,
+            target,
+            None,
+            given.pattern,
+            applied=str(given_path),
+            other_weights=other_weights,
+            **{"the time of change of the masks, in ns,": given_path.stat().st_mtime_ns},
         ),
         overwrite=overwrite,
         resume=resume,
@@ -243,6 +249,7 @@ def _report(request: Request, outcome: Outcome, skipped: Sequence[SkippedTensor]
         output=arguments["output"],
         masks=arguments["masks"],
         applied=arguments.get("applied"),
+        other_weights=arguments.get("other_weights", False),
         pattern=request.job.pattern,
         method=arguments.get("method"),
         include=tuple(arguments.get("include", ())),

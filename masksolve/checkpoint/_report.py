@@ -84,8 +84,9 @@ class WorstTile:
 class PruneReport:
     """What `prune_checkpoint` or `apply_masks` did, with what is needed to do it again.
 
-    `output` and `masks` are None where they were not written; `applied` is the file of masks that was applied;
-    `input_hash` is the xxh3_128 of the hashes of the input's units; `seconds` is the time that this run took.
+    `output` and `masks` are None where they were not written; `applied` is the file of masks that was applied, and
+    `other_weights` whether it might be one that was made for others; `input_hash` is the xxh3_128 of the hashes of the
+    input's units; `seconds` is the time that this run took.
     """
 
     versions: dict[str, str]
@@ -94,6 +95,7 @@ class PruneReport:
     output: str | None
     masks: str | None
     applied: str | None
+    other_weights: bool
     pattern: Pattern
     method: str | None
     include: tuple[str, ...]
@@ -125,6 +127,7 @@ class PruneReport:
         }
         for option, value in options.items():
             words += [option, value] if value is not None else []
+        words += ["--other-weights"] if self.other_weights else []
         for option, globs in (("--include", self.include), ("--exclude", self.exclude)):
             for glob in globs:
                 words += [option, glob]

@@ -6,15 +6,15 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import masksolve
 from masksolve.checkpoint._engine import executor_for, run_all
-from masksolve.checkpoint._file import CheckpointError, TensorInfo
-from masksolve.checkpoint._layout import INDEX, Checkpoint
+from masksolve.checkpoint._file import CheckpointError, TensorInfo, printable
+from masksolve.checkpoint._layout import Checkpoint
 from masksolve.checkpoint._masks import MaskFile, hashes_of, masks_header, place_masks, places_in
 from masksolve.checkpoint._units import Unit, put, sync, units_of
 from masksolve.checkpoint._work import (
@@ -28,7 +28,7 @@ from masksolve.checkpoint._work import (
     try_method,
     verify_unit,
 )
-from masksolve.checkpoint._workspace import Workspace, allocate, open_workspace, sync_folder
+from masksolve.checkpoint._workspace import Workspace, allocate, check_room, open_workspace, sync_folder
 
 _logger = logging.getLogger("masksolve")
 Result = TypeVar("Result")
@@ -84,8 +84,15 @@ def run(
     units = units_of(request.checkpoint, request.chosen, request.job.pattern)
     if request.output is None:
         units = [unit for unit in units if unit.tensor is not None]
-    with open_workspace(request.target) as workspace:
+    with ExitStack() as stack:
+        workspace = stack.enter_context(open_workspace(request.target))
+        if request.masks is not None and request.masks != request.target:
+            # Only to keep others out.
+            stack.enter_context(open_workspace(request.masks))
         _check_unfinished(request, workspace)
+        if request.output is not None and workspace.read_plan() is None:
+            # The input may take hours to read.
+            check_room(workspace.folder, sum(file.size for file in request.checkpoint.files))
         nbytes = sum(unit.nbytes for unit in units)
         with _noting_what_is_kept(workspace, len(units)), executor_for(workers, nbytes) as executor:
             if request.given is None:
@@ -220,7 +227,7 @@ def _finish(workspace: Workspace, team: _Team, fingerprints: Sequence[str]) -> d
 def _log_tensor(name: str, records: Sequence[UnitRecord]) -> None:
     band = merge_bands([record.band for record in records if record.band is not None])
     proof = "optimal" if band.optimal else f"gap {band.gap:.2e}"
-    _logger.info("pruned %s: %.2f%%, %s", name, band.kept_share * 100, proof)
+    _logger.info("pruned %s: %.2f%%, %s", printable(name), band.kept_share * 100, proof)
 
 
 def _record_from(entry: dict[str, Any]) -> UnitRecord:
@@ -250,29 +257,34 @@ def _noting_what_is_kept(workspace: Workspace, units: int) -> Iterator[None]:
 def _check_targets(request: Request) -> None:
     """Refuse, before anything is read, what could not be written at the end."""
     checkpoint = request.checkpoint
+    # Links among them may lead anywhere, into the output too.
+    inputs = [checkpoint.path, *(checkpoint.folder / file.name for file in checkpoint.files)]
+    if request.job.given is not None:
+        inputs.append(request.job.given)
     for target in (request.output, request.masks):
         if target is None:
             continue
         is_folder = checkpoint.is_folder and target == request.output
         if target.exists():
-            if target.samefile(checkpoint.path):
-                raise CheckpointError(f"the output {target} is the input; name another")
+            if any(target.samefile(path) for path in inputs):
+                raise CheckpointError(f"the output {target} is the input, or a file of it; name another")
             if target.is_dir() and not is_folder:
                 raise IsADirectoryError(f"the output {target} is a folder; name a file in it")
             if not target.is_dir() and is_folder:
                 raise NotADirectoryError(f"the output {target} is a file; the input is a folder, name a folder")
             if not request.overwrite and not (request.resume and Workspace(request.target).is_verified()):
                 raise FileExistsError(f"the output {target} exists; name another, or pass --overwrite")
-            if is_folder and not (target / INDEX).exists() and not list(target.glob("*.safetensors")):
+            if is_folder and not list(target.glob("*.safetensors*")):
                 raise CheckpointError(f"the output {target} is a folder that holds no checkpoint, and is not replaced")
         parent = target.parent
         if not parent.is_dir():
             raise FileNotFoundError(f"the output's folder {parent} does not exist; create it first")
         if not os.access(parent, os.W_OK):
             raise PermissionError(f"the output's folder {parent} is not writable")
-        resolved, source = target.resolve(), checkpoint.path.resolve()
-        if checkpoint.is_folder and (source in resolved.parents or resolved in source.parents):
-            raise CheckpointError(f"the output {target} lies within the input, or the input in it; name another place")
+        resolved = target.resolve()
+        for source in (path.resolve() for path in inputs):
+            if source in resolved.parents or resolved in source.parents:
+                raise CheckpointError(f"the output {target} lies within {source}, or that in it; name another place")
     if request.output is not None and request.masks is not None:
         output, masks = request.output.resolve(), request.masks.resolve()
         if output == masks or output in masks.parents:
@@ -304,6 +316,9 @@ def _prepare(request: Request, workspace: Workspace, hashes: dict[str, str]) -> 
         places = places_in(request.chosen, header)
         ends = [places[tensor.name].offset + tensor.shape[0] * places[tensor.name].row for tensor in request.chosen]
         allocate(data / _MASKS, max(ends))
+    # Before there is a plan that tells of them.
+    for folder in (data, *(path for path in data.rglob("*") if path.is_dir())):
+        sync_folder(folder)
     return data
 
 
@@ -353,12 +368,9 @@ def _publish(request: Request, workspace: Workspace, data: Path) -> None:
             raise FileExistsError(
                 f"{target} has appeared meanwhile; move it away, and --resume gives the output its name"
             )
-        if hidden.is_dir():
-            for folder in {hidden, *(path for path in hidden.rglob("*") if path.is_dir())}:
-                sync_folder(folder)
-            if target.exists():
-                # A folder cannot be replaced at once: the old one steps aside first.
-                target.rename(data / "replaced")
+        if hidden.is_dir() and target.exists():
+            # A folder cannot be replaced at once: the old one steps aside first.
+            target.rename(data / "replaced")
         hidden.replace(target)
         sync_folder(target.parent)
     workspace.clear()

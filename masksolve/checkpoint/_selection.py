@@ -37,8 +37,14 @@ def select_tensors(
     ------
     CheckpointError
         If a glob matches no tensor, or no tensor is left to prune.
+    TypeError
+        For a pattern, or globs, that are a mere string.
     """
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"the pattern must be a masksolve.Pattern, got {pattern!r}; Pattern.parse makes one of '4:8'")
     for option, globs in (("--include", include), ("--exclude", exclude)):
+        if isinstance(globs, str):
+            raise TypeError(f"{option[2:]} must be a sequence of globs, got the string {globs!r}; put it in a list")
         for glob in globs:
             if not any(fnmatchcase(tensor.name, glob) for tensor in tensors):
                 some = ", ".join(tensor.name for tensor in tensors[:3])
@@ -79,7 +85,9 @@ def reason_to_skip(
         return f"{len(tensor.shape)}-D: not a matrix"
     if not include and only is None and "embed" in tensor.name.lower():
         return "an embedding; --include it to prune it"
-    if min(tensor.shape[:2]) < pattern.m or 0 in tensor.shape:
+    if 0 in tensor.shape:
+        return "has no entries"
+    if min(tensor.shape[:2]) < pattern.m:
         rows, columns = tensor.shape[:2]
         return f"{rows}x{columns} holds no whole {pattern.m}x{pattern.m} tile"
     return None

@@ -131,16 +131,23 @@ def fingerprint_unit(job: Job, unit: Unit) -> str:
         return hasher.hexdigest()
     for piece in pieces_of(unit, job.pattern):
         weights = read_weights(job.source, unit, piece)
-        if not _is_finite(weights):
-            bad = tuple(np.argwhere(~np.isfinite(weights))[0])
-            first = (piece.rows.start, piece.columns.start, *[0] * (len(bad) - 2))
-            index = ", ".join(str(int(start + step)) for start, step in zip(first, bad, strict=True))
-            raise CheckpointError(
-                f"tensor {unit.tensor.name!r}: weights[{index}] is {weights[bad]}; NaN and infinities have no "
-                "importance; replace them first, or --exclude the tensor"
-            )
+        check_finite(unit, piece, weights)
         hasher.update(as_bytes(weights))
     return hasher.hexdigest()
+
+
+def check_finite(unit: Unit, piece: Piece, weights: NDArray[Any]) -> None:
+    """Refuse NaN and infinite weights of a piece, naming the tensor and the first of them."""
+    if _is_finite(weights):
+        return
+    assert unit.tensor is not None
+    bad = tuple(np.argwhere(~np.isfinite(weights))[0])
+    first = (piece.rows.start, piece.columns.start, *[0] * (len(bad) - 2))
+    index = ", ".join(str(int(start + step)) for start, step in zip(first, bad, strict=True))
+    raise CheckpointError(
+        f"tensor {unit.tensor.name!r}: weights[{index}] is {weights[bad]}; NaN and infinities have no "
+        "importance; replace them first, or --exclude the tensor"
+    )
 
 
 def prune_unit(job: Job, unit: Unit, fingerprint: str) -> UnitRecord:

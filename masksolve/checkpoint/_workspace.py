@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from masksolve.checkpoint._file import CheckpointError
+from masksolve.checkpoint._file import CheckpointError, parse_json
 
 _PLAN, _JOURNAL, _LOCK = "plan.json", "journal", "lock"
 
@@ -43,10 +43,9 @@ class Workspace:
     def read_plan(self) -> dict[str, Any] | None:
         """The plan of an unfinished run, or None."""
         try:
-            plan: dict[str, Any] = json.loads((self.folder / _PLAN).read_bytes())
+            return self._parse((self.folder / _PLAN).read_bytes())
         except FileNotFoundError:
             return None
-        return plan
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Put the plan in its place, whole: from now on the run can be resumed."""
@@ -71,7 +70,13 @@ class Workspace:
     def read_journal(self) -> list[dict[str, Any]]:
         """The entries of the journal, without a last line that has no end: the run ended while it was written."""
         content = (self.folder / _JOURNAL).read_bytes()
-        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        return [self._parse(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+    def _parse(self, text: bytes) -> dict[str, Any]:
+        try:
+            return parse_json(text, self.folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"what an earlier run has left is spoilt, remove it to begin anew: {error}") from None
 
     def is_verified(self) -> bool:
         """Whether all that an unfinished run had left to do is to name its files."""
@@ -132,7 +137,7 @@ def open_workspace(target: Path) -> Iterator[Workspace]:
     lock = FileLock(workspace.folder / _LOCK)
     try:
         lock.acquire(timeout=0)
-    except Timeout:
+    except (Timeout, FileNotFoundError):  # not found: the other has just removed the folder
         raise AnotherRunError(
             f"another run is writing {target}; wait until it has ended, or name another output"
         ) from None
@@ -141,11 +146,23 @@ def open_workspace(target: Path) -> Iterator[Workspace]:
     finally:
         if not (workspace.folder / _PLAN).exists():
             workspace.clear()
-            # Removed while it is held: a run that opened it just before finds that its lock is of no file.
+            # Removed while it is held: filelock refuses a run that opened it just before, as its lock is of no file.
             (workspace.folder / _LOCK).unlink()
             with suppress(OSError):
                 workspace.folder.rmdir()
         lock.release()
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Refuse what a disk has no room for, as far as it tells: `allocate` comes later, and knows.
+
+    Raises
+    ------
+    OSError
+        If there is no room.
+    """
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, f"no room for {size} bytes: {os.strerror(errno.ENOSPC)}", str(folder))
 
 
 def allocate(path: Path, size: int) -> None:
