@@ -184,7 +184,8 @@ def solve_matrix(
     -------
     mask : ndarray of bool, shape (..., R, C)
     potentials : ndarray of float32 or float64, shape (..., R // m, C // m, m)
-        Only with `return_potentials=True`.
+        Only with `return_potentials=True`. They bound what any mask keeps, by the weak duality that `certify` states:
+        tightly, up to their rounding, but less so in tiles whose weights tie.
 
     Raises
     ------
