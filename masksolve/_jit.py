@@ -11,12 +11,21 @@ from typing import Any
 
 import numba
 from numba.core.caching import FunctionCache
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 
 try:
     import fcntl as _locks
 except ImportError:  # Windows has none of the kind, and refuses to overwrite a file that is being read
     _locks: Any = None  # type: ignore[no-redef]
+
+if hasattr(os, "register_at_fork"):
+    # A child that is forked while a thread compiles would wait for that thread, which it does not have.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 
 def kernel(function: Callable[..., Any]) -> Any:
