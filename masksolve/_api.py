@@ -251,6 +251,8 @@ def _start_potentials(
     weights: NDArray[Any], pattern: Pattern, method: str, direction: str, given: NDArray[Any] | None
 ) -> NDArray[Any]:
     """An array for the potentials of every whole tile, with those to start from, if any."""
+    load_method(method, ())
+    check_direction(direction)
     if method != "exact" or direction != "both":
         raise ValueError(
             f"method {method!r} with direction {direction!r} has no potentials to start from or to return; "
