@@ -28,7 +28,7 @@ N", in which zeros do not tie, and filled up with zeros: nothing is worth more.
 import numpy as np
 
 from masksolve._jit import inner_kernel, kernel
-from masksolve._methods._vectors import call, lowest_bit, unpack
+from masksolve._methods._vectors import call, lowest_bit, new_work, unpack
 
 # What becomes of a tile that a pass leaves unsolved: it is to be equilibrated as "exactly n" or as "at most n", in the
 # dtype of the weights or in float64, perturbed; or by other means.
@@ -97,7 +97,7 @@ def equilibrate(
     """
     code, clamped, at, n, m = unpack(program)
     lanes = at.lanes
-    work = np.zeros(at.size * lanes, like.dtype)
+    work = new_work(at, like)
     integers = work.view(bits_like.dtype)
     words = work.view(np.int64)
     state = np.empty(lanes, np.int8)
@@ -289,7 +289,7 @@ def equilibrate_perturbed(
     """
     code, clamped, at, n, m = unpack(program)
     lanes = at.lanes
-    work = np.zeros(at.size * lanes)
+    work = new_work(at, left_potentials)
     words = work.view(np.int64)
     memory = np.empty(4 * m, np.int64)
     left_count = len(left)

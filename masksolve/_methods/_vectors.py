@@ -184,6 +184,19 @@ def unpack(program):
     return code, clamped, at, program[-2], program[-1]
 
 
+@inner_kernel
+def new_work(at, like):
+    """Zeros for all vectors of a `Layout`, in numbers of the dtype of an array.
+
+    Memory comes at multiples of 32 bytes. A vector of 64 that is not at a multiple of 64 lies in two lines of the
+    cache, and takes two accesses.
+    """
+    spare = VECTOR_BYTES // like.itemsize
+    work = np.zeros(at.size * at.lanes + spare, like.dtype)
+    first = (VECTOR_BYTES - work.ctypes.data % VECTOR_BYTES) % VECTOR_BYTES // like.itemsize
+    return work[first : first + at.size * at.lanes]
+
+
 @cache
 def _engine_of(n: int, m: int, itemsize: int, source_itemsize: int) -> binding.ExecutionEngine:
     """What owns the machine code, and has to live as long as the process."""
