@@ -17,6 +17,7 @@ from llvmlite import binding
 from masksolve._jit import stored
 from masksolve._methods._networks import selection_network
 from masksolve._methods._vectors import VECTOR_BYTES, layout, new_work, target_machine, write_module
+from tests import processes
 
 SOLVE_BOTH_DTYPES = """
 import sys
@@ -84,6 +85,26 @@ def test_stored_code_is_used_again_only_if_it_is_whole_and_made_of_the_same(
     assert made == [b"first", b"other", b"again"]
     # A function that lies in no file has no place for its code.
     assert stored(eval("lambda: 0"), "vectors", b"a", lambda: b"not kept") == b"not kept"
+
+
+def test_a_kernel_is_compiled_anew_when_one_that_it_calls_has_changed(tmp_path: Path) -> None:
+    script = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from caller import doubled
+print(doubled(), sum(doubled.stats.cache_hits.values()))
+"""
+    callee = "from masksolve._jit import inner_kernel\n@inner_kernel\ndef number():\n    return {}\n"
+    (tmp_path / "caller.py").write_text(
+        "from masksolve._jit import kernel\nfrom callee import number\n"
+        "@kernel\ndef doubled():\n    return 2 * number()\n"
+    )
+    printed = []
+    for number in (1, 1, 3, 3):
+        (tmp_path / "callee.py").write_text(callee.format(number))
+        # Python's own cache goes by the second.
+        printed.append(processes.run(script, tmp_path, NUMBA_CACHE_DIR=str(tmp_path), PYTHONDONTWRITEBYTECODE="1"))
+    assert printed == ["2 0\n", "2 1\n", "6 0\n", "6 1\n"]
 
 
 @pytest.mark.parametrize(("n", "m", "itemsize"), [(2, 4, 4), (3, 7, 4), (8, 16, 4), (4, 8, 8)])
