@@ -46,7 +46,8 @@ def solve_block(
     Raises
     ------
     TypeError
-        For a dtype that is not real, an n or m that is no integer, or an option that the method does not have.
+        For a dtype that is not real, a masked array, an n or m that is no integer, or an option that the method does
+        not have.
     ValueError
         For a wrong shape, NaN or infinite weights, a pattern out of range or an unknown method.
     MethodNotInstalledError
