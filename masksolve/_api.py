@@ -46,7 +46,8 @@ def solve_block(
     Raises
     ------
     TypeError
-        For a dtype that is not real, an n or m that is no integer, or an option that the method does not have.
+        For a dtype that is not real, a masked array, an n or m that is no integer, or an option that the method does
+        not have.
     ValueError
         For a wrong shape, NaN or infinite weights, a pattern out of range or an unknown method.
     MethodNotInstalledError
@@ -184,7 +185,8 @@ def solve_matrix(
     -------
     mask : ndarray of bool, shape (..., R, C)
     potentials : ndarray of float32 or float64, shape (..., R // m, C // m, m)
-        Only with `return_potentials=True`.
+        Only with `return_potentials=True`. They bound what any mask keeps, by the weak duality that `certify` states:
+        tightly, up to their rounding, but less so in tiles whose weights tie.
 
     Raises
     ------
@@ -250,6 +252,8 @@ def _start_potentials(
     weights: NDArray[Any], pattern: Pattern, method: str, direction: str, given: NDArray[Any] | None
 ) -> NDArray[Any]:
     """An array for the potentials of every whole tile, with those to start from, if any."""
+    load_method(method, ())
+    check_direction(direction)
     if method != "exact" or direction != "both":
         raise ValueError(
             f"method {method!r} with direction {direction!r} has no potentials to start from or to return; "

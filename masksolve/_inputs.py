@@ -19,7 +19,7 @@ _CHUNK = 1 << 16
 
 def as_weights(weights: ArrayLike, ndim: int | None = None) -> NDArray[Any]:
     """The weights as an array of real numbers, never copied when they are an array already."""
-    array = np.asarray(weights)
+    array = _as_array(weights, "weights are")
     dtype = array.dtype
     is_real = (dtype.kind == "f" and dtype.itemsize <= 8) or dtype.kind in "iu" or dtype.name == "bfloat16"
     if not is_real:
@@ -69,7 +69,7 @@ def chunks(array: NDArray[Any]) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]
 
 def as_mask(mask: ArrayLike) -> NDArray[np.bool_]:
     """The mask as a boolean array; numbers are taken when all are 0 or 1."""
-    array = np.asarray(mask)
+    array = _as_array(mask, "the mask is")
     if array.ndim < 2:
         raise ValueError(f"the mask has shape {array.shape}; a mask (..., R, C) has at least two dimensions")
     if array.size == 0:
@@ -84,6 +84,13 @@ def as_mask(mask: ArrayLike) -> NDArray[np.bool_]:
         index = tuple(int(i) for i in np.argwhere(odd)[0])
         raise ValueError(f"mask[{', '.join(map(str, index))}] is {array[index]}; a mask holds only 0 and 1")
     return as_bool
+
+
+def _as_array(values: ArrayLike, what: str) -> NDArray[Any]:
+    # NumPy would take what a masked array hides for entries like all others.
+    if type(values) is not np.ndarray and isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{what} a masked array, which hides entries; pass an array, such as its filled(0)")
+    return np.asarray(values)
 
 
 def check_direction(direction: str) -> Direction:

@@ -6,17 +6,28 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import numba
 from numba.core.caching import FunctionCache
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 
 try:
     import fcntl as _locks
 except ImportError:  # Windows has none of the kind, and refuses to overwrite a file that is being read
     _locks: Any = None  # type: ignore[no-redef]
+
+if hasattr(os, "register_at_fork"):
+    # A child that is forked while a thread compiles would wait for that thread, which it does not have.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -39,15 +50,34 @@ def inner_kernel(function: Callable[..., Any]) -> Any:
 
 
 class _Cache(FunctionCache):
-    """Numba's cache, in which one process at a time writes.
+    """Numba's cache, in which one process at a time writes, and which knows the files that a kernel is made of.
 
     Numba numbers the files of a function's signatures without a lock: of two processes that compile different ones
-    at the same moment, one may write its code into the file that the other has just listed as its own.
+    at the same moment, one may write its code into the file that the other has just listed as its own. And it takes
+    code for fresh as long as the function's own file is the same, whatever has become of kernels that are called.
     """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file._source_stamp = [_digest(file) for file in sorted(_files_of(function.__globals__))]
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(OSError), _only_process(os.path.join(self.cache_path, "masksolve.lock")):
             super().save_overload(sig, data)
+
+
+def _files_of(scope: dict[str, Any]) -> set[str]:
+    """The file of a module, and those of the modules whose kernels it has imported."""
+    files = {scope["__file__"]}
+    for value in scope.values():
+        if isinstance(value, CPUDispatcher) and value.py_func.__globals__ is not scope:
+            files |= _files_of(value.py_func.__globals__)
+    return files
+
+
+@cache
+def _digest(file: str) -> bytes:
+    return hashlib.sha256(Path(file).read_bytes()).digest()
 
 
 def stored(beside: Callable[..., Any], name: str, made_of: bytes, make: Callable[[], bytes]) -> bytes:

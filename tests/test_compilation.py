@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 from llvmlite import binding
 
 from masksolve._jit import stored
 from masksolve._methods._networks import selection_network
-from masksolve._methods._vectors import target_machine, write_module
+from masksolve._methods._vectors import VECTOR_BYTES, layout, new_work, target_machine, write_module
+from tests import processes
 
 SOLVE_BOTH_DTYPES = """
 import sys
@@ -85,6 +87,26 @@ def test_stored_code_is_used_again_only_if_it_is_whole_and_made_of_the_same(
     assert stored(eval("lambda: 0"), "vectors", b"a", lambda: b"not kept") == b"not kept"
 
 
+def test_a_kernel_is_compiled_anew_when_one_that_it_calls_has_changed(tmp_path: Path) -> None:
+    script = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from caller import doubled
+print(doubled(), sum(doubled.stats.cache_hits.values()))
+"""
+    callee = "from masksolve._jit import inner_kernel\n@inner_kernel\ndef number():\n    return {}\n"
+    (tmp_path / "caller.py").write_text(
+        "from masksolve._jit import kernel\nfrom callee import number\n"
+        "@kernel\ndef doubled():\n    return 2 * number()\n"
+    )
+    printed = []
+    for number in (1, 1, 3, 3):
+        (tmp_path / "callee.py").write_text(callee.format(number))
+        # Python's own cache goes by the second.
+        printed.append(processes.run(script, tmp_path, NUMBA_CACHE_DIR=str(tmp_path), PYTHONDONTWRITEBYTECODE="1"))
+    assert printed == ["2 0\n", "2 1\n", "6 0\n", "6 1\n"]
+
+
 @pytest.mark.parametrize(("n", "m", "itemsize"), [(2, 4, 4), (3, 7, 4), (8, 16, 4), (4, 8, 8)])
 def test_selection_is_packed_min_and_max_alone(n: int, m: int, itemsize: int) -> None:
     if platform.machine() != "x86_64":
@@ -96,6 +118,22 @@ def test_selection_is_packed_min_and_max_alone(n: int, m: int, itemsize: int) ->
     packed = len(re.findall(rf"\bv?(?:min|max){kind}\b", assembly))
     assert packed == len(selection_network(n, m).steps)
     assert not re.search(r"\bv?(?:min|max)s[sd]\b", assembly)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("m", [4, 7, 8, 16, 32])
+def test_no_vector_lies_in_two_lines_of_the_cache(m: int, dtype: type) -> None:
+    at, like = layout(m, np.dtype(dtype).itemsize), np.empty(0, dtype)
+
+    @numba.njit
+    def address_and_size(at, like):  # type: ignore[no-untyped-def]
+        work = new_work(at, like)
+        return work.ctypes.data, work.nbytes
+
+    for _ in range(4):
+        address, size = address_and_size(at, like)
+        assert address % VECTOR_BYTES == 0
+        assert size == at.size * VECTOR_BYTES
 
 
 def test_the_cores_that_a_process_may_use_are_counted() -> None:

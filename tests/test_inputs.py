@@ -123,6 +123,13 @@ def test_ragged_lists_are_refused() -> None:
         ms.solve_matrix([[1, 2], [3]], 1, 2)
 
 
+def test_masked_arrays_are_refused_since_what_they_hide_is_not_to_count() -> None:
+    hiding = np.ma.masked_greater(np.arange(16.0).reshape(4, 4), 12)
+    refuses(TypeError, r"weights are a masked array.*filled\(0\)", lambda: ms.solve_matrix(hiding, 1, 4))
+    refuses(TypeError, r"weights are a masked array", lambda: ms.certify(hiding, np.eye(4), 1, 4))
+    refuses(TypeError, r"the mask is a masked array.*filled\(0\)", lambda: ms.check_mask(hiding, 1, 4))
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])
 def test_integers_that_float64_cannot_hold_are_refused_by_position(dtype: Any) -> None:
     weights = np.zeros((4, 4), dtype)
@@ -164,6 +171,24 @@ def test_an_unknown_method_is_answered_with_the_nearest_name(name: str, meant: s
     refuses(ValueError, message, lambda: ms.solve_block(BLOCK, 1, 4, method=name))
     refuses(ValueError, message, lambda: ms.solve_blocks(BLOCK[None], 1, 4, method=name))
     refuses(ValueError, message, lambda: ms.solve_matrix(BLOCK, 4, 4, method=name))
+
+
+@pytest.mark.parametrize(
+    "options", [{"return_potentials": True}, {"potentials": np.zeros((1, 1, 4))}], ids=["out", "in"]
+)
+def test_potentials_are_refused_for_what_has_none_and_unknown_names_for_being_unknown(options: dict[str, Any]) -> None:
+    def call(**more: Any) -> Callable[[], Any]:
+        return lambda: ms.solve_matrix(BLOCK, 1, 4, **options, **more)
+
+    refuses(ValueError, "method 'greedy' with direction 'both' has no potentials", call(method="greedy"))
+    refuses(ValueError, "method 'exact' with direction 'rows' has no potentials", call(direction="rows"))
+    refuses(ValueError, r"unknown method 'exat'.*did you mean 'exact'\?", call(method="exat"))
+    refuses(ValueError, r"unknown direction 'row'.*did you mean 'rows'\?", call(direction="row"))
+
+
+@pytest.mark.parametrize("given", [np.zeros(4), np.zeros((1, 1, 4), int), np.full((1, 1, 4), np.nan)], ids=str)
+def test_potentials_of_another_shape_or_dtype_or_that_are_not_finite_are_refused(given: Any) -> None:
+    refuses(ValueError, "^potentials h", lambda: ms.solve_matrix(BLOCK, 1, 4, potentials=given))
 
 
 @pytest.mark.parametrize("name", ["", "zzz", None, 3, ["exact"]], ids=repr)

@@ -165,6 +165,36 @@ print(os.waitstatus_to_exitcode(status), (ms.solve_matrix(weights, 2, 5, threads
     assert processes.run(script) == "0 True\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork on Windows")
+def test_a_process_forked_while_a_thread_compiles_solves_too() -> None:
+    script = """
+import os, signal, threading
+import numpy as np
+import masksolve as ms
+import masksolve._jit
+from numba.core.compiler_lock import global_compiler_lock
+
+compiles, forked = threading.Event(), threading.Event()
+
+def compile():
+    with global_compiler_lock:
+        compiles.set()
+        forked.wait(0.2)
+
+thread = threading.Thread(target=compile)
+thread.start()
+compiles.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if ms.solve_block(np.ones((8, 8)), 3, 8).sum() == 24 else 1)
+forked.set()
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert processes.run(script) == "0\n"
+
+
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     for method in ms.available_methods():
         ms.solve_block([[1.5, 2], [2, 1]], 1, 2, method=method)

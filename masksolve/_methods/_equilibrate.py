@@ -28,7 +28,7 @@ N", in which zeros do not tie, and filled up with zeros: nothing is worth more.
 import numpy as np
 
 from masksolve._jit import inner_kernel, kernel
-from masksolve._methods._vectors import call, lowest_bit, unpack
+from masksolve._methods._vectors import call, lowest_bit, new_work, unpack
 
 # What becomes of a tile that a pass leaves unsolved: it is to be equilibrated as "exactly n" or as "at most n", in the
 # dtype of the weights or in float64, perturbed; or by other means.
@@ -97,7 +97,7 @@ def equilibrate(
     """
     code, clamped, at, n, m = unpack(program)
     lanes = at.lanes
-    work = np.zeros(at.size * lanes, like.dtype)
+    work = new_work(at, like)
     integers = work.view(bits_like.dtype)
     words = work.view(np.int64)
     state = np.empty(lanes, np.int8)
@@ -136,7 +136,7 @@ def equilibrate(
                     full_of_zeros += _is_full_of_zeros(work[at.zeros * lanes + lane], m)
                     largest = integers[at.largest * lanes + lane]
                     if state[lane] == _WAITS and largest == integers[at.least * lanes + lane] and largest < infinity:
-                        _store_any(code, at, grid, some[group + lane], work, words, lane, n, m)
+                        _store_any(code, at, grid, some[group + lane], work, words, lane, n, m, potentials)
                         state[lane] = _SOLVED
                 if _count_waiting(state) == 0:
                     continue
@@ -195,13 +195,8 @@ def equilibrate(
                                 passes = work[at.worst * lanes + lane] > -work[at.lowest * lanes + lane]
                             state[lane] = _SOLVED if passes else _LEFT
                             if passes:
-                                tile = some[group + lane]
-                                call(code.store, work, grid[4] + _place(tile, grid[5], grid[6]), grid[7], lane, 0.0)
-                                if len(potentials) > 0:
-                                    lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
-                                    number = _place(tile, grid[8], 1)
-                                    for j in range(m):
-                                        potentials[number, j] = work[(at.v + j) * lanes + lane] - lowest
+                                lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
+                                _store(code, at, grid, some[group + lane], work, lane, potentials, lowest)
                     if is_last:
                         break
                     waiting = _count_waiting(state)
@@ -223,7 +218,7 @@ def equilibrate(
                 continue
             for lane in range(lanes):
                 if state[lane] == _WAITS and integers[at.largest * lanes + lane] == integers[at.least * lanes + lane]:
-                    _store_any(code, at, grid, some[group + lane], work, words, lane, n, m)
+                    _store_any(code, at, grid, some[group + lane], work, words, lane, n, m, potentials)
                     state[lane] = _SOLVED
             waiting = _count_waiting(state)
             late = in_haste and waiting <= lanes // 4
@@ -294,7 +289,7 @@ def equilibrate_perturbed(
     """
     code, clamped, at, n, m = unpack(program)
     lanes = at.lanes
-    work = np.zeros(at.size * lanes)
+    work = new_work(at, left_potentials)
     words = work.view(np.int64)
     memory = np.empty(4 * m, np.int64)
     left_count = len(left)
@@ -382,14 +377,8 @@ def equilibrate_perturbed(
                             words, at.bits * lanes + lane, at.zero_bits * lanes + lane, lanes, m, n, memory
                         )
                     if passes:
-                        call(
-                            code.store, work, grid[4] + _place(some[group + lane], grid[5], grid[6]), grid[7], lane, 0.0
-                        )
-                        if len(potentials) > 0:
-                            lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
-                            number = _place(some[group + lane], grid[8], 1)
-                            for j in range(m):
-                                potentials[number, j] = work[(at.v + j) * lanes + lane] - lowest
+                        lowest = work[at.lowest * lanes + lane] if at_most and not clamp else 0.0
+                        _store(code, at, grid, some[group + lane], work, lane, potentials, lowest)
                     else:
                         left[left_count] = some[group + lane]
                         left_stages[left_count] = TIES_EXACTLY if clamp else TIES_AT_MOST
@@ -429,14 +418,25 @@ def _count_waiting(state):
 
 
 @inner_kernel
-def _store_any(code, at, grid, tile, work, words, lane, n, m):
-    """Store a mask of a tile whose entries are all the same."""
+def _store(code, at, grid, tile, work, lane, potentials, lowest):
+    """Store the mask of a lane, and its column potentials less `lowest`."""
+    call(code.store, work, grid[4] + _place(tile, grid[5], grid[6]), grid[7], lane, 0.0)
+    if len(potentials) > 0:
+        where = _place(tile, grid[8], 1)
+        for j in range(potentials.shape[1]):
+            potentials[where, j] = work[(at.v + j) * at.lanes + lane] - lowest
+
+
+@inner_kernel
+def _store_any(code, at, grid, tile, work, words, lane, n, m, potentials):
+    """Store a mask of a tile whose entries are all the same, and potentials of zero, which prove every such mask."""
     row = (np.int64(1) << n) - 1
     for i in range(m):
         words[at.bits * at.words + i * at.lanes + lane] = row
         # Each row is the one before, turned round by one; bits from m on are not looked at.
         row = (row << 1) | ((row >> (m - 1)) & 1)
-    call(code.store, work, grid[4] + _place(tile, grid[5], grid[6]), grid[7], lane, 0.0)
+        work[(at.v + i) * at.lanes + lane] = 0
+    _store(code, at, grid, tile, work, lane, potentials, 0.0)
 
 
 @inner_kernel

@@ -11,8 +11,6 @@ numbers, and words of 64 bits for each lane (two vectors where numbers have 32 b
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +20,7 @@ import llvmlite
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 from numba.np.unsafe import ndarray as _unsafe
 from numpy.typing import NDArray
@@ -161,22 +160,18 @@ call: Any = intrinsic(_call)
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [_ADDRESS, _I64, _I64, _I64, ir.DoubleType()])
 _tuple_of: Any = _unsafe.to_fixed_tuple
 _CODE, _LAYOUT = len(Code._fields), len(Layout._fields)
-_lock = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    # A child that is forked while a thread compiles would wait for that thread, which it does not have.
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @cache
 def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
     """All that a kernel needs to know for a pattern, numbers and weights of so many bytes: for `unpack`."""
-    with _lock:
+    with global_compiler_lock:
         engine = _engine_of(n, m, itemsize, source_itemsize)
-    addresses = [
-        engine.get_function_address(_clamped(name) if clamp and name in _CLAMPED else name)
-        for clamp in (False, True)
-        for name in Code._fields
-    ]
+        addresses = [
+            engine.get_function_address(_clamped(name) if clamp and name in _CLAMPED else name)
+            for clamp in (False, True)
+            for name in Code._fields
+        ]
     return np.array([*addresses, *layout(m, itemsize), n, m])
 
 
@@ -187,6 +182,19 @@ def unpack(program):
     clamped = Code(*_tuple_of(program[_CODE : 2 * _CODE], _CODE))
     at = Layout(*_tuple_of(program[2 * _CODE : 2 * _CODE + _LAYOUT], _LAYOUT))
     return code, clamped, at, program[-2], program[-1]
+
+
+@inner_kernel
+def new_work(at, like):
+    """Zeros for all vectors of a `Layout`, in numbers of the dtype of an array.
+
+    Memory comes at multiples of 32 bytes. A vector of 64 that is not at a multiple of 64 lies in two lines of the
+    cache, and takes two accesses.
+    """
+    spare = VECTOR_BYTES // like.itemsize
+    work = np.zeros(at.size * at.lanes + spare, like.dtype)
+    first = (VECTOR_BYTES - work.ctypes.data % VECTOR_BYTES) % VECTOR_BYTES // like.itemsize
+    return work[first : first + at.size * at.lanes]
 
 
 @cache

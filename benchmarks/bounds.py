@@ -1,0 +1,175 @@
+"""What a tile costs the exact solver at least, counted and not timed: `python -m benchmarks.bounds`.
+
+The solver runs in the Python interpreter, which notes every call of the machine code that is compiled for the pattern.
+How many instructions a call executes stands in the assembly: each function is one loop over the lines of a tile. Set
+against them are the two vector instructions, two loads and one store, of 64 bytes each, that Intel's server cores start
+in one clock at best. Left out are the scalar instructions, of a tile's bookkeeping and of compiled Python, all waiting,
+and caches: at that clock less time is impossible, and twice as much would be no surprise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from benchmarks.environment import header, pin_threads
+from benchmarks.marks import write_between_marks
+
+_PATTERNS = ((2, 4), (4, 8), (8, 16), (16, 32))
+_CASES = (("gaussian", True), ("gaussian", False), ("int8-valued", True))
+_SIDE = 512
+_KINDS = ("min/max", "vector", "loads", "stores", "spills")
+_A_CLOCK = {"vector": 2, "loads": 2, "stores": 1}
+# What the machine of the README's figures states; cores may run above it for a while.
+_HERTZ = 2.6e9
+# A function's name and instructions, and the loop in them.
+_BODY = re.compile(r"^(\w+):\n\s*\.cfi_startproc\n(.*?)^\.Lfunc_end", re.MULTILINE | re.DOTALL)
+_LOOP = re.compile(r"^\.LBB\w+:\n(.*?)\n\tj\w+\s+\.LBB\w+$", re.MULTILINE | re.DOTALL)
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_double)
+
+
+@dataclass(frozen=True)
+class Count:
+    """A case, by tile: rounds, executed instructions by kind, and bytes of weights and mask."""
+
+    case: str
+    rounds: float
+    instructions: Counter[str]
+    bytes: int
+
+    @property
+    def clocks(self) -> float:
+        """The least that the instructions take."""
+        return max(self.instructions[kind] / each for kind, each in _A_CLOCK.items())
+
+
+def main() -> None:
+    """Count, print; or write the table into a file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bounds", description=__doc__)
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="also put the table between the marks 'bounds' of FILE"
+    )
+    arguments = parser.parse_args()
+    pin_threads(1)
+
+    from benchmarks.report import markdown, significant
+
+    rows = []
+    for n, m in _PATTERNS:
+        for family, saturated in _CASES:
+            found = count(n, m, family, saturated)
+            instructions = [significant(found.instructions[kind]) for kind in _KINDS]
+            least = significant(found.clocks / _HERTZ * 1e9)
+            rows.append([found.case, f"{found.rounds:.2f}", *instructions, str(found.bytes), least])
+    columns = ("case", "rounds", *_KINDS, "bytes", f"ns at {_HERTZ / 1e9:g} GHz, at least")
+    text = f"{markdown(columns, rows)}\n\n{header(1)}"
+    print(text)
+    if arguments.write:
+        write_between_marks(arguments.write, "bounds", text)
+
+
+def count(n: int, m: int, family: str, saturated: bool) -> Count:
+    """Solve a matrix and count what a tile takes on average."""
+    import masksolve as ms
+    from benchmarks.families import random_matrix
+    from masksolve._methods import exact
+    from masksolve._methods._vectors import VECTOR_BYTES
+
+    calls: Counter[tuple[int, str]] = Counter()
+    natively = exact.equilibrate, exact.equilibrate_perturbed
+    exact.equilibrate, exact.equilibrate_perturbed = (_interpreted(kernel, calls) for kernel in natively)
+    try:
+        ms.solve_matrix(random_matrix(family, _SIDE), n, m, saturated=saturated, threads=1)
+    finally:
+        exact.equilibrate, exact.equilibrate_perturbed = natively
+
+    tiles = (_SIDE // m) ** 2
+    instructions: Counter[str] = Counter()
+    rounds = 0.0
+    for itemsize in (4, 8):
+        functions = functions_of(n, m, itemsize)
+        for name, each in functions.items():
+            times = calls[itemsize, name]
+            instructions.update({kind: number * times / tiles for kind, number in each.items()})
+            if name.endswith("move_rows"):
+                # Of a tile, not of the group whose lanes it shares.
+                rounds += times * (VECTOR_BYTES // itemsize) / tiles
+    case = f"{n}:{m}, {family}" + ("" if saturated else ", at most n")
+    return Count(case, rounds, instructions, m * m * (4 + 1))
+
+
+def functions_of(n: int, m: int, itemsize: int) -> dict[str, Counter[str]]:
+    """Executed instructions, by kind, of one call of each function that the solver compiles for float32 weights."""
+    from llvmlite import binding
+
+    from masksolve._methods._vectors import target_machine, write_module
+
+    assembly = target_machine().emit_assembly(binding.parse_assembly(write_module(n, m, itemsize, 4)))
+    return {name: _instructions(body, m) for name, body in _BODY.findall(assembly)}
+
+
+def _instructions(body: str, m: int) -> Counter[str]:
+    before, loop, after = _LOOP.split(body)
+    total: Counter[str] = Counter()
+    for part, times in ((before, 1), (loop, m), (after, 1)):
+        for line in part.splitlines():
+            total.update(dict.fromkeys(_kinds_of(line), times))
+    return total
+
+
+def _kinds_of(line: str) -> list[str]:
+    """What an instruction in AT&T syntax is; its destination stands last."""
+    code, _, operands = line.strip().partition("\t")
+    if not code.startswith(("v", "k")) or code == "vzeroupper":
+        return []
+    kinds = []
+    is_store = operands.endswith((")", "}")) and ")" in operands.rsplit(", %", 1)[-1]
+    is_move = code.startswith("vmov")
+    if "(" in operands:
+        kinds.append("stores" if is_store else "loads")
+        if "(%rsp)" in operands:
+            kinds.append("spills")
+    if not (is_move and "(" in operands):
+        kinds.append("vector")
+    if re.match(r"v(min|max)p[sd]$", code):
+        kinds.append("min/max")
+    return kinds
+
+
+def _interpreted(kernel: Any, calls: Counter[tuple[int, str]]) -> FunctionType:
+    """The kernel, and those that it calls, as Python functions that note the calls of machine code."""
+    from numba.core.registry import CPUDispatcher
+
+    from masksolve._methods._vectors import _CODE, _LAYOUT, Code, Layout
+
+    names: dict[int, str] = {}
+
+    def unpack(program: Any) -> tuple[Code, Code, Layout, int, int]:
+        numbers = [int(number) for number in program]
+        code, clamped = Code(*numbers[:_CODE]), Code(*numbers[_CODE : 2 * _CODE])
+        for kind, prefix in ((clamped, "clamped_"), (code, "")):
+            names.update({address: prefix + name for name, address in kind._asdict().items()})
+        return code, clamped, Layout(*numbers[2 * _CODE : 2 * _CODE + _LAYOUT]), *numbers[-2:]
+
+    def call(address: int, work: Any, a: int, b: int, c: int, x: float) -> None:
+        calls[work.itemsize, names[address]] += 1
+        _FUNCTION(address)(work.ctypes.data, int(a), int(b), int(c), float(x))
+
+    scope = dict(kernel.py_func.__globals__)
+    for name, value in scope.items():
+        if isinstance(value, CPUDispatcher):
+            function = value.py_func
+            is_beside = function.__globals__ is kernel.py_func.__globals__
+            scope[name] = FunctionType(function.__code__, scope, name) if is_beside else function
+    scope.update(unpack=unpack, call=call, lowest_bit=lambda word: (int(word) & -int(word)).bit_length() - 1)
+    return scope[kernel.py_func.__name__]
+
+
+if __name__ == "__main__":
+    main()
