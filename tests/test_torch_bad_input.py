@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from masksolve.torch import Sparsifier, finalize
 
@@ -193,6 +194,59 @@ def test_a_state_dict_of_another_model_or_of_nothing_is_refused() -> None:
         sparsifier.load_state_dict(wide)
     assert same(before, model)
     assert sparsifier.steps == 0
+
+
+def test_loading_masks_of_another_pattern_into_the_model_is_refused_and_its_masks_stay() -> None:
+    """Also those that keep less: a 1:4 mask is valid under 3:4, but none that a 3:4 Sparsifier makes."""
+    for other in ("1:4", "2:4", "4:4"):
+        model, source = mlp(), mlp()
+        sparsifier = Sparsifier(model, "3:4", refresh_every=None)
+        Sparsifier(source, other)
+        before = weight_and_mask(model[0])[1].clone()
+        with pytest.raises(RuntimeError, match=r"0\.mask: mask\[0, 0:4\] keeps . of 4 .* exactly 3; the mask stays as"):
+            model.load_state_dict(source.state_dict())
+        assert torch.equal(weight_and_mask(model[0])[1], before)
+        sparsifier.finalize()
+        assert float((model[0].weight != 0).float().mean()) == 0.75
+
+
+@pytest.mark.parametrize("options", [{"until": 1}, {"saturated": False}, {"method": "greedy"}, {"method": "any"}])
+def test_loading_masks_that_the_sparsifier_can_make_is_not_refused(options: dict[str, Any]) -> None:
+    if options.get("method") == "any":
+        options = {"method": lambda scores, pattern: scores > 0}
+    model, source = mlp(), mlp()
+    Sparsifier(model, "3:4", **options)
+    saved = Sparsifier(source, "3:4", **options)
+    source(torch.ones(1, 16)).sum().backward()
+    saved.step()
+    model.load_state_dict(source.state_dict())
+    assert torch.equal(weight_and_mask(model[0])[1], weight_and_mask(source[0])[1])
+
+
+def test_a_state_dict_whose_masks_break_its_own_pattern_is_refused() -> None:
+    model = mlp()
+    sparsifier = Sparsifier(model, "1:4")
+    before = snapshot(model)
+    state = sparsifier.state_dict()
+    state["masks"] = {**state["masks"], "2.weight": ~state["masks"]["2.weight"]}
+    with pytest.raises(ValueError, match=r"another mask for '2.weight' than 1:4 makes: mask\[0, 0:4\] keeps 3 of 4"):
+        sparsifier.load_state_dict(state)
+    assert same(before, model)
+
+
+def test_an_average_that_averaged_the_masks_too_is_not_finalized() -> None:
+    model = mlp()
+    sparsifier = Sparsifier(model, "1:4")
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(model)
+        with torch.no_grad():
+            weight_and_mask(model[2])[0].normal_()
+        sparsifier.refresh()
+    before = snapshot(average)
+    with pytest.raises(RuntimeError, match=r"'module.2.weight' has a mask that is none .* needs use_buffers=False"):
+        finalize(average)
+    assert same(before, average)
 
 
 def test_a_finalized_sparsifier_does_nothing_more() -> None:

@@ -23,7 +23,8 @@ def finalize(model: nn.Module) -> None:
     ValueError
         If nothing in the model is masked.
     RuntimeError
-        If a parameter carries another parametrization too, or is sharded by FSDP. The model is left as it was.
+        If a parameter carries another parametrization too, is sharded by FSDP, or its mask is not of the Sparsifier's
+        pattern, as in an average that averaged the masks too. The model is left as it was.
 
     Examples
     --------
@@ -61,6 +62,11 @@ def remove_masks(places: list[tuple[str, nn.Module, str]]) -> None:
                 f"parameter {name!r} is sharded by fully_shard, which holds on to it; gather the state dict with "
                 "torch.distributed.checkpoint.state_dict.get_model_state_dict and full_state_dict=True, load it into "
                 "an unsharded model that has a Sparsifier, and finalize that"
+            )
+        if found is not None and (fault := found[1].fault(found[1].mask)) is not None:
+            raise RuntimeError(
+                f"parameter {name!r} has a mask that is none of its Sparsifier's: {fault}; an AveragedModel needs "
+                "use_buffers=False; copy the masks of the trained model, or refresh them"
             )
     for _, owner, attribute in places:
         restore_forward(owner)

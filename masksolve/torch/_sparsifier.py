@@ -22,13 +22,13 @@ from masksolve.torch._distributed import (
     solve_sharded,
     unwrapped,
 )
-from masksolve.torch._layers import ParameterReport, Ragged, Site, as_globs, select
-from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight, attach, masked_parameter
+from masksolve.torch._layers import Layout, ParameterReport, Ragged, Site, as_globs, select
+from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight, MaskFault, attach, masked_parameter
 from masksolve.torch._records import LayerRecord, RefreshRecord, count_changes, kept_share
 from masksolve.torch._removal import remove_masks
 from masksolve.torch._schedule import RefreshEvery, Schedule
 from masksolve.torch._semi_structured import PackableWeight, replace_forward
-from masksolve.torch._solve import MaskFunction, Masks, Recipe, Solution, as_pattern, solve_masks
+from masksolve.torch._solve import MaskFunction, Masks, Recipe, Solution, as_pattern, mask_fault, solve_masks
 
 # The name of a parameter and the parameter -> scores of its shape.
 Importance = Callable[[str, nn.Parameter], Tensor]
@@ -160,7 +160,8 @@ class Sparsifier:
             weight = parameters[site.name]
             # In the weight's memory format, so that their product is in it too.
             mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].mask, weight))
-            masked = (PackableWeight if accelerate else MaskedWeight)(mask, gradient, decay / len(site.names))
+            kind = PackableWeight if accelerate else MaskedWeight
+            masked = kind(mask, gradient, decay / len(site.names), self._fault_of(site.layout))
             for name in site.names:
                 attach(*self._place(name), masked)
                 if accelerate:
@@ -259,8 +260,8 @@ class Sparsifier:
         Raises
         ------
         RuntimeError
-            If it was done before, a parameter carries a parametrization that was registered after the mask, or is
-            sharded by FSDP. The model is left as it was.
+            If it was done before, a parameter carries a parametrization that was registered after the mask, is
+            sharded by FSDP, or has a mask that is not of this pattern. The model is left as it was.
         """
         self._check_attached()
         for site in self._sites:
@@ -287,7 +288,8 @@ class Sparsifier:
         Raises
         ------
         ValueError
-            If it is one of another pattern or of other parameters; nothing has changed then.
+            If it is one of another pattern or of other parameters, or holds masks that are not of this pattern;
+            nothing has changed then.
         """
         self._check_attached()
         missing = sorted({"pattern", "step", "masks", "potentials"} - set(state))
@@ -309,12 +311,18 @@ class Sparsifier:
                     f"the state_dict has a {masks[name].dtype} mask of shape {tuple(masks[name].shape)} for {name!r}; "
                     f"it needs torch.bool of shape {tuple(masked.mask.shape)}"
                 )
-        for name, masked in held.items():
-            _put(masks[name], masked)
+            if (fault := masked.fault(masks[name])) is not None:
+                raise ValueError(f"the state_dict has another mask for {name!r} than {self.pattern} makes: {fault}")
         # Those of a shard are of no use to another, and never saved.
-        self._potentials = {
-            name: found for name, found in state["potentials"].items() if not is_sharded(self._masked(name)[0])
+        potentials = {
+            name: found
+            for name, found in state["potentials"].items()
+            if name in held and not is_sharded(self._masked(name)[0])
         }
+        placed = {name: like(masks[name], masked.mask) for name, masked in held.items()}
+        for name, masked in held.items():
+            _put(placed[name], masked)
+        self._potentials = potentials
         self._step = state["step"]
         self._is_dense = self._schedule.is_dense_at(self._step)
 
@@ -365,6 +373,16 @@ class Sparsifier:
         self._last_end = now
         self._last_refresh = RefreshRecord(self._step, now - start, (now - start) / since, layers)
         return self._last_refresh
+
+    def _fault_of(self, layout: Layout) -> MaskFault:
+        # A closure and not a method: copies of the model shall not copy this object.
+        recipe, ends_dense = self._recipe, self._schedule.until is not None
+
+        def fault(mask: Tensor) -> str | None:
+            whole = as_plain(mask)
+            return None if ends_dense and bool(whole.all()) else mask_fault(layout.matrices(whole), recipe)
+
+        return fault
 
     def _become_dense(self) -> None:
         if not self._is_dense:
