@@ -111,6 +111,15 @@ def masked_parameter(owner: nn.Module, attribute: str) -> tuple[nn.Parameter, Ma
     return None if masked is None else (cast(nn.Parameter, held.original), masked)
 
 
+def check_shape(name: str, weight: Tensor, masked: MaskedWeight) -> None:
+    """Refuse a parameter whose shape is not that of its mask any more."""
+    if weight.shape != masked.mask.shape:
+        raise ValueError(
+            f"parameter {name!r} has shape {tuple(weight.shape)} now, and had {tuple(masked.mask.shape)} when it was "
+            "masked; finalize before changing shapes, and make a new Sparsifier after"
+        )
+
+
 def detach(owner: nn.Module, attribute: str) -> None:
     """Write the zeros into a masked parameter and make it a plain one again."""
     found = masked_parameter(owner, attribute)

@@ -23,7 +23,7 @@ from masksolve.torch._distributed import (
     unwrapped,
 )
 from masksolve.torch._layers import Layout, ParameterReport, Ragged, Site, as_globs, select
-from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight, MaskFault, attach, masked_parameter
+from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight, MaskFault, attach, check_shape, masked_parameter
 from masksolve.torch._records import LayerRecord, RefreshRecord, count_changes, kept_share
 from masksolve.torch._removal import remove_masks
 from masksolve.torch._schedule import RefreshEvery, Schedule
@@ -408,13 +408,8 @@ class Sparsifier:
                 f"parameter {name!r} is not masked any more: its module was replaced, or the parametrization removed; "
                 "make a new Sparsifier"
             )
-        weight, masked = found
-        if weight.shape != masked.mask.shape:
-            raise ValueError(
-                f"parameter {name!r} has shape {tuple(weight.shape)} now, and had {tuple(masked.mask.shape)} when it "
-                "was masked; finalize before changing shapes, and make a new Sparsifier after"
-            )
-        return weight, masked
+        check_shape(name, *found)
+        return found
 
     def _check_attached(self) -> None:
         if self._is_final:
