@@ -60,6 +60,8 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], st
         r"parameter '2.weight': \[3, 7\] is nan; NaN and infinities have no importance; no mask",
     ),
     (lambda: mlp().to("meta"), {}, ValueError, r"parameter '0.weight' is on the meta device .*materialise the model"),
+    (mlp, {"include": 5}, TypeError, r"include and exclude take globs of parameter names, .* got 5"),
+    (mlp, {"exclude": ["0.*", None]}, TypeError, r"include and exclude take globs of parameter names, .* got None"),
     (mlp, {"pattern": "5:4"}, ValueError, r"n must lie between 0 and m=4, got n=5"),
     (mlp, {"pattern": "2-4"}, ValueError, r"a pattern is written \"N:M\""),
     (mlp, {"pattern": 4}, TypeError, r"a pattern is parsed from a string such as \"2:4\", got 4"),
@@ -70,6 +72,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], st
     (mlp, {"refresh_every": 1.5}, TypeError, r"refresh_every must be an integer, got 1.5"),
     (mlp, {"until": 0}, ValueError, r"until must be at least 1, got 0"),
     (mlp, {"decay": -1.0}, ValueError, r"decay must be finite and not negative, got -1.0"),
+    (mlp, {"importance": "wanda"}, TypeError, r"importance must be a callable of a name and a Parameter.*got 'wanda'"),
     (mlp, {"importance": lambda name, w: w[0]}, ValueError, r"importance returned torch.float32 of shape \(16,\) for"),
     (mlp, {"importance": lambda name, w: None}, ValueError, r"importance returned None for parameter '0.weight'"),
     (mlp, {"importance": lambda name, w: w}, ValueError, r"importance returned negative scores for parameter '0.wei"),
@@ -158,6 +161,18 @@ def test_a_changed_shape_is_refused() -> None:
         with pytest.raises(ValueError, match=r"parameter '2.weight' has shape \(8, 32\) now, and had \(8, 24\)"):
             call()
         assert torch.equal(weight_and_mask(model[0])[1], before)
+
+
+def test_a_model_that_went_to_the_meta_device_is_refused() -> None:
+    model = mlp()
+    sparsifier = Sparsifier(model, "2:4")
+    before = sparsifier.last_refresh
+    model.to("meta")
+    calls: list[Callable[[], object]] = [sparsifier.refresh, sparsifier.finalize, lambda: finalize(model)]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"'0.weight' is on the meta device now and has no values; materialise"):
+            call()
+    assert sparsifier.last_refresh is before
 
 
 def test_a_replaced_module_is_refused() -> None:

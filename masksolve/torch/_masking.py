@@ -111,8 +111,13 @@ def masked_parameter(owner: nn.Module, attribute: str) -> tuple[nn.Parameter, Ma
     return None if masked is None else (cast(nn.Parameter, held.original), masked)
 
 
-def check_shape(name: str, weight: Tensor, masked: MaskedWeight) -> None:
-    """Refuse a parameter whose shape is not that of its mask any more."""
+def check_weight(name: str, weight: Tensor, masked: MaskedWeight) -> None:
+    """Refuse a parameter that has lost its values, or whose shape is not that of its mask any more."""
+    if weight.is_meta:
+        raise ValueError(
+            f"parameter {name!r} is on the meta device now and has no values; materialise the model first (to_empty "
+            "and load_state_dict)"
+        )
     if weight.shape != masked.mask.shape:
         raise ValueError(
             f"parameter {name!r} has shape {tuple(weight.shape)} now, and had {tuple(masked.mask.shape)} when it was "

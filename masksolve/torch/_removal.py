@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from masksolve.torch._distributed import is_sharded
-from masksolve.torch._masking import check_shape, detach, masked_parameter
+from masksolve.torch._masking import check_weight, detach, masked_parameter
 from masksolve.torch._semi_structured import restore_forward
 
 
@@ -21,7 +21,7 @@ def finalize(model: nn.Module) -> None:
     Raises
     ------
     ValueError
-        If nothing in the model is masked, or the shape of a parameter has changed. The model is left as it was.
+        If nothing in the model is masked, or a parameter has changed its shape or is on the meta device.
     RuntimeError
         If a parameter carries another parametrization too, is sharded by FSDP, or its mask is not of the Sparsifier's
         pattern, as in an average that averaged the masks too. The model is left as it was.
@@ -59,7 +59,7 @@ def remove_masks(places: list[tuple[str, nn.Module, str]]) -> None:
         found = masked_parameter(owner, attribute)
         assert found is not None
         weight, masked = found
-        check_shape(name, weight, masked)
+        check_weight(name, weight, masked)
         if is_sharded(weight) and not is_sharded(masked.mask):
             raise RuntimeError(
                 f"parameter {name!r} is sharded by fully_shard, which holds on to it; gather the state dict with "

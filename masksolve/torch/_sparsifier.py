@@ -23,7 +23,15 @@ from masksolve.torch._distributed import (
     unwrapped,
 )
 from masksolve.torch._layers import Layout, ParameterReport, Ragged, Site, as_globs, select
-from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight, MaskFault, attach, check_shape, masked_parameter
+from masksolve.torch._masking import (
+    GRADIENTS,
+    Gradient,
+    MaskedWeight,
+    MaskFault,
+    attach,
+    check_weight,
+    masked_parameter,
+)
 from masksolve.torch._records import LayerRecord, RefreshRecord, count_changes, kept_share
 from masksolve.torch._removal import remove_masks
 from masksolve.torch._schedule import RefreshEvery, Schedule
@@ -140,6 +148,8 @@ class Sparsifier:
         _check_choice("gradient", gradient, GRADIENTS)
         self._recipe = Recipe(as_pattern(pattern), method, saturated)
         self._schedule = Schedule(refresh_every, until)
+        if importance is not None and not callable(importance):
+            raise TypeError(f"importance must be a callable of a name and a Parameter, or None, got {importance!r}")
         self._importance = importance
         self._model, self._group = unwrapped(model)
         check_not_fully_sharded(self._model)
@@ -231,8 +241,8 @@ class Sparsifier:
         Raises
         ------
         ValueError
-            For weights or scores that are NaN or infinite, and parameters whose shape has changed; the message names
-            the parameter, and all masks stay as they were.
+            For weights or scores that are NaN or infinite, and parameters whose shape has changed or that are on the
+            meta device; the message names the parameter, and all masks stay as they were.
         RuntimeError
             After `finalize` and in the final dense phase.
         """
@@ -408,7 +418,7 @@ class Sparsifier:
                 f"parameter {name!r} is not masked any more: its module was replaced, or the parametrization removed; "
                 "make a new Sparsifier"
             )
-        check_shape(name, *found)
+        check_weight(name, *found)
         return found
 
     def _check_attached(self) -> None:
