@@ -124,6 +124,18 @@ def test_a_step_whose_gradients_are_gone_already_is_fine() -> None:
     assert sparsifier.steps == 1
 
 
+def test_a_first_batch_that_passes_by_every_masked_weight_is_a_backward_too() -> None:
+    """As where a mixture sends nothing to its masked experts."""
+    model = nn.Sequential(mlp(), nn.LazyLinear(8), nn.Linear(8, 3))
+    sparsifier = Sparsifier(model, "2:4")
+    with pytest.raises(RuntimeError, match="before any backward"):
+        sparsifier.step()
+    model[2](torch.ones(1, 8)).sum().backward()
+    model.zero_grad()
+    sparsifier.step()
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_refresh_of_weights_that_are_not_finite_names_the_layer_and_keeps_every_mask(bad: float) -> None:
     model = mlp()

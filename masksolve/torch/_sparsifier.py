@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from masksolve._inputs import nearest
@@ -429,9 +430,11 @@ class Sparsifier:
         def note(parameter: Tensor) -> None:
             self._has_trained = True
 
-        parameters = [self._masked(site.name)[0] for site in self._sites]
+        # All of them, as the first batch may pass by every masked one.
         return [
-            parameter.register_post_accumulate_grad_hook(note) for parameter in parameters if parameter.requires_grad
+            parameter.register_post_accumulate_grad_hook(note)
+            for parameter in self._model.parameters()
+            if parameter.requires_grad and not is_lazy(parameter)
         ]
 
     def _unhook(self) -> None:
@@ -441,7 +444,7 @@ class Sparsifier:
 
     def _check_trained(self) -> None:
         """Refuse a step before any backward. Gradients may be gone already, and FSDP sets them behind every hook."""
-        parameters = [self._masked(site.name)[0] for site in self._sites]
+        parameters = list(self._model.parameters())
         trained = self._has_trained or any(p.grad is not None or is_sharded(p) for p in parameters)
         if not trained and any(p.requires_grad for p in parameters):
             raise RuntimeError(
