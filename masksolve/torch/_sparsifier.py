@@ -55,7 +55,8 @@ class Sparsifier:
     ----------
     model : nn.Module
         Changed in place, by `torch.nn.utils.parametrize`. Wrapped in DistributedDataParallel, its processes share the
-        solves and all of them have to construct, `step` and `refresh` together. FSDP: before `fully_shard`.
+        solves and all of them have to construct, `step` and `refresh` together; wrapped later, each solves for itself,
+        and after `finalize` the wrapper has to be made anew. FSDP: before `fully_shard`.
     pattern : str or Pattern
         N **kept** of every M, such as "4:8": 1:4 keeps 1 of every 4 and zeroes 3.
     include, exclude : str or sequence of str, optional
