@@ -252,6 +252,13 @@ def test_loading_masks_that_the_sparsifier_can_make_is_not_refused(options: dict
     assert torch.equal(weight_and_mask(model[0])[1], weight_and_mask(source[0])[1])
 
 
+def test_masks_without_values_are_loaded_as_torch_loads_them() -> None:
+    model = mlp()
+    Sparsifier(model, "2:4")
+    model.load_state_dict({key: value.to("meta") for key, value in model.state_dict().items()}, assign=True)
+    assert weight_and_mask(model[0])[1].is_meta
+
+
 def test_a_state_dict_whose_masks_break_its_own_pattern_is_refused() -> None:
     model = mlp()
     sparsifier = Sparsifier(model, "1:4")

@@ -55,7 +55,9 @@ class MaskedWeight(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         key = f"{prefix}mask"
         mask = state_dict.get(key)
-        if mask is not None and mask.shape == self.mask.shape and (fault := self.fault(mask)) is not None:
+        is_judged = isinstance(mask, Tensor) and not mask.is_meta and mask.shape == self.mask.shape
+        fault = self.fault(cast(Tensor, mask)) if is_judged else None
+        if fault is not None:
             # As where a shape does not fit: all else is loaded, and whoever called raises.
             *_, errors = rest
             errors.append(f"{key}: {fault}; the mask stays as it was")
