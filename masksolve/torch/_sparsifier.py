@@ -336,7 +336,9 @@ class Sparsifier:
             _put(placed[name], masked)
         self._potentials = potentials
         self._step = state["step"]
-        self._is_dense = self._schedule.is_dense_at(self._step)
+        self._is_dense = False
+        if self._schedule.is_dense_at(self._step):
+            self._become_dense()
 
     def _solve(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Solution]:
         sites = {site.name: site for site in self._sites}
