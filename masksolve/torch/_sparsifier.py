@@ -100,6 +100,12 @@ class Sparsifier:
     (`AveragedModel` with use_buffers=False, the default), and an optimizer whose state is to be saved always before it,
     or always after it.
 
+    DistributedDataParallel broadcasts the masks, a byte a weight, with the other buffers at every forward of a model
+    that has others; where these need not be synchronised, broadcast_buffers=False spares that.
+
+    Masks that a `model.load_state_dict` brings have to be of the pattern, or dense ones if there is an `until`: it
+    raises otherwise, and the masks stay.
+
     Source of the masks and of refreshing them every 40 steps: Hubara et al. 2021 (arXiv 2102.08124); of "sr-ste": Zhou
     et al. 2021 (arXiv 2102.04010).
 
