@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from masksolve.torch import Sparsifier, finalize
 
@@ -59,6 +60,8 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], st
         r"parameter '2.weight': \[3, 7\] is nan; NaN and infinities have no importance; no mask",
     ),
     (lambda: mlp().to("meta"), {}, ValueError, r"parameter '0.weight' is on the meta device .*materialise the model"),
+    (mlp, {"include": 5}, TypeError, r"include and exclude take globs of parameter names, .* got 5"),
+    (mlp, {"exclude": ["0.*", None]}, TypeError, r"include and exclude take globs of parameter names, .* got None"),
     (mlp, {"pattern": "5:4"}, ValueError, r"n must lie between 0 and m=4, got n=5"),
     (mlp, {"pattern": "2-4"}, ValueError, r"a pattern is written \"N:M\""),
     (mlp, {"pattern": 4}, TypeError, r"a pattern is parsed from a string such as \"2:4\", got 4"),
@@ -69,6 +72,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], st
     (mlp, {"refresh_every": 1.5}, TypeError, r"refresh_every must be an integer, got 1.5"),
     (mlp, {"until": 0}, ValueError, r"until must be at least 1, got 0"),
     (mlp, {"decay": -1.0}, ValueError, r"decay must be finite and not negative, got -1.0"),
+    (mlp, {"importance": "wanda"}, TypeError, r"importance must be a callable of a name and a Parameter.*got 'wanda'"),
     (mlp, {"importance": lambda name, w: w[0]}, ValueError, r"importance returned torch.float32 of shape \(16,\) for"),
     (mlp, {"importance": lambda name, w: None}, ValueError, r"importance returned None for parameter '0.weight'"),
     (mlp, {"importance": lambda name, w: w}, ValueError, r"importance returned negative scores for parameter '0.wei"),
@@ -120,6 +124,18 @@ def test_a_step_whose_gradients_are_gone_already_is_fine() -> None:
     assert sparsifier.steps == 1
 
 
+def test_a_first_batch_that_passes_by_every_masked_weight_is_a_backward_too() -> None:
+    """As where a mixture sends nothing to its masked experts."""
+    model = nn.Sequential(mlp(), nn.LazyLinear(8), nn.Linear(8, 3))
+    sparsifier = Sparsifier(model, "2:4")
+    with pytest.raises(RuntimeError, match="before any backward"):
+        sparsifier.step()
+    model[2](torch.ones(1, 8)).sum().backward()
+    model.zero_grad()
+    sparsifier.step()
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_refresh_of_weights_that_are_not_finite_names_the_layer_and_keeps_every_mask(bad: float) -> None:
     model = mlp()
@@ -152,9 +168,23 @@ def test_a_changed_shape_is_refused() -> None:
     sparsifier = Sparsifier(model, "2:4")
     before = weight_and_mask(model[0])[1].clone()
     model[2].parametrizations.weight.original = nn.Parameter(torch.randn(8, 32))
-    with pytest.raises(ValueError, match=r"parameter '2.weight' has shape \(8, 32\) now, and had \(8, 24\)"):
-        sparsifier.refresh()
-    assert torch.equal(weight_and_mask(model[0])[1], before)
+    calls: list[Callable[[], object]] = [sparsifier.refresh, sparsifier.finalize, lambda: finalize(model)]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"parameter '2.weight' has shape \(8, 32\) now, and had \(8, 24\)"):
+            call()
+        assert torch.equal(weight_and_mask(model[0])[1], before)
+
+
+def test_a_model_that_went_to_the_meta_device_is_refused() -> None:
+    model = mlp()
+    sparsifier = Sparsifier(model, "2:4")
+    before = sparsifier.last_refresh
+    model.to("meta")
+    calls: list[Callable[[], object]] = [sparsifier.refresh, sparsifier.finalize, lambda: finalize(model)]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"'0.weight' is on the meta device now and has no values; materialise"):
+            call()
+    assert sparsifier.last_refresh is before
 
 
 def test_a_replaced_module_is_refused() -> None:
@@ -193,6 +223,66 @@ def test_a_state_dict_of_another_model_or_of_nothing_is_refused() -> None:
         sparsifier.load_state_dict(wide)
     assert same(before, model)
     assert sparsifier.steps == 0
+
+
+def test_loading_masks_of_another_pattern_into_the_model_is_refused_and_its_masks_stay() -> None:
+    """Also those that keep less: a 1:4 mask is valid under 3:4, but none that a 3:4 Sparsifier makes."""
+    for other in ("1:4", "2:4", "4:4"):
+        model, source = mlp(), mlp()
+        sparsifier = Sparsifier(model, "3:4", refresh_every=None)
+        Sparsifier(source, other)
+        before = weight_and_mask(model[0])[1].clone()
+        with pytest.raises(RuntimeError, match=r"0\.mask: mask\[0, 0:4\] keeps . of 4 .* exactly 3; the mask stays as"):
+            model.load_state_dict(source.state_dict())
+        assert torch.equal(weight_and_mask(model[0])[1], before)
+        sparsifier.finalize()
+        assert float((model[0].weight != 0).float().mean()) == 0.75
+
+
+@pytest.mark.parametrize("options", [{"until": 1}, {"saturated": False}, {"method": "greedy"}, {"method": "any"}])
+def test_loading_masks_that_the_sparsifier_can_make_is_not_refused(options: dict[str, Any]) -> None:
+    if options.get("method") == "any":
+        options = {"method": lambda scores, pattern: scores > 0}
+    model, source = mlp(), mlp()
+    Sparsifier(model, "3:4", **options)
+    saved = Sparsifier(source, "3:4", **options)
+    source(torch.ones(1, 16)).sum().backward()
+    saved.step()
+    model.load_state_dict(source.state_dict())
+    assert torch.equal(weight_and_mask(model[0])[1], weight_and_mask(source[0])[1])
+
+
+def test_masks_without_values_are_loaded_as_torch_loads_them() -> None:
+    model = mlp()
+    Sparsifier(model, "2:4")
+    model.load_state_dict({key: value.to("meta") for key, value in model.state_dict().items()}, assign=True)
+    assert weight_and_mask(model[0])[1].is_meta
+
+
+def test_a_state_dict_whose_masks_break_its_own_pattern_is_refused() -> None:
+    model = mlp()
+    sparsifier = Sparsifier(model, "1:4")
+    before = snapshot(model)
+    state = sparsifier.state_dict()
+    state["masks"] = {**state["masks"], "2.weight": ~state["masks"]["2.weight"]}
+    with pytest.raises(ValueError, match=r"another mask for '2.weight' than 1:4 makes: mask\[0, 0:4\] keeps 3 of 4"):
+        sparsifier.load_state_dict(state)
+    assert same(before, model)
+
+
+def test_an_average_that_averaged_the_masks_too_is_not_finalized() -> None:
+    model = mlp()
+    sparsifier = Sparsifier(model, "1:4")
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(model)
+        with torch.no_grad():
+            weight_and_mask(model[2])[0].normal_()
+        sparsifier.refresh()
+    before = snapshot(average)
+    with pytest.raises(RuntimeError, match=r"'module.2.weight' has a mask that is none .* needs use_buffers=False"):
+        finalize(average)
+    assert same(before, average)
 
 
 def test_a_finalized_sparsifier_does_nothing_more() -> None:

@@ -155,3 +155,12 @@ def test_tensor_parallel_weights_are_solved_where_they_lie_and_trained_as_one(re
     sparsifier.finalize()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(results["tensor_parallel"][0]["state"][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_masks_are_loaded_whole_or_sharded_into_weights_that_are_whole_or_sharded(results: Results) -> None:
+    for result in results["tensor_parallel"]:
+        for name, (_, mask) in result["layers"].items():
+            assert torch.equal(result["flipped"][name][1], mask.flip(0))
+            assert not torch.equal(mask.flip(0), mask)
+            assert torch.equal(result["loaded"][name][1], mask)
+            assert torch.equal(result["loaded plainly"][name][1], mask)

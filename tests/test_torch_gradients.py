@@ -11,6 +11,10 @@ from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight
 DECAY = 0.03
 
 
+def any_mask(mask: Tensor) -> None:
+    """What a weight that takes any mask says of one."""
+
+
 def closed_form(gradient: Gradient, grad: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     """The gradient of the dense weight for that of the masked one, spelled out entry by entry."""
     found = torch.empty_like(weight)
@@ -31,14 +35,14 @@ def problem() -> tuple[Tensor, Tensor, Tensor]:
 def test_the_dense_weight_gets_the_closed_form(gradient: Gradient) -> None:
     weight, mask, grad = problem()
     weight.requires_grad_()
-    MaskedWeight(mask, gradient, DECAY)(weight).backward(grad)
+    MaskedWeight(mask, gradient, DECAY, any_mask)(weight).backward(grad)
     assert weight.grad is not None
     torch.testing.assert_close(weight.grad, closed_form(gradient, grad, mask, weight.detach()), rtol=1e-7, atol=1e-9)
 
 
 def test_masked_is_the_derivative_of_masking() -> None:
     weight, mask, _ = problem()
-    assert gradcheck(MaskedWeight(mask, "masked", DECAY), weight.requires_grad_())
+    assert gradcheck(MaskedWeight(mask, "masked", DECAY, any_mask), weight.requires_grad_())
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -56,7 +60,7 @@ def test_a_loss_of_the_masked_weight_sends_its_numerical_gradient(gradient: Grad
         step[k] = 1e-6
         numerical.view(-1)[k] = (loss(at + step.view_as(at)) - loss(at - step.view_as(at))) / 2e-6
     weight.requires_grad_()
-    loss(MaskedWeight(mask, gradient, DECAY)(weight)).backward()
+    loss(MaskedWeight(mask, gradient, DECAY, any_mask)(weight)).backward()
     assert weight.grad is not None
     torch.testing.assert_close(
         weight.grad, closed_form(gradient, numerical, mask, weight.detach()), rtol=1e-6, atol=1e-6

@@ -335,6 +335,14 @@ def test_the_bridge_refuses_what_it_cannot_prune() -> None:
         transposable(layer, "weights", "2:4")
     with pytest.raises(ValueError, match=r"have shape \(8,\); parameter 'weight' needs \(8, 8\)"):
         transposable(layer, "weight", "2:4", importance_scores=torch.ones(8))
+    with pytest.raises(ValueError, match=r"importance_scores of parameter 'weight' hold negative ones"):
+        transposable(layer, "weight", "2:4", importance_scores=torch.full((8, 8), -1.0))
     with pytest.raises(ValueError, match="at least two dimensions"):
         transposable(layer, "bias", "2:4")
+    with pytest.raises(ValueError, match=r"'weight' is on the meta device and has no values; materialise"):
+        transposable(nn.Linear(8, 8, device="meta"), "weight", "2:4")
+    masked = nn.Linear(8, 8)
+    Sparsifier(masked, "2:4")
+    with pytest.raises(ValueError, match=r"'weight' is parametrized, as by a Sparsifier; finalize before"):
+        transposable(masked, "weight", "2:4")
     assert sorted(layer.state_dict()) == ["bias", "weight"]

@@ -343,9 +343,10 @@ def test_loading_replaces_masks_and_the_step_count() -> None:
         assert torch.equal(held(target, name)[1], mask)
 
 
-def test_loading_into_a_dense_phase_stays_dense() -> None:
+@pytest.mark.parametrize("until", [1, None])
+def test_loading_into_a_dense_phase_stays_or_becomes_dense(until: int | None) -> None:
     model = net()
-    saved = Sparsifier(model, "2:4", refresh_every=1, until=1)
+    saved = Sparsifier(model, "2:4", refresh_every=1, until=until)
     train(model, torch.optim.SGD(model.parameters(), 0.1), saved, range(2))
     twin = net()
     sparsifier = Sparsifier(twin, "2:4", refresh_every=1, until=1)

@@ -85,6 +85,15 @@ def test_a_run_is_kept_and_another_starts_from_its_weights(tmp_path: Path) -> No
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_runs_of_another_setting_are_not_mixed_in(tmp_path: Path) -> None:
+    record = Run("residual convnet", "dense", 0, 1, 6400, 0.8, 0.5, None, [], 0.0, 60.0)
+    path = path_of(tmp_path, "residual convnet", Recipe("dense"), 0)
+    path.write_text(json.dumps(asdict(record)))
+    figures.check_epochs(tmp_path, 1)
+    with pytest.raises(SystemExit, match="holds runs of 1 epochs, and this setting has 5; give another --results"):
+        figures.check_epochs(tmp_path, 5)
+
+
 def test_the_table_has_means_and_standard_errors(tmp_path: Path) -> None:
     accuracies = {0: 0.8, 1: 0.85, 2: 0.87}
     recipes = [RECIPES[0], RECIPES[1], RECIPES[5]]

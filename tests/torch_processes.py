@@ -1,5 +1,6 @@
 """What each of two processes does for the tests of DDP, FSDP2 and DTensor. Run by `tests.test_torch_distributed`."""
 
+import copy
 import datetime
 import traceback
 from dataclasses import replace
@@ -211,5 +212,14 @@ def tensor_parallel(rank: int) -> dict[str, Any]:
         sparsifier = Sparsifier(model, "1:4", refresh_every=1, gradient="sr-ste")
         train(model, sparsifier, None)
     found = {"layers": gathered(model), "shapes": shapes, "sad": [x.sad for x in sparsifier.last_refresh.layers]}
+    saved = copy.deepcopy(sparsifier.state_dict())
+    flipped = {name: whole(mask).flip(0) for name, mask in saved["masks"].items()}
+    sparsifier.load_state_dict({**saved, "masks": flipped})
+    found["flipped"] = gathered(model)
+    sparsifier.load_state_dict(saved)
+    found["loaded"] = gathered(model)
+    plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    Sparsifier(plain, "1:4").load_state_dict(saved)
+    found["loaded plainly"] = gathered(plain)
     sparsifier.finalize()
     return {**found, "state": {name: whole(value) for name, value in model.state_dict().items()}}

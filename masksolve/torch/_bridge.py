@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 
 from masksolve._pattern import Pattern
 from masksolve.torch._layers import layout_of
@@ -31,7 +31,7 @@ def transposable(
     method, saturated
         As for `Sparsifier`.
     importance_scores : Tensor, optional
-        What to keep most of instead of abs(weight), shaped like it.
+        What to keep most of instead of abs(weight), shaped like it, not negative.
 
     Returns
     -------
@@ -41,7 +41,8 @@ def transposable(
     Raises
     ------
     ValueError, TypeError
-        For a name that is no parameter, scores of another shape, NaN weights and whatever `solve_matrix` refuses.
+        For a name that is no parameter, one that is parametrized or on the meta device, scores of another shape or
+        below zero, NaN weights and whatever `solve_matrix` refuses.
 
     Examples
     --------
@@ -53,11 +54,17 @@ def transposable(
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         raise ValueError(f"{type(module).__name__} has no parameter {name!r}")
+    if parametrize.is_parametrized(module, name):
+        raise ValueError(f"parameter {name!r} is parametrized, as by a Sparsifier; finalize before pruning")
+    if weight.is_meta:
+        raise ValueError(f"parameter {name!r} is on the meta device and has no values; materialise the module first")
     scores = weight if importance_scores is None else importance_scores
     if scores.shape != weight.shape:
         raise ValueError(
             f"importance_scores have shape {tuple(scores.shape)}; parameter {name!r} needs {tuple(weight.shape)}"
         )
+    if importance_scores is not None and bool((scores < 0).any()):
+        raise ValueError(f"importance_scores of parameter {name!r} hold negative ones; pass their absolute values")
     layout = layout_of(module, name)
     found = solve_masks(layout.matrices(scores.detach()), Recipe(as_pattern(pattern), method, saturated))
     prune.custom_from_mask(module, name, layout.weight(found.masks))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -135,11 +135,15 @@ def layout_of(owner: nn.Module, attribute: str) -> Layout:
     return Layout()
 
 
-def as_globs(globs: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def as_globs(globs: str | Iterable[str] | None) -> tuple[str, ...] | None:
     """One glob or several, as several."""
     if globs is None:
         return None
-    return (globs,) if isinstance(globs, str) else tuple(globs)
+    found = (globs,) if isinstance(globs, str) or not isinstance(globs, Iterable) else tuple(globs)
+    for glob in found:
+        if not isinstance(glob, str):
+            raise TypeError(f"include and exclude take globs of parameter names, such as 'encoder.*', got {glob!r}")
+    return found
 
 
 def _named(model: nn.Module) -> Iterator[_Found]:

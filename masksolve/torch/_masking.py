@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn.utils import parametrize
 
 Gradient = Literal["ste", "sr-ste", "masked"]
 GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
+# A mask -> what is wrong with it for the weight that asks, in words; None if nothing is.
+MaskFault = Callable[[Tensor], str | None]
 
 
 class MaskedWeight(nn.Module):
@@ -23,14 +26,17 @@ class MaskedWeight(nn.Module):
         How strongly "sr-ste" pulls pruned weights to zero. A buffer, so that changing it recompiles nothing.
     gradient : {"ste", "sr-ste", "masked"}
         What the dense weight gets for the gradient g of the masked one: g; g + decay * (1 - mask) * weight; mask * g.
+    fault : callable
+        Judges masks that come from elsewhere.
     """
 
     mask: Tensor
     decay: Tensor
 
-    def __init__(self, mask: Tensor, gradient: Gradient, decay: float) -> None:
+    def __init__(self, mask: Tensor, gradient: Gradient, decay: float, fault: MaskFault) -> None:
         super().__init__()
         self.gradient = gradient
+        self.fault = fault
         self.register_buffer("mask", mask)
         self.register_buffer("decay", torch.tensor(decay, device=mask.device), persistent=False)
 
@@ -45,6 +51,18 @@ class MaskedWeight(nn.Module):
     def extra_repr(self) -> str:
         """What print(model) shows."""
         return f"gradient={self.gradient!r}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        key = f"{prefix}mask"
+        mask = state_dict.get(key)
+        is_judged = isinstance(mask, Tensor) and not mask.is_meta and mask.shape == self.mask.shape
+        fault = self.fault(cast(Tensor, mask)) if is_judged else None
+        if fault is not None:
+            # As where a shape does not fit: all else is loaded, and whoever called raises.
+            *_, errors = rest
+            errors.append(f"{key}: {fault}; the mask stays as it was")
+            state_dict = {**state_dict, key: self.mask}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class _Mask(torch.autograd.Function):
@@ -93,6 +111,20 @@ def masked_parameter(owner: nn.Module, attribute: str) -> tuple[nn.Parameter, Ma
     held = cast(nn.ModuleDict, owner.parametrizations)[attribute]
     masked = next((each for each in cast(nn.ModuleList, held) if isinstance(each, MaskedWeight)), None)
     return None if masked is None else (cast(nn.Parameter, held.original), masked)
+
+
+def check_weight(name: str, weight: Tensor, masked: MaskedWeight) -> None:
+    """Refuse a parameter that has lost its values, or whose shape is not that of its mask any more."""
+    if weight.is_meta:
+        raise ValueError(
+            f"parameter {name!r} is on the meta device now and has no values; materialise the model first (to_empty "
+            "and load_state_dict)"
+        )
+    if weight.shape != masked.mask.shape:
+        raise ValueError(
+            f"parameter {name!r} has shape {tuple(weight.shape)} now, and had {tuple(masked.mask.shape)} when it was "
+            "masked; finalize before changing shapes, and make a new Sparsifier after"
+        )
 
 
 def detach(owner: nn.Module, attribute: str) -> None:

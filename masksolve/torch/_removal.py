@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from masksolve.torch._distributed import is_sharded
-from masksolve.torch._masking import detach, masked_parameter
+from masksolve.torch._masking import check_weight, detach, masked_parameter
 from masksolve.torch._semi_structured import restore_forward
 
 
@@ -21,9 +21,10 @@ def finalize(model: nn.Module) -> None:
     Raises
     ------
     ValueError
-        If nothing in the model is masked.
+        If nothing in the model is masked, or a parameter has changed its shape or is on the meta device.
     RuntimeError
-        If a parameter carries another parametrization too, or is sharded by FSDP. The model is left as it was.
+        If a parameter carries another parametrization too, is sharded by FSDP, or its mask is not of the Sparsifier's
+        pattern, as in an average that averaged the masks too. The model is left as it was.
 
     Examples
     --------
@@ -56,11 +57,19 @@ def remove_masks(places: list[tuple[str, nn.Module, str]]) -> None:
                 f"parameter {name!r} carries {' and '.join(kinds)}; remove what was registered after the mask first"
             )
         found = masked_parameter(owner, attribute)
-        if found is not None and is_sharded(found[0]) and not is_sharded(found[1].mask):
+        assert found is not None
+        weight, masked = found
+        check_weight(name, weight, masked)
+        if is_sharded(weight) and not is_sharded(masked.mask):
             raise RuntimeError(
                 f"parameter {name!r} is sharded by fully_shard, which holds on to it; gather the state dict with "
                 "torch.distributed.checkpoint.state_dict.get_model_state_dict and full_state_dict=True, load it into "
                 "an unsharded model that has a Sparsifier, and finalize that"
+            )
+        if (fault := masked.fault(masked.mask)) is not None:
+            raise RuntimeError(
+                f"parameter {name!r} has a mask that is none of its Sparsifier's: {fault}; an AveragedModel needs "
+                "use_buffers=False; copy the masks of the trained model, or refresh them"
             )
     for _, owner, attribute in places:
         restore_forward(owner)

@@ -21,7 +21,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from masksolve.torch._distributed import is_sharded
-from masksolve.torch._masking import Gradient, MaskedWeight, masked_parameter
+from masksolve.torch._masking import Gradient, MaskedWeight, MaskFault, masked_parameter
 
 # Tests say "cpu".
 _DEVICE = "cuda"
@@ -99,8 +99,8 @@ class PackableWeight(MaskedWeight):
         Whether the mask lay on a GPU and was 2:4 along both axes when `look` was called last.
     """
 
-    def __init__(self, mask: Tensor, gradient: Gradient, decay: float) -> None:
-        super().__init__(mask, gradient, decay)
+    def __init__(self, mask: Tensor, gradient: Gradient, decay: float, fault: MaskFault) -> None:
+        super().__init__(mask, gradient, decay, fault)
         self.register_load_state_dict_post_hook(PackableWeight._look_at_loaded)  # type: ignore[no-untyped-call]
         self.look()
 

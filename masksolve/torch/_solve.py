@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from masksolve._api import solve_matrix
+from masksolve._check import check_mask
+from masksolve._errors import InvalidMaskError
 from masksolve._methods import load_method
 from masksolve._pattern import Pattern
 from masksolve.torch._device import solve_on_device
@@ -107,6 +109,19 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
         return_potentials=True,
     )
     return Masks(torch.from_numpy(mask), torch.from_numpy(found), 0)
+
+
+def mask_fault(masks: Tensor, recipe: Recipe) -> str | None:
+    """Why masks (..., R, C) are none of a recipe, in words; None if they may be, as any may be of a callable's."""
+    if callable(recipe.method):
+        return None
+    pattern = recipe.pattern
+    saturated = recipe.saturated and recipe.method == "exact"
+    try:
+        check_mask(masks.bool().cpu().numpy(), pattern.n, pattern.m, saturated=saturated)
+    except InvalidMaskError as error:
+        return str(error)
+    return None
 
 
 def _is_solved_where_it_lies(scores: Tensor) -> bool:

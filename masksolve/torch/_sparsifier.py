@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from masksolve._inputs import nearest
@@ -22,13 +23,21 @@ from masksolve.torch._distributed import (
     solve_sharded,
     unwrapped,
 )
-from masksolve.torch._layers import ParameterReport, Ragged, Site, as_globs, select
-from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight, attach, masked_parameter
+from masksolve.torch._layers import Layout, ParameterReport, Ragged, Site, as_globs, select
+from masksolve.torch._masking import (
+    GRADIENTS,
+    Gradient,
+    MaskedWeight,
+    MaskFault,
+    attach,
+    check_weight,
+    masked_parameter,
+)
 from masksolve.torch._records import LayerRecord, RefreshRecord, count_changes, kept_share
 from masksolve.torch._removal import remove_masks
 from masksolve.torch._schedule import RefreshEvery, Schedule
 from masksolve.torch._semi_structured import PackableWeight, replace_forward
-from masksolve.torch._solve import MaskFunction, Masks, Recipe, Solution, as_pattern, solve_masks
+from masksolve.torch._solve import MaskFunction, Masks, Recipe, Solution, as_pattern, mask_fault, solve_masks
 
 # The name of a parameter and the parameter -> scores of its shape.
 Importance = Callable[[str, nn.Parameter], Tensor]
@@ -46,7 +55,8 @@ class Sparsifier:
     ----------
     model : nn.Module
         Changed in place, by `torch.nn.utils.parametrize`. Wrapped in DistributedDataParallel, its processes share the
-        solves and all of them have to construct, `step` and `refresh` together. FSDP: before `fully_shard`.
+        solves and all of them have to construct, `step` and `refresh` together; wrapped later, each solves for itself,
+        and after `finalize` the wrapper has to be made anew. FSDP: before `fully_shard`.
     pattern : str or Pattern
         N **kept** of every M, such as "4:8": 1:4 keeps 1 of every 4 and zeroes 3.
     include, exclude : str or sequence of str, optional
@@ -89,6 +99,12 @@ class Sparsifier:
     `model.parameters()` lists a module's masked weights after its other parameters. So make an EMA after the Sparsifier
     (`AveragedModel` with use_buffers=False, the default), and an optimizer whose state is to be saved always before it,
     or always after it.
+
+    DistributedDataParallel broadcasts the masks, a byte a weight, with the other buffers at every forward of a model
+    that has others; where these need not be synchronised, broadcast_buffers=False spares that.
+
+    Masks that a `model.load_state_dict` brings have to be of the pattern, or dense ones if there is an `until`: it
+    raises otherwise, and the masks stay.
 
     Source of the masks and of refreshing them every 40 steps: Hubara et al. 2021 (arXiv 2102.08124); of "sr-ste": Zhou
     et al. 2021 (arXiv 2102.04010).
@@ -140,6 +156,8 @@ class Sparsifier:
         _check_choice("gradient", gradient, GRADIENTS)
         self._recipe = Recipe(as_pattern(pattern), method, saturated)
         self._schedule = Schedule(refresh_every, until)
+        if importance is not None and not callable(importance):
+            raise TypeError(f"importance must be a callable of a name and a Parameter, or None, got {importance!r}")
         self._importance = importance
         self._model, self._group = unwrapped(model)
         check_not_fully_sharded(self._model)
@@ -160,7 +178,8 @@ class Sparsifier:
             weight = parameters[site.name]
             # In the weight's memory format, so that their product is in it too.
             mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].mask, weight))
-            masked = (PackableWeight if accelerate else MaskedWeight)(mask, gradient, decay / len(site.names))
+            kind = PackableWeight if accelerate else MaskedWeight
+            masked = kind(mask, gradient, decay / len(site.names), self._fault_of(site.layout))
             for name in site.names:
                 attach(*self._place(name), masked)
                 if accelerate:
@@ -230,8 +249,8 @@ class Sparsifier:
         Raises
         ------
         ValueError
-            For weights or scores that are NaN or infinite, and parameters whose shape has changed; the message names
-            the parameter, and all masks stay as they were.
+            For weights or scores that are NaN or infinite, and parameters whose shape has changed or that are on the
+            meta device; the message names the parameter, and all masks stay as they were.
         RuntimeError
             After `finalize` and in the final dense phase.
         """
@@ -259,8 +278,8 @@ class Sparsifier:
         Raises
         ------
         RuntimeError
-            If it was done before, a parameter carries a parametrization that was registered after the mask, or is
-            sharded by FSDP. The model is left as it was.
+            If it was done before, a parameter carries a parametrization that was registered after the mask, is
+            sharded by FSDP, or has a mask that is not of this pattern. The model is left as it was.
         """
         self._check_attached()
         for site in self._sites:
@@ -287,7 +306,8 @@ class Sparsifier:
         Raises
         ------
         ValueError
-            If it is one of another pattern or of other parameters; nothing has changed then.
+            If it is one of another pattern or of other parameters, or holds masks that are not of this pattern;
+            nothing has changed then.
         """
         self._check_attached()
         missing = sorted({"pattern", "step", "masks", "potentials"} - set(state))
@@ -309,14 +329,22 @@ class Sparsifier:
                     f"the state_dict has a {masks[name].dtype} mask of shape {tuple(masks[name].shape)} for {name!r}; "
                     f"it needs torch.bool of shape {tuple(masked.mask.shape)}"
                 )
-        for name, masked in held.items():
-            _put(masks[name], masked)
+            if (fault := masked.fault(masks[name])) is not None:
+                raise ValueError(f"the state_dict has another mask for {name!r} than {self.pattern} makes: {fault}")
         # Those of a shard are of no use to another, and never saved.
-        self._potentials = {
-            name: found for name, found in state["potentials"].items() if not is_sharded(self._masked(name)[0])
+        potentials = {
+            name: found
+            for name, found in state["potentials"].items()
+            if name in held and not is_sharded(self._masked(name)[0])
         }
+        placed = {name: like(masks[name], masked.mask) for name, masked in held.items()}
+        for name, masked in held.items():
+            _put(placed[name], masked)
+        self._potentials = potentials
         self._step = state["step"]
-        self._is_dense = self._schedule.is_dense_at(self._step)
+        self._is_dense = False
+        if self._schedule.is_dense_at(self._step):
+            self._become_dense()
 
     def _solve(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Solution]:
         sites = {site.name: site for site in self._sites}
@@ -366,6 +394,16 @@ class Sparsifier:
         self._last_refresh = RefreshRecord(self._step, now - start, (now - start) / since, layers)
         return self._last_refresh
 
+    def _fault_of(self, layout: Layout) -> MaskFault:
+        # A closure and not a method: copies of the model shall not copy this object.
+        recipe, ends_dense = self._recipe, self._schedule.until is not None
+
+        def fault(mask: Tensor) -> str | None:
+            whole = as_plain(mask)
+            return None if ends_dense and bool(whole.all()) else mask_fault(layout.matrices(whole), recipe)
+
+        return fault
+
     def _become_dense(self) -> None:
         if not self._is_dense:
             for site in self._sites:
@@ -390,13 +428,8 @@ class Sparsifier:
                 f"parameter {name!r} is not masked any more: its module was replaced, or the parametrization removed; "
                 "make a new Sparsifier"
             )
-        weight, masked = found
-        if weight.shape != masked.mask.shape:
-            raise ValueError(
-                f"parameter {name!r} has shape {tuple(weight.shape)} now, and had {tuple(masked.mask.shape)} when it "
-                "was masked; finalize before changing shapes, and make a new Sparsifier after"
-            )
-        return weight, masked
+        check_weight(name, *found)
+        return found
 
     def _check_attached(self) -> None:
         if self._is_final:
@@ -406,9 +439,11 @@ class Sparsifier:
         def note(parameter: Tensor) -> None:
             self._has_trained = True
 
-        parameters = [self._masked(site.name)[0] for site in self._sites]
+        # All of them, as the first batch may pass by every masked one.
         return [
-            parameter.register_post_accumulate_grad_hook(note) for parameter in parameters if parameter.requires_grad
+            parameter.register_post_accumulate_grad_hook(note)
+            for parameter in self._model.parameters()
+            if parameter.requires_grad and not is_lazy(parameter)
         ]
 
     def _unhook(self) -> None:
@@ -418,7 +453,7 @@ class Sparsifier:
 
     def _check_trained(self) -> None:
         """Refuse a step before any backward. Gradients may be gone already, and FSDP sets them behind every hook."""
-        parameters = [self._masked(site.name)[0] for site in self._sites]
+        parameters = list(self._model.parameters())
         trained = self._has_trained or any(p.grad is not None or is_sharded(p) for p in parameters)
         if not trained and any(p.requires_grad for p in parameters):
             raise RuntimeError(

@@ -39,7 +39,9 @@ def main() -> None:
     setting = FULL if arguments.full else FAST
     results = arguments.results or Path("build/training") / ("full" if arguments.full else "fast")
     results.mkdir(parents=True, exist_ok=True)
-    data.load(arguments.data)  # complains before anything is started
+    # Both complain before anything is started.
+    data.load(arguments.data)
+    figures.check_epochs(results, setting.epochs)
     train_all(results, setting, arguments.data, arguments.processes)
     figures.draw(results, arguments.into or (PAGE if arguments.full else results))
 

@@ -33,6 +33,15 @@ def read(results: Path) -> list[Run]:
     return [Run(**json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
 
 
+def check_epochs(results: Path, epochs: int) -> None:
+    """Refuse a folder with runs of another setting, which would be taken for runs of this one."""
+    for run in read(results):
+        if run.epochs != epochs:
+            raise SystemExit(
+                f"{results} holds runs of {run.epochs} epochs, and this setting has {epochs}; give another --results"
+            )
+
+
 def mean_and_error(values: list[float]) -> tuple[float, float]:
     """The mean and its standard error; nan of one value."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan

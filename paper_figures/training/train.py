@@ -35,7 +35,7 @@ class Setting:
 class Run:
     """Which run, and what came out.
 
-    `accuracy` is that on the 10,000 test images, of the finalized model. `kept` is the mean over the masked weights of
+    `accuracy` is that on the tested images, of the finalized model. `kept` is the mean over the masked weights of
     the importance that the last masks keep; `flips` the flip rate of all masked weights together at each refresh, with
     its step. `mask_share` is the part of the training time that refreshes took.
     """
