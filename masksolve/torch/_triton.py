@@ -50,6 +50,8 @@ def solve_directly(tiles: Tensor, masks: Tensor, masked: Tensor | None, halves: 
 
     Parameters
     ----------
+    tiles
+        Of a matrix, or of several: tiles lie side by side, as `_device` cuts them.
     masks, masked
         (b, p, q, 4, 4), of equal strides: the boolean masks, and the weights under them if wanted, to fill.
     """
@@ -92,6 +94,8 @@ def solve_stage(
 
     Parameters
     ----------
+    tiles
+        Of a matrix, or of several: tiles lie side by side, as `_device` cuts them.
     masks, masked
         (b, p, q, h, w), of equal strides: the boolean masks, and the weights under them if wanted, to fill.
     potentials
@@ -121,8 +125,10 @@ def solve_stage(
             count,
             tiles_down,
             tiles_across,
-            *tiles.stride(),
-            *masks.stride(),
+            tiles.stride(0),
+            *tiles.stride()[3:],
+            masks.stride(0),
+            *masks.stride()[3:],
             int(warm),
             0 if warm else stage.first,
             stage.every,
@@ -290,13 +296,9 @@ def _solve(
     tiles_down,
     tiles_across,
     weight_batch,
-    weight_down,
-    weight_across,
     weight_row,
     weight_column,
     mask_batch,
-    mask_down,
-    mask_across,
     mask_row,
     mask_column,
     warm,
@@ -339,10 +341,12 @@ def _solve(
         tile = slot
     batch, down = tile_row // tiles_down, tile_row % tiles_down
     across = across.to(tl.int64)
-    source = weights + (batch * weight_batch + down * weight_down + across * weight_across)[:, None, None]
-    source += i * weight_row + j * weight_column
-    target = (batch * mask_batch + down * mask_down + across * mask_across)[:, None, None]
-    target += i * mask_row + j * mask_column
+    # Said in columns, so that the compiler sees which entries lie side by side.
+    place = across[:, None, None] * WIDTH + j
+    if LISTED:
+        batch, down = batch[:, None, None], down[:, None, None]
+    source = weights + batch * weight_batch + down * HEIGHT * weight_row + i * weight_row + place * weight_column
+    target = batch * mask_batch + down * HEIGHT * mask_row + i * mask_row + place * mask_column
     inside = waiting[:, None, None] & (i < HEIGHT) & (j < WIDTH)
     in_row, in_column = (line < HEIGHT)[None, :], (line < WIDTH)[None, :]
 
