@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import masksolve as ms
+from masksolve._tiles import LineSums
 from masksolve.torch import _batched, _device, _direct
 from masksolve.torch._device import DeviceSolution, solve_on_device
 from tests import oracle, processes
@@ -225,6 +226,17 @@ def test_coarse_and_subnormal_weights_are_all_solved_directly_and_the_largest_le
     for n in (1, 2, 3):
         assert not solve_directly(module, grid, n)[1].any()
     assert bool(solve_directly(module, of_one_value(dtype, limits.max), 2)[1]) == (dtype != torch.float16)
+
+
+def test_tiles_are_solved_directly_where_their_sums_have_a_type() -> None:
+    full, loose = (LineSums(2, exact_rows=exact, exact_columns=True) for exact in (True, False))
+    of_16_bits = [torch.bfloat16, torch.float16]
+    for device, dtypes in (("cuda", [*of_16_bits, torch.float32]), ("mps", of_16_bits)):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+            weights: Any = SimpleNamespace(dtype=dtype, device=torch.device(device))
+            assert _direct.is_direct((4, 4), full, weights) == (dtype in dtypes)
+            assert not _direct.is_direct((4, 4), loose, weights)
+            assert not _direct.is_direct((4, 3), full, weights)
 
 
 def test_tiles_that_are_solved_directly_have_no_potentials(version: str) -> None:
