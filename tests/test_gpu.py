@@ -39,7 +39,7 @@ def test_masks_on_the_gpu_are_optimal_and_the_batched_versions_bits(
     assert ms.certify(array, found.masks.cpu().numpy(), n, m, saturated=saturated).optimal
     assert found.masked is not None
     assert torch.equal(found.masked, weights.cuda() * found.masks)
-    monkeypatch.setattr(_device, "_stage_solver", lambda tiles: _batched.solve_stage)
+    monkeypatch.setattr(_device, "_solver", lambda tiles: _batched)
     expected = solve_on_device(weights, ms.Pattern(n, m), saturated=saturated)
     assert torch.equal(found.masks.cpu(), expected.masks)
     assert found.repaired == expected.repaired
@@ -47,11 +47,8 @@ def test_masks_on_the_gpu_are_optimal_and_the_batched_versions_bits(
 
 def test_the_gpu_uses_the_kernel() -> None:
     weights = torch.zeros(64, 64, device="cuda")
-    assert _device._stage_solver(
-        _device._tiles(weights, _device.regions(64, 64, ms.Pattern(2, 4), "both", True)[0])
-    ) is (
-        _device._triton().solve_stage  # type: ignore[union-attr]
-    )
+    (region,) = _device.regions(64, 64, ms.Pattern(2, 4), "both", True)
+    assert _device._solver(_device._tiles(weights, region)) is _device._triton() is not None
 
 
 def test_strides_and_warm_starts_on_the_gpu() -> None:
@@ -70,9 +67,10 @@ def test_what_is_not_finite_is_refused_by_position_on_the_gpu() -> None:
         solve_on_device(weights, ms.Pattern(2, 4))
 
 
-def test_a_model_on_the_gpu_keeps_its_masks_and_potentials_there() -> None:
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+def test_a_model_on_the_gpu_keeps_its_masks_and_potentials_there(pattern: str) -> None:
     model = net().cuda()
-    sparsifier = Sparsifier(model, "2:4", refresh_every=1)
+    sparsifier = Sparsifier(model, pattern, refresh_every=1)
     optimizer = torch.optim.SGD(model.parameters(), 0.5)
     for step in range(3):
         optimizer.zero_grad()
@@ -81,10 +79,11 @@ def test_a_model_on_the_gpu_keeps_its_masks_and_potentials_there() -> None:
         sparsifier.step()
     state = sparsifier.state_dict()
     assert all(found.is_cuda for found in (*state["masks"].values(), *state["potentials"].values()))
-    assert list(state["potentials"]) == sparse_names(sparsifier)
+    assert list(state["potentials"]) == ([] if pattern == "2:4" else sparse_names(sparsifier))
+    n, m = ms.Pattern.parse(pattern).n, ms.Pattern.parse(pattern).m
     for name in sparse_names(sparsifier):
         weight, mask = held(model, name)
-        assert ms.certify(matrices(weight.cpu()), matrices(mask.cpu()), 2, 4).optimal
+        assert ms.certify(matrices(weight.cpu()), matrices(mask.cpu()), n, m).optimal
 
 
 def test_a_checkpoint_moves_between_the_gpu_and_the_cpu() -> None:

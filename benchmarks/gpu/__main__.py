@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -94,18 +95,16 @@ def _measure(pattern: ms.Pattern, dtype: torch.dtype, side: int, *, with_peers: 
     yield row("exact", time, optimum.masks, exact=True, repaired=optimum.repaired)
     time = milliseconds(lambda: solve_on_device(weights, pattern, masked=True))
     yield row("exact, and masked weights", time, optimum.masks)
-    moved = (weights.float() * (1 + 1e-3 * torch.randn(weights.shape, device=_DEVICE, generator=generator))).to(dtype)
-    time = milliseconds(lambda: solve_on_device(moved, pattern, potentials=optimum.potentials))
-    yield row("exact, warm", time, None)
+    if optimum.potentials is not None:
+        noise = torch.randn(weights.shape, device=_DEVICE, generator=generator)
+        moved = (weights.float() * (1 + 1e-3 * noise)).to(dtype)
+        time = milliseconds(lambda: solve_on_device(moved, pattern, potentials=optimum.potentials))
+        yield row("exact, warm", time, None)
     if side > PEER_SIDE or not with_peers:
         return
-    by_kernel = _device._stage_solver
-    _device._stage_solver = lambda _: _batched.solve_stage
-    try:
+    with mock.patch.object(_device, "_solver", return_value=_batched):
         batched = solve_on_device(weights, pattern)
         time = milliseconds(lambda: solve_on_device(weights, pattern))
-    finally:
-        _device._stage_solver = by_kernel
     yield row("exact, batched PyTorch", time, batched.masks, exact=True, repaired=batched.repaired)
     if dtype != PEER_DTYPE:
         return
@@ -165,7 +164,7 @@ def _draw(rows: list[Row], path: Path) -> None:
     for solver, line in (("exact", "-"), ("exact, warm", "--"), ("copy", ":")):
         for n, m in PATTERNS:
             some = [row for row in rows if (row.solver, row.pattern, row.dtype) == (solver, f"{n}:{m}", dtype)]
-            if solver != "copy" or m == PATTERNS[0][1]:
+            if some and (solver != "copy" or m == PATTERNS[0][1]):
                 label = solver if solver == "copy" else f"{solver}, {n}:{m}"
                 axes.plot([row.side for row in some], [row.milliseconds for row in some], line, marker="o", label=label)
     axes.set(xscale="log", yscale="log", xlabel="rows and columns", ylabel="ms", title=f"{dtype}: weights to mask")

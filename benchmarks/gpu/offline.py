@@ -1,13 +1,14 @@
-"""Compiles the kernel for a GPU that need not be there, by the launcher's own way, and reads the machine code."""
+"""Compiles the kernels for a GPU that need not be there, by the launcher's own way, and reads the machine code."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +22,7 @@ import masksolve as ms
 from masksolve._tiles import Region, regions
 from masksolve.torch import _triton
 from masksolve.torch._device import _tiles
+from masksolve.torch._direct import halves, is_direct
 from masksolve.torch._stages import plan
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -28,10 +30,10 @@ HOPPER = GPUTarget("cuda", 90, 32)
 
 @dataclass(frozen=True)
 class Compiled:
-    """One variant of the kernel: its PTX, its instructions in order, and what it takes of a multiprocessor.
+    """One variant of a kernel: its PTX, its instructions in order, and what it takes of a multiprocessor.
 
     `setup`, `round` and `finish` are the instructions of one thread: before the rounds, in each round with an attempt
-    at a proof, and after them.
+    at a proof, and after them. A kernel without rounds has `setup` alone.
     """
 
     name: str
@@ -47,21 +49,28 @@ class Compiled:
 def compile_variants(
     pattern: ms.Pattern, dtype: torch.dtype, *, saturated: bool = True, ragged: bool = False, every_stage: bool = False
 ) -> list[Compiled]:
-    """The kernels that matrices of whole tiles, or ragged ones, launch: those of the first stage, or of every stage."""
+    """The kernels that matrices of whole tiles, or ragged ones, launch: the first for each shape of tiles, or all."""
     side = 32 * pattern.m + (pattern.m - 1 if ragged else 0)
     weights = torch.zeros(side, side, dtype=dtype)
     masks = torch.empty(side, side, dtype=torch.bool)
     variants = []
     with _recorded_launches() as kernels:
         for region in regions(side, side, pattern, "both", saturated):
-            stages = plan(*region.tile_shape, region.line_sums)
-            for index, stage in enumerate(stages if every_stage else stages[:1]):
-                tiles = _tiles(weights, region)
-                count = tiles.shape[:3].numel()
-                potentials = torch.empty(count, region.tile_shape[1])
-                which = None if index == 0 else torch.arange(count)
-                _triton.solve_stage(tiles, _tiles(masks, region), None, potentials, which, stage, index > 0)
-                name = f"{pattern} {_shape(region)} {str(dtype).removeprefix('torch.')} stage {index + 1}"
+            tiles, mask_tiles = _tiles(weights, region), _tiles(masks, region)
+            count = tiles.shape[:3].numel()
+            potentials = torch.empty(count, region.tile_shape[1])
+            launches: list[tuple[str, Callable[[], object]]] = []
+            if is_direct(region.tile_shape, region.line_sums, tiles):
+                launches.append(
+                    ("directly", partial(_triton.solve_directly, tiles, mask_tiles, None, halves(pattern.n)))
+                )
+            for index, stage in enumerate(plan(*region.tile_shape, region.line_sums)):
+                which = torch.arange(count) if launches else None
+                solve = partial(_triton.solve_stage, tiles, mask_tiles, None, potentials, which, stage, index > 0)
+                launches.append((f"stage {index + 1}", solve))
+            for what, launch in launches if every_stage else launches[:1]:
+                launch()
+                name = f"{pattern} {_shape(region)} {str(dtype).removeprefix('torch.')} {what}"
                 variants.append(_read(kernels[-1], f"{name}{'' if saturated else ' at most'}"))
     return variants
 
@@ -133,5 +142,7 @@ def _sections(assembly: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[st
             instructions.append(code[1])
     end = max(index for index, code in enumerate(instructions) if code == "EXIT") + 1
     back = [(labels[target], index) for index, target in jumps if labels[target] <= index < end]
+    if not back:
+        return tuple(instructions[:end]), (), ()
     first, last = min(start for start, _ in back), max(index for _, index in back) + 1
     return tuple(instructions[:first]), tuple(instructions[first:last]), tuple(instructions[last:end])

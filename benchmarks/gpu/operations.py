@@ -1,4 +1,4 @@
-"""What a tile costs the kernel on an H200, estimated from its machine code: `python -m benchmarks.gpu.operations`.
+"""What a tile costs the kernels on an H200, estimated from its machine code: `python -m benchmarks.gpu.operations`.
 
 Nothing is measured on a GPU here. Counted are the instructions of one thread in the code compiled for compute
 capability 9.0, and the rounds that warps of Gaussian tiles take, the latter with the batched version. Set against them
@@ -31,8 +31,10 @@ from masksolve.torch._stages import plan
 # An H200 SXM by its data sheet, at its highest clock.
 _MULTIPROCESSORS, _SCHEDULERS, _HERTZ, _BYTES_PER_SECOND = 132, 4, 1.98e9, 4.8e12
 # Clocks for which one instruction of a warp keeps a scheduler's unit: 32 threads over its lanes.
-_SHUFFLE_CLOCKS, _INTEGER_CLOCKS, _OTHER_CLOCKS = 4, 2, 1
+_CLOCKS = {"SHFL": 4, "F2F": 8}
+_HALF_RATE_CLOCKS, _OTHER_CLOCKS = 2, 1
 _INTEGER = ("I", "VI", "LOP", "SEL", "SHF", "PRMT", "LEA", "VIADD", "POPC", "P2R", "R2P")
+_HALF_RATE = (*_INTEGER, "FSETP", "FMNMX", "DADD", "DSETP")
 _TARGETS = {(2, 4): "3 copies", (4, 8): "1 ms", (8, 16): "2 ms", (16, 32): "6 ms"}
 _SIDE = 8192
 
@@ -67,19 +69,22 @@ def main() -> None:
 
 def _row(n: int, m: int) -> list[str]:
     compiled = compile_variants(ms.Pattern(n, m), torch.bfloat16)[0]
-    rounds = _rounds_of_a_warp(n, m)
-    warps = _SIDE**2 / (32 * m)
+    is_direct = not compiled.round
+    rounds = 0.0 if is_direct else _rounds_of_a_warp(n, m)
+    # A thread has a tile, or a line of one.
+    warps = _SIDE**2 / (32 * (m * m if is_direct else m))
     clocks = _clocks(compiled.setup) + rounds * _clocks(compiled.round) + _clocks(compiled.finish)
     issue = warps * clocks / (_MULTIPROCESSORS * _SCHEDULERS * _HERTZ)
-    # Weights are read, masks written, and potentials written.
-    memory = _SIDE**2 * (2 + 1 + 4 / m) / _BYTES_PER_SECOND
+    # Weights are read, masks written, and potentials, where there are any, written.
+    memory = _SIDE**2 * (2 + 1 + (0 if is_direct else 4 / m)) / _BYTES_PER_SECOND
     copy = _SIDE**2 * 4 / _BYTES_PER_SECOND
+    parts = (compiled.setup, compiled.round, compiled.finish)
     return [
         f"{n}:{m}",
         str(compiled.registers),
         str(compiled.spilled_bytes),
-        *(str(len(part)) for part in (compiled.setup, compiled.round, compiled.finish)),
-        f"{rounds:.1f}",
+        *(str(len(part)) if part else "-" for part in parts),
+        "-" if is_direct else f"{rounds:.1f}",
         *(significant(1e3 * seconds) for seconds in (issue, memory, copy)),
         _TARGETS[n, m],
     ]
@@ -87,9 +92,7 @@ def _row(n: int, m: int) -> list[str]:
 
 def _clocks(instructions: tuple[str, ...]) -> int:
     def one(code: str) -> int:
-        if code == "SHFL":
-            return _SHUFFLE_CLOCKS
-        return _INTEGER_CLOCKS if code.startswith(_INTEGER) else _OTHER_CLOCKS
+        return _CLOCKS.get(code, _HALF_RATE_CLOCKS if code.startswith(_HALF_RATE) else _OTHER_CLOCKS)
 
     return sum(map(one, instructions))
 

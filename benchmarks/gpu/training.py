@@ -62,9 +62,9 @@ def measure(batch: int, tokens: int, width: int, heads: int) -> list[tuple[str, 
                 assert leaf.grad is not None
                 weight -= 1e-6 * leaf.grad
 
-    def refresh(warm: bool) -> None:
-        for weight, solution in zip(weights, solutions, strict=True):
-            solve_on_device(weight, _PATTERN, potentials=solution.potentials if warm else None)
+    def refresh() -> None:
+        for weight in weights:
+            solve_on_device(weight, _PATTERN)
 
     times = {"step, dense": milliseconds(lambda: step(False, False))}
     times["step, masked dense"] = milliseconds(lambda: step(True, False))
@@ -72,8 +72,7 @@ def measure(batch: int, tokens: int, width: int, heads: int) -> list[tuple[str, 
         times["step, accelerated"] = milliseconds(lambda: step(True, True))
         products = [weight.detach() * solution.masks for weight, solution in zip(weights, solutions, strict=True)]
         times["packing alone"] = milliseconds(lambda: [pack(form) for each in products for form in (each, each.t())])
-    times["refresh of the masks"] = milliseconds(lambda: refresh(False))
-    times["refresh, warm"] = milliseconds(lambda: refresh(True))
+    times["refresh of the masks"] = milliseconds(refresh)
     dense = times["step, dense"]
     rows = [(what, significant(time), significant(time / dense)) for what, time in times.items()]
     return rows if "step, accelerated" in times else [*rows, ("step, accelerated", "-", "; ".join(sorted(reasons)))]

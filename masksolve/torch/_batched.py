@@ -1,15 +1,17 @@
-"""The exact solver in batched PyTorch operations, for devices without Triton: see `_stages` for what and why.
+"""The exact solver in batched PyTorch operations, for devices without Triton: see `_direct` and `_stages` for why.
 
 Tiles lie last, so that every operation runs over whole lines of memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from masksolve.torch._direct import SIDE, SUMS, Halves
 from masksolve.torch._stages import (
     BITS,
     LARGEST_POTENTIAL,
@@ -26,6 +28,45 @@ from masksolve.torch._stages import (
 # Weights that are solved at a time, which bounds the memory it takes.
 _CHUNK_ON_CPU = 1 << 17
 _CHUNK_ELSEWHERE = 1 << 24
+
+
+def solve_directly(tiles: Tensor, masks: Tensor, masked: Tensor | None, halves: Halves) -> Tensor:
+    """Solve 4x4 tiles (b, p, q, 4, 4) without rounds; which of the b * p * q are left, bool.
+
+    Parameters
+    ----------
+    masks, masked
+        (b, p, q, 4, 4), of equal strides: the boolean masks, and the weights under them if wanted, to fill.
+    """
+    left = torch.empty(tiles.shape[:3].numel(), dtype=torch.bool, device=tiles.device)
+    places = torch.arange(SIDE * SIDE, device=tiles.device)
+    for some in _chunks(torch.arange(len(left), device=tiles.device), tiles):
+        where = _unravel(some, tiles)
+        weights = tiles[where]
+        entries = weights.abs().permute(1, 2, 0)
+        terms = entries.to(SUMS[weights.dtype])
+        exponent = (entries.float().amax(dim=(0, 1)).view(torch.int32) >> 23) + halves.spare
+        coarse = (exponent.clamp(max=255) << 23).view(torch.float32).to(terms.dtype)
+        left[some] = ~(terms + coarse - coarse == terms).flatten(0, 1).all(dim=0)
+        filled = torch.stack([terms[:, columns].sum(dim=1) for columns in halves.rows], dim=1)
+        upper, upper_bits = _best_pairs(filled[0], filled[1], halves)
+        lower, lower_bits = _best_pairs(filled[2], filled[3], halves)
+        best = (upper + lower.flip(0)).argmax(dim=0, keepdim=True)
+        bits = (upper_bits + (lower_bits.flip(0) << 8)).gather(0, best)[0]
+        masks[where] = (bits[:, None] >> places & 1).bool().view(-1, SIDE, SIDE)
+        if masked is not None:
+            masked[where] = weights * masks[where]
+    return left
+
+
+def _best_pairs(first: Tensor, second: Tensor, halves: Halves) -> tuple[Tensor, Tensor]:
+    """For every profile the most that two rows keep, and how they are filled, both (profiles, k)."""
+    sums, fillings = [], []
+    for profile in halves.profiles:
+        best = torch.stack([first[i] + second[j] for i, j, _ in profile]).max(dim=0)
+        sums.append(best.values)
+        fillings.append(torch.tensor([bits for _, _, bits in profile], device=first.device)[best.indices])
+    return torch.stack(sums), torch.stack(fillings)
 
 
 def solve_stage(
@@ -48,21 +89,24 @@ def solve_stage(
     """
     if which is None:
         which = torch.arange(potentials.shape[0], device=tiles.device)
-    left = torch.empty(which.shape[0], dtype=torch.bool, device=tiles.device)
-    at_once = (_CHUNK_ON_CPU if tiles.device.type == "cpu" else _CHUNK_ELSEWHERE) // (tiles.shape[3] * tiles.shape[4])
-    for start in range(0, len(which), max(1, at_once)):
-        some = which[start : start + max(1, at_once)]
+    left = []
+    for some in _chunks(which, tiles):
         where = _unravel(some, tiles)
         weights = tiles[where]
         entries = _in_fixed_point(weights.permute(1, 2, 0), stage)
         chosen, found, proven = _equilibrate(entries, stage, potentials[some].T if warm else None)
-        left[start : start + len(some)] = ~proven
+        left.append(~proven)
         potentials[some] = found.T
         solved = tuple(index[proven] for index in where)
         masks[solved] = chosen.permute(2, 0, 1)[proven]
         if masked is not None:
             masked[solved] = weights[proven] * masks[solved]
-    return left
+    return torch.cat(left)
+
+
+def _chunks(which: Tensor, tiles: Tensor) -> Iterator[Tensor]:
+    at_once = (_CHUNK_ON_CPU if tiles.device.type == "cpu" else _CHUNK_ELSEWHERE) // (tiles.shape[3] * tiles.shape[4])
+    yield from which.split(max(1, at_once))
 
 
 class _Entries(NamedTuple):

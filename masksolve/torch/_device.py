@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -21,6 +20,7 @@ from masksolve._methods import NotFiniteError, load_method
 from masksolve._pattern import Pattern
 from masksolve._tiles import LineSums, Region, regions
 from masksolve.torch import _batched
+from masksolve.torch._direct import halves, is_direct
 from masksolve.torch._stages import plan
 
 _logger = logging.getLogger("masksolve")
@@ -38,8 +38,9 @@ class DeviceSolution:
     ----------
     masks : Tensor of bool, shape (..., R, C)
         True = kept.
-    potentials : Tensor of float32, shape (..., R // m, C // m, m)
+    potentials : Tensor of float32, shape (..., R // m, C // m, m), or None
         Column potentials of the whole tiles, in units of the weights: a warm start for weights that have moved since.
+        None where whole tiles are solved directly: those of 4x4 under `saturated=True`.
     repaired : int
         Tiles that the device left unproven and the CPU solved.
     masked : Tensor or None
@@ -47,7 +48,7 @@ class DeviceSolution:
     """
 
     masks: Tensor
-    potentials: Tensor
+    potentials: Tensor | None
     repaired: int
     masked: Tensor | None = None
 
@@ -71,7 +72,8 @@ def solve_on_device(
     saturated : bool
         True: exactly N ones in every whole group. False: at most N, which can keep more.
     potentials : Tensor, shape (..., R // m, C // m, m), optional
-        A warm start, as an earlier call returned it. Any numbers will do; they never change how much is kept.
+        A warm start, as an earlier call returned it. Any numbers will do; they never change how much is kept. Nothing
+        to start is left where whole tiles are solved directly.
     masked : bool
         Whether to return the masked weights too, which the kernel writes in the same pass.
 
@@ -88,7 +90,8 @@ def solve_on_device(
 
     References
     ----------
-    Hubara et al., NeurIPS 2021, arXiv 2102.08124, for the problem; `masksolve.torch._stages` has the algorithm's proof.
+    Hubara et al., NeurIPS 2021, arXiv 2102.08124, for the problem; `masksolve.torch._direct` and `_stages` tell why the
+    masks are optimal.
 
     Examples
     --------
@@ -102,7 +105,10 @@ def solve_on_device(
     weights = weights.detach()
     *lead, rows, columns = weights.shape
     shape = (*lead, rows // pattern.m, columns // pattern.m, pattern.m)
-    found = torch.zeros(shape, dtype=torch.float32, device=weights.device)
+    if is_direct((pattern.m, pattern.m), LineSums(pattern.n, saturated, saturated), weights):
+        found = None
+    else:
+        found = torch.zeros(shape, dtype=torch.float32, device=weights.device)
     if pattern.zeros == 0 or pattern.kept == 0:
         if not weights.isfinite().all():
             _refuse_values(weights)
@@ -111,7 +117,7 @@ def solve_on_device(
 
     masks = torch.empty(weights.shape, dtype=torch.bool, device=weights.device)
     product = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device) if masked else None
-    if potentials is not None:
+    if found is not None and potentials is not None:
         found.copy_(potentials)
     repaired = 0
     try:
@@ -121,7 +127,7 @@ def solve_on_device(
                 _tiles(weights, region),
                 _tiles(masks, region),
                 None if product is None else _tiles(product, region),
-                found.view(-1, pattern.m) if is_whole else None,
+                None if found is None or not is_whole else found.view(-1, pattern.m),
                 region.line_sums,
                 warm=potentials is not None,
             )
@@ -144,13 +150,18 @@ def _solve_region(
 ) -> int:
     """Fill masks (b, p, q, h, w) and what goes with them; how many tiles the CPU solved."""
     height, width = tiles.shape[3:]
+    solver = _solver(tiles)
+    which = None
+    if is_direct((height, width), line_sums, tiles):
+        which = solver.solve_directly(tiles, masks, masked, halves(line_sums.kept)).nonzero()[:, 0]
+        if len(which) == 0:
+            return 0
     if potentials is None:
         potentials = torch.empty(tiles.shape[:3].numel(), width, dtype=torch.float32, device=tiles.device)
         warm = False
-    solve_stage = _stage_solver(tiles)
-    which = None
     for stage in plan(height, width, line_sums):
-        left = solve_stage(tiles, masks, masked, potentials, which, stage, warm or which is not None)
+        left = solver.solve_stage(tiles, masks, masked, potentials, which, stage, warm)
+        warm = True
         some = left.nonzero()[:, 0]
         which = some if which is None else which[some]
         if len(which) == 0:
@@ -188,12 +199,12 @@ def _tiles(matrix: Tensor, region: Region) -> Tensor:
     return part.view(count, rows // height, height, columns // width, width).transpose(2, 3)
 
 
-def _stage_solver(tiles: Tensor) -> Callable[..., Tensor]:
+def _solver(tiles: Tensor) -> ModuleType:
+    """The module that solves these tiles: both have `solve_directly` and `solve_stage`."""
     kernel = _triton() if tiles.is_cuda else None
     if kernel is None or max(tiles.shape[3:]) > kernel.LARGEST_M or max(tiles.stride()[3:]) > kernel.LARGEST_STRIDE:
-        return _batched.solve_stage
-    solve: Callable[..., Tensor] = kernel.solve_stage
-    return solve
+        return _batched
+    return kernel
 
 
 @cache

@@ -1,6 +1,7 @@
-"""The exact solver as a Triton kernel: equilibration, proof and mask in one pass, one line of a tile in each thread.
+"""The exact solver as Triton kernels, each one pass from weights to masks; `_batched` computes the same.
 
-What it computes, and why that is a proof, is told in `_stages`; `_batched` computes the same. A thread holds row i of
+4x4 tiles are solved without rounds, as `_direct` tells, with one tile in each thread, which does little more than read
+and write. All others are equilibrated and proven, as `_stages` tells, with one line in each thread: it holds row i of
 its tile and column i, in registers, and runs the selection networks on them as straight-line code; the potentials of
 the lines across come from the neighbouring threads by shuffles. A tile of 32x32 fills one warp.
 """
@@ -12,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from masksolve.torch._direct import SIDE, Halves
 from masksolve.torch._stages import (
     BITS,
     LARGEST_POTENTIAL,
@@ -38,6 +40,45 @@ _NO_QUANTUM = tl.constexpr(NO_QUANTUM)
 _RELAXATION_BITS = tl.constexpr(RELAXATION_BITS)
 _SATURATED = tl.constexpr(SATURATED)
 _INFINITY = tl.constexpr(0x7F800000)
+_SIDE = tl.constexpr(SIDE)
+# Tiles of a thread block that solves them directly: fewer blocks than of one warp each, which take their time to start.
+_DIRECT_TILES, _DIRECT_WARPS = 128, 4
+
+
+def solve_directly(tiles: Tensor, masks: Tensor, masked: Tensor | None, halves: Halves) -> Tensor:
+    """Solve 4x4 tiles (b, p, q, 4, 4) without rounds; which of the b * p * q are left, bool.
+
+    Parameters
+    ----------
+    tiles
+        Of a matrix, or of several: tiles lie side by side, as `_device` cuts them.
+    masks, masked
+        (b, p, q, 4, 4), of equal strides: the boolean masks, and the weights under them if wanted, to fill.
+    """
+    _, tiles_down, tiles_across = tiles.shape[:3]
+    tile_rows = tiles.shape[0] * tiles_down
+    left = torch.empty(tile_rows * tiles_across, dtype=torch.uint8, device=tiles.device)
+    with torch.cuda.device(tiles.device if tiles.is_cuda else -1):
+        _solve_directly[(tile_rows * triton.cdiv(tiles_across, _DIRECT_TILES),)](
+            tiles,
+            masks.view(torch.uint8),
+            tiles if masked is None else masked,
+            left,
+            tiles_down,
+            tiles_across,
+            tiles.stride(0),
+            *tiles.stride()[3:],
+            masks.stride(0),
+            *masks.stride()[3:],
+            ROWS=halves.rows,
+            # Tuples of tuples of numbers are what a kernel can take apart.
+            PROFILES=tuple(sum(profile, ()) for profile in halves.profiles),
+            SPARE=halves.spare,
+            MASKED=masked is not None,
+            TILES=_DIRECT_TILES,
+            num_warps=_DIRECT_WARPS,
+        )
+    return left.view(torch.bool)
 
 
 def solve_stage(
@@ -53,6 +94,8 @@ def solve_stage(
 
     Parameters
     ----------
+    tiles
+        Of a matrix, or of several: tiles lie side by side, as `_device` cuts them.
     masks, masked
         (b, p, q, h, w), of equal strides: the boolean masks, and the weights under them if wanted, to fill.
     potentials
@@ -82,8 +125,10 @@ def solve_stage(
             count,
             tiles_down,
             tiles_across,
-            *tiles.stride(),
-            *masks.stride(),
+            tiles.stride(0),
+            *tiles.stride()[3:],
+            masks.stride(0),
+            *masks.stride()[3:],
             int(warm),
             0 if warm else stage.first,
             stage.every,
@@ -126,6 +171,119 @@ def _shares_on(device: torch.device, size: int, seed: int) -> Tensor:
 
 
 @triton.jit
+def _solve_directly(
+    weights,
+    masks,
+    masked,
+    left,
+    tiles_down,
+    tiles_across,
+    weight_batch,
+    weight_row,
+    weight_column,
+    mask_batch,
+    mask_row,
+    mask_column,
+    ROWS: tl.constexpr,
+    PROFILES: tl.constexpr,
+    SPARE: tl.constexpr,
+    MASKED: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    program = tl.program_id(0)
+    strips = tl.cdiv(tiles_across, TILES)
+    tile_row = (program // strips).to(tl.int64)
+    batch, down = tile_row // tiles_down, tile_row % tiles_down
+    across = program % strips * TILES + tl.arange(0, TILES)
+    waiting = across < tiles_across
+    inside = waiting[:, None]
+    column = tl.arange(0, _SIDE)[None, :]
+    # Said in columns, so that the compiler sees which entries lie side by side.
+    place = across.to(tl.int64)[:, None] * _SIDE + column
+    source = weights + batch * weight_batch + down * _SIDE * weight_row + place * weight_column
+    target = batch * mask_batch + down * _SIDE * mask_row + place * mask_column
+
+    lines = ()
+    for row in tl.static_range(_SIDE):
+        lines = lines + (tl.load(source + row * weight_row, mask=inside, other=0.0),)
+    entries = _entries_of(lines)
+    top = entries[0]
+    for k in tl.static_range(1, _SIDE * _SIDE):
+        top = tl.maximum(top, entries[k])
+    exponent = tl.minimum((top.to(tl.int32, bitcast=True) >> 23) + SPARE, 255)
+    coarse = (exponent << 23).to(tl.float32, bitcast=True)
+    if weights.dtype.element_ty == tl.float32:
+        coarse = coarse.to(tl.float64)
+    exact = waiting
+    terms = ()
+    for k in tl.static_range(_SIDE * _SIDE):
+        term = entries[k].to(coarse.dtype)
+        exact = exact & ((term + coarse) - coarse == term)
+        terms = terms + (term,)
+
+    upper, upper_bits = _best_pairs(_filled(terms, 0, ROWS), _filled(terms, 1, ROWS), PROFILES)
+    lower, lower_bits = _best_pairs(_filled(terms, 2, ROWS), _filled(terms, 3, ROWS), PROFILES)
+    best = upper[0] + lower[len(PROFILES) - 1]
+    bits = upper_bits[0] + (lower_bits[len(PROFILES) - 1] << 8)
+    for k in tl.static_range(1, len(PROFILES)):
+        total = upper[k] + lower[len(PROFILES) - 1 - k]
+        is_more = total > best
+        best = tl.where(is_more, total, best)
+        bits = tl.where(is_more, upper_bits[k] + (lower_bits[len(PROFILES) - 1 - k] << 8), bits)
+
+    for row in tl.static_range(_SIDE):
+        chosen = (bits[:, None] >> (column + _SIDE * row)) & 1
+        tl.store(masks + target + row * mask_row, chosen.to(tl.uint8), mask=inside)
+        if MASKED:
+            kept = tl.where(chosen != 0, lines[row], 0.0).to(lines[row].dtype)
+            tl.store(masked + target + row * mask_row, kept, mask=inside)
+    tl.store(left + tile_row * tiles_across + across, (exact == 0).to(tl.uint8), mask=waiting)
+
+
+@triton.jit
+def _entries_of(lines):
+    """The magnitudes of four rows (tiles, 4), one after the other."""
+    entries = ()
+    for row in tl.static_range(_SIDE):
+        pairs = tl.reshape(tl.abs(lines[row].to(tl.float32)), [lines[row].shape[0], 2, 2])
+        even, odd = tl.split(pairs)
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        entries = entries + (first, second, third, fourth)
+    return entries
+
+
+@triton.jit
+def _filled(terms, row: tl.constexpr, ROWS: tl.constexpr):
+    """What a row keeps, for every way to fill it."""
+    sums = ()
+    for way in tl.static_range(len(ROWS)):
+        total = terms[_SIDE * row + ROWS[way][0]]
+        for k in tl.static_range(1, len(ROWS[way])):
+            total += terms[_SIDE * row + ROWS[way][k]]
+        sums = sums + (total,)
+    return sums
+
+
+@triton.jit
+def _best_pairs(first, second, PROFILES: tl.constexpr):
+    """For every profile the most that two rows keep, and how they are filled."""
+    sums = ()
+    fillings = ()
+    for k in tl.static_range(len(PROFILES)):
+        best = first[PROFILES[k][0]] + second[PROFILES[k][1]]
+        bits = tl.full(best.shape, PROFILES[k][2], tl.int32)
+        for way in tl.static_range(3, len(PROFILES[k]), 3):
+            total = first[PROFILES[k][way]] + second[PROFILES[k][way + 1]]
+            is_more = total > best
+            best = tl.where(is_more, total, best)
+            bits = tl.where(is_more, PROFILES[k][way + 2], bits)
+        sums = sums + (best,)
+        fillings = fillings + (bits,)
+    return sums, fillings
+
+
+@triton.jit
 def _solve(
     weights,
     masks,
@@ -138,13 +296,9 @@ def _solve(
     tiles_down,
     tiles_across,
     weight_batch,
-    weight_down,
-    weight_across,
     weight_row,
     weight_column,
     mask_batch,
-    mask_down,
-    mask_across,
     mask_row,
     mask_column,
     warm,
@@ -187,10 +341,12 @@ def _solve(
         tile = slot
     batch, down = tile_row // tiles_down, tile_row % tiles_down
     across = across.to(tl.int64)
-    source = weights + (batch * weight_batch + down * weight_down + across * weight_across)[:, None, None]
-    source += i * weight_row + j * weight_column
-    target = (batch * mask_batch + down * mask_down + across * mask_across)[:, None, None]
-    target += i * mask_row + j * mask_column
+    # Said in columns, so that the compiler sees which entries lie side by side.
+    place = across[:, None, None] * WIDTH + j
+    if LISTED:
+        batch, down = batch[:, None, None], down[:, None, None]
+    source = weights + batch * weight_batch + down * HEIGHT * weight_row + i * weight_row + place * weight_column
+    target = batch * mask_batch + down * HEIGHT * mask_row + i * mask_row + place * mask_column
     inside = waiting[:, None, None] & (i < HEIGHT) & (j < WIDTH)
     in_row, in_column = (line < HEIGHT)[None, :], (line < WIDTH)[None, :]
 
