@@ -19,8 +19,9 @@ demo: $(VENV)/.demo $(WEIGHTS)
 	$(BIN)/masksolve prune $(WEIGHTS) --pattern 4:8 --include 'encoder.*' --output build/minilm-4-8.safetensors --overwrite
 	$(BIN)/masksolve check build/minilm-4-8.safetensors --pattern 4:8 --include 'encoder.*'
 
+# On up to four cores: every worker loads all libraries into its memory.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

@@ -203,7 +203,9 @@ BAD: list[tuple[Any, tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments", "keywords", "error", "message"), BAD, ids=lambda value: str(value)[:40]
+    ("function", "arguments", "keywords", "error", "message"),
+    BAD,
+    ids=lambda value: getattr(value, "__name__", str(value)[:40]),
 )
 def test_bad_input_is_refused_by_name(
     function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], error: type[Exception], message: str

@@ -299,7 +299,9 @@ BAD: list[tuple[Any, tuple[Any, ...], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("function", "arguments", "error", "message"), BAD, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("function", "arguments", "error", "message"), BAD, ids=lambda value: getattr(value, "__name__", str(value)[:40])
+)
 def test_bad_input_is_refused_by_name(
     function: Any, arguments: tuple[Any, ...], error: type[Exception], message: str
 ) -> None:

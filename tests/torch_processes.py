@@ -128,7 +128,7 @@ def ddp_on_device(rank: int) -> dict[str, Any]:
     try:
         with Counted() as shapes:
             model = DistributedDataParallel(net(seed=rank))
-            sparsifier = Sparsifier(model, "3:4", refresh_every=1)
+            sparsifier = Sparsifier(model, "1:2", refresh_every=1)
             train(model, sparsifier, rank)
     finally:
         _solve._is_solved_where_it_lies, _device.plan = elsewhere, plan
