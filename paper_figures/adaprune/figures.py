@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ _PATTERNS = ("2:4", "4:8", "8:16", "16:32", "2:8")
 def draw(results: Path, into: Path) -> None:
     """Write every figure as PNG and CSV, and the tables and answers on the page if that is there."""
     found, nets = minilm.read(results), convnet.read(results)
-    grid = [each for each in found if each.case == _plain(each.case, found)]
+    grid = [each for each in found if _is_plain(each.case, found)]
     save(grid_figure(grid), [_row(each) for each in grid], "minilm", into, table=grid_table(grid))
     variants = variant_rows(found)
     save(variant_figure(variants), variants, "variants", into)
@@ -33,10 +34,14 @@ def draw(results: Path, into: Path) -> None:
         page.write_text(with_table(page.read_text(), "answers", answers(found, nets)))
 
 
-def _plain(case: minilm.Case, found: Sequence[minilm.Result]) -> minilm.Case:
-    """The case as the grid has it: with all sentences, and nothing varied."""
-    most = max(each.case.sentences for each in found)
-    return minilm.Case(case.pattern, case.direction, case.masks, case.repair, sentences=most)
+def _of_all_sentences(case: minilm.Case, found: Sequence[minilm.Result]) -> minilm.Case:
+    return replace(case, sentences=max(each.case.sentences for each in found))
+
+
+def _is_plain(case: minilm.Case, found: Sequence[minilm.Result]) -> bool:
+    """Whether a case is of the grid: with all sentences, and nothing varied."""
+    plain = minilm.Case(case.pattern, case.direction, case.masks, case.repair)
+    return case == _of_all_sentences(plain, found)
 
 
 def _row(result: minilm.Result) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def _row(result: minilm.Result) -> dict[str, Any]:
 
 
 def _find(found: Sequence[minilm.Result], case: minilm.Case) -> minilm.Result | None:
-    return next((each for each in found if each.case == _plain(case, found)), None)
+    return next((each for each in found if each.case == _of_all_sentences(case, found)), None)
 
 
 def grid_table(grid: Sequence[minilm.Result]) -> list[dict[str, Any]]:
@@ -306,13 +311,38 @@ def answers(found: Sequence[minilm.Result], nets: Sequence[convnet.Result]) -> l
         and (other := _find(found, minilm.Case(one.case.pattern, one.case.direction, one.case.masks, "lstsq")))
     ]
     if pairs:
-        told = "; ".join(
-            f"{one.case.pattern} {_DIRECTIONS[one.case.direction]}: error {one.error:.4f} in {one.seconds:.0f} s "
-            f"against {other.error:.4f} in {other.seconds:.0f} s"
-            for one, other in pairs
+        errors = statistics.median(one.error / other.error for one, other in pairs)
+        seconds = statistics.median(one.seconds / other.seconds for one, other in pairs)
+        cosines = statistics.median(other.cosine - one.cosine for one, other in pairs)
+        said.append(
+            (
+                "Adam or least squares?",
+                f"Adam leaves {errors:.2f} times the error of least squares and {cosines:.3f} less of the cosine, in "
+                f"{seconds:.1f} times the seconds (medians of {len(pairs)} pairs of pattern and direction).",
+            )
         )
-        ratio = statistics.median(one.error / other.error for one, other in pairs)
-        said.append(("Adam or least squares?", f"Adam leaves {ratio:.2f} times the error of least squares ({told})."))
+    plain = {masks: minilm.Case("4:8", "both", masks, "lstsq") for masks in ("magnitude", "wanda", "hessian")}
+    for question, pairs_of_cases in (
+        (
+            "What do other scores gain over magnitude, after repair?",
+            {masks: (plain["magnitude"], plain[masks]) for masks in ("wanda", "hessian")},
+        ),
+        (
+            "Does it help to find masks anew from the repaired weights?",
+            {masks: (case, replace(case, alternations=5)) for masks, case in plain.items()},
+        ),
+        (
+            "Does it help to take inputs from the pruned model?",
+            {masks: (case, replace(case, sequential=True)) for masks, case in plain.items()},
+        ),
+    ):
+        changes = [
+            f"{masks}: error {one.error:.4f} to {other.error:.4f}, cosine {one.cosine:.3f} to {other.cosine:.3f}"
+            for masks, (before, after) in pairs_of_cases.items()
+            if (one := _find(found, before)) is not None and (other := _find(found, after)) is not None
+        ]
+        if changes:
+            said.append((question, f"At transposable 4:8, {'; '.join(changes)}."))
     return [{"question": question, "answer": answer} for question, answer in said]
 
 
