@@ -138,7 +138,8 @@ def adam(
     for module, _ in pools if train_bias else ():
         biases[module] = cast(Tensor, module.bias).detach().to(dtype, copy=True).requires_grad_()
     groups = [{"params": [weight], "lr": _RATES[0]}, {"params": list(biases.values()), "lr": _RATES[1]}]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]])
+    # Fused: a third of the time goes into the update otherwise.
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
     total = sum(len(pool) for _, pool in pools)
     for _ in range(iterations):
         chosen = torch.randint(total, (_BATCH,), generator=generator)
