@@ -381,7 +381,10 @@ def test_kept_importance_is_that_of_the_solver() -> None:
     assert layer.kept_importance == pytest.approx(np.abs(weights[mask]).sum() / np.abs(weights).sum(), rel=1e-6)
 
 
-def test_later_refreshes_start_from_the_potentials_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pattern", ["1:4", "4:8"])
+def test_later_refreshes_start_from_the_potentials_of_the_last_if_tiles_are_large(
+    monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
     from masksolve.torch import _solve
 
     given: list[Any] = []
@@ -392,12 +395,15 @@ def test_later_refreshes_start_from_the_potentials_of_the_last(monkeypatch: pyte
         return solve(*arguments, potentials=potentials, **options)
 
     monkeypatch.setattr(_solve, "solve_matrix", noting)
-    sparsifier = Sparsifier(nn.Linear(16, 8), "4:8")
+    sparsifier = Sparsifier(nn.Linear(16, 8), pattern)
     sparsifier.refresh()
     cold, warm = given
     assert cold is None
-    assert warm.shape == (1, 2, 8)
-    assert warm.any()
+    if pattern == "1:4":
+        assert warm is None
+    else:
+        assert warm.shape == (1, 2, 8)
+        assert warm.any()
 
 
 def test_scalars_name_every_figure_of_every_layer() -> None:

@@ -33,6 +33,11 @@ class Recipe:
             load_method(self.method, ())
 
 
+# Up to this M, moving potentials in and out takes longer than the rounds that they save ("gain of a warm start" in the
+# README).
+_COLD_UP_TO = 4
+
+
 def as_pattern(pattern: str | Pattern) -> Pattern:
     """The pattern, parsed if it is text."""
     return pattern if isinstance(pattern, Pattern) else Pattern.parse(pattern)
@@ -78,7 +83,7 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
     -------
     masks : Tensor of bool, shape (..., R, C), on the device of the scores
     potentials : Tensor or None
-        None for methods that have none.
+        None for methods that have none, and for tiles so small that they start cold.
     repaired : int
         How many tiles the device left unproven and the CPU solved; 0 for scores on the CPU.
     """
@@ -96,7 +101,7 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
     # NumPy has no bfloat16; float32 holds it exactly.
     array = (scores.float() if scores.dtype == torch.bfloat16 else scores).cpu().numpy()
     n, m, threads = pattern.n, pattern.m, torch.get_num_threads()
-    if recipe.method != "exact":
+    if recipe.method != "exact" or m <= _COLD_UP_TO:
         mask = solve_matrix(array, n, m, method=recipe.method, saturated=recipe.saturated, threads=threads)
         return Masks(torch.from_numpy(mask).to(scores.device), None, 0)
     mask, found = solve_matrix(
