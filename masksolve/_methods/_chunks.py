@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -60,12 +61,31 @@ def pieces_of(shape: tuple[int, ...], weights: int) -> list[Piece]:
 
 
 def run_pieces(work: Callable[[Piece], None], pieces: list[Piece], threads: int | None) -> None:
-    """Call work(piece) for every piece, on several threads."""
-    workers = 1 if len(pieces) == 1 else min(threads or usable_cores(), len(pieces))
-    if workers == 1:
-        for piece in pieces:
-            work(piece)
+    """Call work(piece) for every piece, on several threads, this one among them; an error leaves the rest undone."""
+    workers = min(threads or usable_cores(), len(pieces))
+    left = deque(pieces)
+
+    # Threads take pieces themselves: to wake this one for each that is done costs a third of a second core.
+    def take_pieces() -> None:
+        try:
+            while (piece := _next_of(left)) is not None:
+                work(piece)
+        except BaseException:
+            left.clear()
+            raise
+
+    if workers <= 1:
+        take_pieces()
         return
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(work, pieces):
-            pass
+    with ThreadPoolExecutor(workers - 1) as pool:
+        others = [pool.submit(take_pieces) for _ in range(workers - 1)]
+        take_pieces()
+        for other in others:
+            other.result()
+
+
+def _next_of(pieces: deque[Piece]) -> Piece | None:
+    try:
+        return pieces.popleft()
+    except IndexError:  # another thread took the last
+        return None
