@@ -318,7 +318,7 @@ def answers(found: Sequence[minilm.Result], nets: Sequence[convnet.Result]) -> l
             (
                 "Adam or least squares?",
                 f"Adam leaves {errors:.2f} times the error of least squares and {cosines:.3f} less of the cosine, in "
-                f"{seconds:.1f} times the seconds (medians of {len(pairs)} pairs of pattern and direction).",
+                f"{seconds:.1f} times the seconds (medians of {len(pairs)} pairs of pattern, direction and masks).",
             )
         )
     plain = {masks: minilm.Case("4:8", "both", masks, "lstsq") for masks in ("magnitude", "wanda", "hessian")}
