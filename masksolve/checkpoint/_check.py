@@ -38,6 +38,20 @@ def check_checkpoint(
 ) -> tuple[list[TensorCheck], list[SkippedTensor]]:
     """Check every tensor that `prune_checkpoint` would prune: at most N nonzeros in every group of M, both ways.
 
+    Parameters
+    ----------
+    path : path
+        A `.safetensors` file, or a folder of them with an index.
+    pattern, include, exclude, workers, on_progress
+        As for `prune_checkpoint`.
+
+    Returns
+    -------
+    checks : list of TensorCheck
+        What is wrong with each tensor, if anything is.
+    skipped : list of SkippedTensor
+        The others, with the reason.
+
     Raises
     ------
     CheckpointError

@@ -71,6 +71,18 @@ def compare_checkpoints(
 ) -> Comparison:
     """Compare two checkpoints, files or folders, whatever their shards.
 
+    Parameters
+    ----------
+    first, second : path
+        `.safetensors` files, or folders of them with an index; tensors of any shape and dtype.
+    workers, on_progress
+        As for `prune_checkpoint`.
+
+    Returns
+    -------
+    Comparison
+        Every tensor of either, with the number of entries that differ, and the other files that do.
+
     Raises
     ------
     CheckpointError

@@ -74,6 +74,21 @@ def plan_checkpoint(
 ) -> CheckpointPlan:
     """Tell what `prune_checkpoint` would do. Nothing is written.
 
+    Parameters
+    ----------
+    source : path
+        A `.safetensors` file, or a folder of them with an index.
+    patterns : sequence of Pattern
+    method, include, exclude
+        As for `prune_checkpoint`.
+    workers : int, optional
+        What times and memory are told for; None takes all cores.
+
+    Returns
+    -------
+    CheckpointPlan
+        For each pattern the tensors that fit it, seconds, and bytes of memory and of output.
+
     Raises
     ------
     CheckpointError
