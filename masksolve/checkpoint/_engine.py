@@ -69,12 +69,27 @@ def executor_for(workers: int | Executor | None, nbytes: int) -> Iterator[Execut
 def dask_executor(address: str) -> Iterator[Executor]:
     """The workers of a Dask cluster that runs already.
 
+    Parameters
+    ----------
+    address : str
+        Of its scheduler, such as "tcp://10.0.0.1:8786".
+
+    Yields
+    ------
+    Executor
+        What `workers=` takes.
+
     Raises
     ------
     MethodNotInstalledError
         If Dask is not installed.
     OSError
         If no scheduler answers.
+
+    Examples
+    --------
+    >>> with dask_executor("tcp://10.0.0.1:8786") as workers:  # doctest: +SKIP
+    ...     prune_checkpoint("model/", "sparse/", Pattern(4, 8), workers=workers)
     """
     try:
         from distributed import Client

@@ -34,7 +34,32 @@ _GAP_LABELS = ("0, proven optimal", "up to 0.01 %", "up to 0.1 %", "up to 1 %", 
 
 
 def page(report: PruneReport) -> str:
-    """The report as HTML."""
+    """The report as HTML: one page that loads nothing else.
+
+    Parameters
+    ----------
+    report : PruneReport
+        What `prune_checkpoint` or `apply_masks` returned.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> from masksolve import Pattern
+    >>> from masksolve.checkpoint import prune_checkpoint
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> source, target = Path(folder.name, "in.safetensors"), Path(folder.name, "out.safetensors")
+    >>> save_file({"w": np.arange(64.0).reshape(8, 8)}, source)
+    >>> page(prune_checkpoint(source, target, Pattern(2, 4))).startswith("<!doctype html>")
+    True
+    >>> folder.cleanup()
+    """
     target = report.output or report.masks or ""
     proof = "every tile is proven optimal" if report.optimal else "not every tile is optimal"
     weights = sum(math.prod(tensor.shape) for tensor in report.tensors)
