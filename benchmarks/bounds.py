@@ -78,16 +78,18 @@ def count(n: int, m: int, family: str, saturated: bool) -> Count:
     """Solve a matrix and count what a tile takes on average."""
     import masksolve as ms
     from benchmarks.families import random_matrix
-    from masksolve._methods import exact
+    from masksolve._methods import _equilibrate
     from masksolve._methods._vectors import VECTOR_BYTES
 
     calls: Counter[tuple[int, str]] = Counter()
-    natively = exact.equilibrate, exact.equilibrate_perturbed
-    exact.equilibrate, exact.equilibrate_perturbed = (_interpreted(kernel, calls) for kernel in natively)
+    kernels = {name: getattr(_equilibrate, name) for name in ("equilibrate_strict", "equilibrate_perturbed")}
+    for name, kernel in kernels.items():
+        setattr(_equilibrate, name, _interpreted(kernel, calls))
     try:
         ms.solve_matrix(random_matrix(family, _SIDE), n, m, saturated=saturated, threads=1)
     finally:
-        exact.equilibrate, exact.equilibrate_perturbed = natively
+        for name, kernel in kernels.items():
+            setattr(_equilibrate, name, kernel)
 
     tiles = (_SIDE // m) ** 2
     instructions: Counter[str] = Counter()
@@ -161,14 +163,21 @@ def _interpreted(kernel: Any, calls: Counter[tuple[int, str]]) -> FunctionType:
         calls[work.itemsize, names[address]] += 1
         _FUNCTION(address)(work.ctypes.data, int(a), int(b), int(c), float(x))
 
-    scope = dict(kernel.py_func.__globals__)
-    for name, value in scope.items():
-        if isinstance(value, CPUDispatcher):
-            function = value.py_func
-            is_beside = function.__globals__ is kernel.py_func.__globals__
-            scope[name] = FunctionType(function.__code__, scope, name) if is_beside else function
-    scope.update(unpack=unpack, call=call, lowest_bit=lambda word: (int(word) & -int(word)).bit_length() - 1)
-    return scope[kernel.py_func.__name__]
+    instead = {"unpack": unpack, "call": call, "lowest_bit": lambda word: (int(word) & -int(word)).bit_length() - 1}
+    scopes: dict[str, dict[str, Any]] = {}
+
+    def scope_of(module: dict[str, Any]) -> dict[str, Any]:
+        name = module["__name__"]
+        if name not in scopes:
+            scopes[name] = {**module, **{key: value for key, value in instead.items() if key in module}}
+            for key, value in scopes[name].items():
+                if isinstance(value, CPUDispatcher):
+                    function = value.py_func
+                    scopes[name][key] = FunctionType(function.__code__, scope_of(function.__globals__), key)
+        return scopes[name]
+
+    function: FunctionType = scope_of(kernel.py_func.__globals__)[kernel.py_func.__name__]
+    return function
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 def inner_kernel(function: Callable[..., Any]) -> Any:
     """Compile a function that only kernels call: without what Python would need to call it, and not kept on its own."""
     njit: Any = numba.njit  # whose type hints lack these flags
-    return njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    return njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, _nrt=False)(function)
 
 
 class _Cache(FunctionCache):
@@ -67,8 +67,8 @@ class _Cache(FunctionCache):
 
 
 def _files_of(scope: dict[str, Any]) -> set[str]:
-    """The file of a module, and those of the modules whose kernels it has imported."""
-    files = {scope["__file__"]}
+    """The file of a module, this one, and those of the modules whose kernels it has imported."""
+    files = {__file__, scope["__file__"]}
     for value in scope.values():
         if isinstance(value, CPUDispatcher) and value.py_func.__globals__ is not scope:
             files |= _files_of(value.py_func.__globals__)

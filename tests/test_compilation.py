@@ -16,7 +16,7 @@ from llvmlite import binding
 
 from masksolve._jit import stored
 from masksolve._methods._networks import selection_network
-from masksolve._methods._vectors import VECTOR_BYTES, layout, new_work, target_machine, write_module
+from masksolve._methods._vectors import VECTOR_BYTES, layout, new_vectors, target_machine, write_module
 from tests import processes
 
 SOLVE_BOTH_DTYPES = """
@@ -123,17 +123,11 @@ def test_selection_is_packed_min_and_max_alone(n: int, m: int, itemsize: int) ->
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("m", [4, 7, 8, 16, 32])
 def test_no_vector_lies_in_two_lines_of_the_cache(m: int, dtype: type) -> None:
-    at, like = layout(m, np.dtype(dtype).itemsize), np.empty(0, dtype)
-
-    @numba.njit
-    def address_and_size(at, like):  # type: ignore[no-untyped-def]
-        work = new_work(at, like)
-        return work.ctypes.data, work.nbytes
-
+    itemsize = np.dtype(dtype).itemsize
     for _ in range(4):
-        address, size = address_and_size(at, like)
-        assert address % VECTOR_BYTES == 0
-        assert size == at.size * VECTOR_BYTES
+        for vectors in new_vectors(m, itemsize):
+            assert vectors.ctypes.data % VECTOR_BYTES == 0
+            assert vectors.nbytes == layout(m, itemsize).size * VECTOR_BYTES
 
 
 def test_the_cores_that_a_process_may_use_are_counted() -> None:

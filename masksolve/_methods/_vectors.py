@@ -38,8 +38,28 @@ _I64 = ir.IntType(64)
 _ADDRESS = _BYTE.as_pointer()
 
 
+# The vectors of `work` that are the same for all tiles: one number or integer a lane.
+#
+# STRICT, LARGEST, LEAST: integers: not 0 where the choice is strictly best in every row and puts n in every column;
+#     the largest and the least bit pattern of an entry, which for floats that are not negative grow with the value,
+#     infinity and NaN last.
+# SHORT: integers: not 0 where a row that was to be filled holds fewer than n.
+# WORST, LOWEST: the least n-th best of all rows, and the least column potential.
+# ZEROS, QUANTUM, SMALLEST: how many entries are 0; the largest power of two that divides them all; the smallest other
+#     than 0.
+# NONZERO, ZERO, LESS_NONZERO, LESS_ZERO: how far entries that are not zero, or are, are perturbed, and what is to be
+#     added to that.
+# WRONG, MARGIN, THRESHOLD: of the choice, judged without the perturbation: by how much entries lie on the wrong side of
+#     the middle of their row, altogether; how far the others lie on the right side; the least middle.
+# OFFSETS: words, of up to two vectors: where the lane's tile is.
+STRICT, LARGEST, LEAST, SHORT, WORST, LOWEST, ZEROS, QUANTUM, SMALLEST = range(9)
+NONZERO, ZERO, LESS_NONZERO, LESS_ZERO, WRONG, MARGIN, THRESHOLD, OFFSETS = range(9, 17)
+# Then come the entries of a tile, row by row.
+_ENTRIES = OFFSETS + 2
+
+
 class Layout(NamedTuple):
-    """Which vector of `work` holds what; the entries of a tile, row by row, come first.
+    """Which vector of `work` holds what, after those that are the same for all tiles, and the entries.
 
     u, v
         Potentials of the rows and of the columns.
@@ -47,23 +67,10 @@ class Layout(NamedTuple):
         Two a row: its n-th best reduced entry, and the middle between that and the (n+1)-th.
     counts
         Integers, one a column: how often it is chosen.
-    bits, zero_bits, offsets
-        Words: the choice of each row, its zeros, and where the lane's tile is.
-    strict, largest, least
-        Integers: not 0 where the choice is strictly best in every row and puts n in every column; the largest and the
-        least bit pattern of an entry, which for floats that are not negative grow with the value, infinity and NaN
-        last.
-    short
-        Integers: not 0 where a row that was to be filled holds fewer than n.
-    worst, lowest
-        The least n-th best of all rows, and the least column potential.
-    zeros, quantum, smallest
-        How many entries are 0; the largest power of two that divides them all; the smallest other than 0.
-    nonzero, zero, less_nonzero, less_zero
-        How far entries that are not zero, or are, are perturbed, and what is to be added to that.
-    wrong, margin, threshold
-        Of the choice, judged without the perturbation: by how much entries lie on the wrong side of the middle of
-        their row, altogether; how far the others lie on the right side; the least middle.
+    bits, zero_bits
+        Words: the choice of each row, and its zeros.
+    scratch
+        4 m words for whoever wants them.
     size, lanes, words
         Vectors in all; numbers, and words, in a vector.
     """
@@ -74,23 +81,7 @@ class Layout(NamedTuple):
     counts: int
     bits: int
     zero_bits: int
-    offsets: int
-    strict: int
-    largest: int
-    least: int
-    short: int
-    worst: int
-    lowest: int
-    zeros: int
-    quantum: int
-    smallest: int
-    nonzero: int
-    zero: int
-    less_nonzero: int
-    less_zero: int
-    wrong: int
-    margin: int
-    threshold: int
+    scratch: int
     size: int
     lanes: int
     words: int
@@ -100,9 +91,8 @@ class Layout(NamedTuple):
 def layout(m: int, itemsize: int) -> Layout:
     """The layout for m x m tiles of numbers of 4 or 8 bytes."""
     word = 8 // itemsize
-    sizes = [m, m, 2 * m, m, m * word, m * word, word, *[1] * 16]
-    starts = [m * m]
-    for size in sizes:
+    starts = [_ENTRIES + m * m]
+    for size in (m, m, 2 * m, m, m * word, m * word, m):
         starts.append(starts[-1] + size)
     return Layout(*[*starts, VECTOR_BYTES // itemsize, VECTOR_BYTES // 8])
 
@@ -184,17 +174,25 @@ def unpack(program):
     return code, clamped, at, program[-2], program[-1]
 
 
-@inner_kernel
-def new_work(at, like):
-    """Zeros for all vectors of a `Layout`, in numbers of the dtype of an array.
+class Vectors(NamedTuple):
+    """The vectors of a group of tiles, as the numbers, the integers and the words that lie in them."""
 
-    Memory comes at multiples of 32 bytes. A vector of 64 that is not at a multiple of 64 lies in two lines of the
+    numbers: NDArray[Any]
+    integers: NDArray[Any]
+    words: NDArray[np.int64]
+
+
+def new_vectors(m: int, itemsize: int) -> Vectors:
+    """Zeros for all vectors of a `Layout`.
+
+    Memory comes at multiples of 16 bytes. A vector of 64 that is not at a multiple of 64 lies in two lines of the
     cache, and takes two accesses.
     """
-    spare = VECTOR_BYTES // like.itemsize
-    work = np.zeros(at.size * at.lanes + spare, like.dtype)
-    first = (VECTOR_BYTES - work.ctypes.data % VECTOR_BYTES) % VECTOR_BYTES // like.itemsize
-    return work[first : first + at.size * at.lanes]
+    size = layout(m, itemsize).size * VECTOR_BYTES
+    memory = np.zeros(size + VECTOR_BYTES, np.int8)
+    first = -memory.ctypes.data % VECTOR_BYTES
+    work = memory[first : first + size]
+    return Vectors(work.view(f"f{itemsize}"), work.view(f"i{itemsize}"), work.view(np.int64))
 
 
 @cache
@@ -360,7 +358,7 @@ class _Writer:
 
     def entries(self, line: ir.Value, rows: bool) -> list[ir.Value]:
         """The vector numbers of a line's entries."""
-        first = self.times(line, self.m) if rows else line
+        first = self.times(line, self.m, _ENTRIES) if rows else self.times(line, 1, _ENTRIES)
         return [self.builder.add(first, _I64(k if rows else k * self.m)) for k in range(self.m)]
 
     def reduced(self, line: ir.Value, rows: bool) -> list[ir.Value]:
@@ -377,15 +375,15 @@ class _Writer:
         builder = self.builder
         source = _number(source_itemsize)
         base = builder.inttoptr(self.a, source.as_pointer())
-        offsets = self.load_vector(self.at.offsets, self.words)
+        offsets = self.load_vector(OFFSETS, self.words)
         tiles = [builder.gep(base, [builder.extract_element(offsets, _I32(lane))]) for lane in range(self.lanes)]
-        self.store_vector(self.integer(0), self.at.largest)
-        self.store_vector(self.integer((1 << (self.bits - 1)) - 1), self.at.least)
+        self.store_vector(self.integer(0), LARGEST)
+        self.store_vector(self.integer((1 << (self.bits - 1)) - 1), LEAST)
 
         def load_row(row: ir.Value) -> None:
             starts = [builder.gep(tile, [builder.mul(row, self.b)]) for tile in tiles]
-            top = self.load_vector(self.at.largest, self.integers)
-            bottom = self.load_vector(self.at.least, self.integers)
+            top = self.load_vector(LARGEST, self.integers)
+            bottom = self.load_vector(LEAST, self.integers)
             entries = iter(self.entries(row, rows=True))
             k = 0
             for width in _powers_of_two(self.m, self.lanes):
@@ -403,8 +401,8 @@ class _Writer:
                     top = builder.select(builder.icmp_signed(">", bits, top), bits, top)
                     bottom = builder.select(builder.icmp_signed("<", bits, bottom), bits, bottom)
                     self.store_vector(entry, next(entries))
-            self.store_vector(top, self.at.largest)
-            self.store_vector(bottom, self.at.least)
+            self.store_vector(top, LARGEST)
+            self.store_vector(bottom, LEAST)
 
         self.for_each_line(load_row)
 
@@ -424,8 +422,8 @@ class _Writer:
     def choose(self) -> None:
         builder = self.builder
         no_bits = ir.Constant(self.words, [0] * self.lanes)
-        self.store_vector(self.integer(-1), self.at.strict)
-        self.store_vector(self.constant(float("inf")), self.at.worst)
+        self.store_vector(self.integer(-1), STRICT)
+        self.store_vector(self.constant(float("inf")), WORST)
         for k in range(self.m):
             self.store_vector(self.integer(0), self.at.counts + k)
 
@@ -445,12 +443,12 @@ class _Writer:
                 self.store_vector(builder.sub(count, builder.sext(chosen, self.integers)), self.at.counts + k)
                 bits = builder.or_(bits, builder.select(chosen, self.word_bit(k), no_bits))
             self.store_vector(bits, self.times(row, self.word, self.at.bits))
-            still = self.load_vector(self.at.strict, self.integers)
-            self.store_vector(builder.and_(still, builder.sext(strict, self.integers)), self.at.strict)
-            self.store_vector(self.pick(False, self.load_vector(self.at.worst), nth), self.at.worst)
+            still = self.load_vector(STRICT, self.integers)
+            self.store_vector(builder.and_(still, builder.sext(strict, self.integers)), STRICT)
+            self.store_vector(self.pick(False, self.load_vector(WORST), nth), WORST)
 
         self.for_each_line(choose_row)
-        ok = self.load_vector(self.at.strict, self.integers)
+        ok = self.load_vector(STRICT, self.integers)
         lowest, wrong = self.constant(float("inf")), self.zero
         full = self.integer(self.n)
         for k in range(self.m):
@@ -463,9 +461,9 @@ class _Writer:
             room = builder.sitofp(builder.sub(full, count), self.vector)
             wrong = builder.fadd(wrong, builder.fmul(room, potential))
             lowest = self.pick(False, lowest, potential)
-        self.store_vector(ok, self.at.strict)
-        self.store_vector(lowest, self.at.lowest)
-        self.store_vector(wrong if self.clamp else self.zero, self.at.wrong)
+        self.store_vector(ok, STRICT)
+        self.store_vector(lowest, LOWEST)
+        self.store_vector(wrong if self.clamp else self.zero, WRONG)
 
     def fill(self) -> None:
         builder = self.builder
@@ -474,7 +472,7 @@ class _Writer:
         count_ones = ir.Function(
             builder.module, ir.FunctionType(self.words, [self.words]), f"llvm.ctpop.v{self.lanes}i64"
         )
-        self.store_vector(self.integer(0), self.at.short)
+        self.store_vector(self.integer(0), SHORT)
 
         def fill_row(row: ir.Value) -> None:
             place = self.times(row, self.word, self.at.bits)
@@ -497,34 +495,34 @@ class _Writer:
                 room = builder.add(room, taken)
                 self.store_vector(builder.sub(count, taken), counts)
             self.store_vector(bits, place)
-            self.store_vector(builder.or_(self.load_vector(self.at.short, self.integers), room), self.at.short)
+            self.store_vector(builder.or_(self.load_vector(SHORT, self.integers), room), SHORT)
 
         self.for_each_line(fill_row)
 
     def find_zeros(self) -> None:
         builder = self.builder
         no_bits = ir.Constant(self.words, [0] * self.lanes)
-        self.store_vector(self.zero, self.at.zeros)
+        self.store_vector(self.zero, ZEROS)
 
         def find_in_row(row: ir.Value) -> None:
-            bits, count = no_bits, self.load_vector(self.at.zeros)
+            bits, count = no_bits, self.load_vector(ZEROS)
             for k, entry in enumerate(self.entries(row, rows=True)):
                 is_zero = builder.fcmp_ordered("<=", self.load_vector(entry), self.zero)
                 count = builder.fadd(count, builder.select(is_zero, self.constant(1.0), self.zero))
                 bits = builder.or_(bits, builder.select(is_zero, self.word_bit(k), no_bits))
             self.store_vector(bits, self.times(row, self.word, self.at.zero_bits))
-            self.store_vector(count, self.at.zeros)
+            self.store_vector(count, ZEROS)
 
         self.for_each_line(find_in_row)
 
     def measure(self) -> None:
         builder = self.builder
         mantissa_bits = 23 if self.bits == 32 else 52
-        for vector in (self.at.quantum, self.at.smallest):
+        for vector in (QUANTUM, SMALLEST):
             self.store_vector(self.constant(float("inf")), vector)
 
         def measure_row(row: ir.Value) -> None:
-            quantum, smallest = self.load_vector(self.at.quantum), self.load_vector(self.at.smallest)
+            quantum, smallest = self.load_vector(QUANTUM), self.load_vector(SMALLEST)
             for place in self.entries(row, rows=True):
                 entry = self.load_vector(place)
                 bits = builder.bitcast(entry, self.integers)
@@ -537,20 +535,21 @@ class _Writer:
                 is_zero = builder.fcmp_ordered("<=", entry, self.zero)
                 quantum = builder.select(is_zero, quantum, self.pick(False, quantum, divisor))
                 smallest = builder.select(is_zero, smallest, self.pick(False, smallest, entry))
-            self.store_vector(quantum, self.at.quantum)
-            self.store_vector(smallest, self.at.smallest)
+            self.store_vector(quantum, QUANTUM)
+            self.store_vector(smallest, SMALLEST)
 
         self.for_each_line(measure_row)
 
     def shares_of(self, row: ir.Value) -> list[ir.Value]:
         """The shares of a row's entries, numbers of this type at address a, each in all lanes."""
         base = self.builder.inttoptr(self.a, self.number.as_pointer())
-        return [self.splat(self.builder.load(self.builder.gep(base, [k]))) for k in self.entries(row, rows=True)]
+        places = [self.builder.gep(base, [self.times(row, self.m, k)]) for k in range(self.m)]
+        return [self.splat(self.builder.load(place)) for place in places]
 
     def perturb(self) -> None:
         builder = self.builder
         zero, nonzero = self.load_vector(self.b), self.load_vector(self.c)
-        limit = self.load_vector(self.at.zero)
+        limit = self.load_vector(ZERO)
 
         def perturb_row(row: ir.Value) -> None:
             for share, place in zip(self.shares_of(row), self.entries(row, rows=True), strict=True):
@@ -562,14 +561,14 @@ class _Writer:
 
     def weigh(self) -> None:
         builder = self.builder
-        for vector in (self.at.margin, self.at.threshold):
+        for vector in (MARGIN, THRESHOLD):
             self.store_vector(self.constant(float("inf")), vector)
-        nonzero, zero = self.load_vector(self.at.nonzero), self.load_vector(self.at.zero)
+        nonzero, zero = self.load_vector(NONZERO), self.load_vector(ZERO)
 
         def weigh_row(row: ir.Value) -> None:
             nth = self.load_vector(self.times(row, 2, self.at.best))
             threshold = self.load_vector(self.times(row, 2, self.at.best + 1))
-            wrong, margin = self.load_vector(self.at.wrong), self.load_vector(self.at.margin)
+            wrong, margin = self.load_vector(WRONG), self.load_vector(MARGIN)
             for share, value, place in zip(
                 self.shares_of(row), self.reduced(row, rows=True), self.entries(row, rows=True), strict=True
             ):
@@ -579,10 +578,10 @@ class _Writer:
                 right = builder.select(self.is_chosen(value, nth), right, builder.fsub(self.zero, right))
                 wrong = builder.fsub(wrong, self.pick(False, right, self.zero))
                 margin = builder.select(is_zero, margin, self.pick(False, margin, right))
-            self.store_vector(wrong, self.at.wrong)
-            self.store_vector(margin, self.at.margin)
-            lowest = self.pick(False, self.load_vector(self.at.threshold), threshold)
-            self.store_vector(lowest, self.at.threshold)
+            self.store_vector(wrong, WRONG)
+            self.store_vector(margin, MARGIN)
+            lowest = self.pick(False, self.load_vector(THRESHOLD), threshold)
+            self.store_vector(lowest, THRESHOLD)
 
         self.for_each_line(weigh_row)
 

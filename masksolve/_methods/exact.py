@@ -12,17 +12,15 @@ costs; and a tile where even that fails, because weights tie, is solved in Pytho
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from masksolve._jit import interpreted, kernel
-from masksolve._methods import NotFiniteError, potentials_dtype
+from masksolve._methods import potentials_dtype
 from masksolve._methods._augment import solve_tile
 from masksolve._methods._chunks import (
     Piece,
@@ -32,8 +30,7 @@ from masksolve._methods._chunks import (
     refuse_large_integers,
     run_pieces,
 )
-from masksolve._methods._equilibrate import equilibrate, equilibrate_perturbed
-from masksolve._methods._vectors import program
+from masksolve._methods._equilibrate import equilibrate
 from masksolve._tiles import LineSums
 
 _logger = logging.getLogger("masksolve")
@@ -135,104 +132,19 @@ def _converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 def _equilibrate_piece(
     tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, potentials: NDArray[Any] | None, warm: bool
 ) -> None:
-    down, across, m, _ = tiles.shape
-    n, itemsize = line_sums.kept, tiles.itemsize
-    at_most = not line_sums.exact_rows
-    plan = _plan(m)
-    strides = (tiles.strides[0] // itemsize, tiles.strides[1] // itemsize, tiles.strides[2] // itemsize)
-    grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across)
-    like, bits_like, nothing = _EMPTY[itemsize]
-    found = nothing if potentials is None else potentials
-    left = np.empty(down * across, np.int64)
-    start = np.empty((down * across, m), like.dtype)
-    stages = np.empty(down * across, np.int8)
-    count = equilibrate(
-        program(n, m, itemsize, itemsize),
-        grid,
-        _all_tiles(down, across),
-        found if warm else nothing,
-        like,
-        bits_like,
-        plan.rounds,
-        plan.relaxations,
-        found,
-        left,
-        start,
-        stages,
-        at_most,
-    )
-    if count < 0:
-        raise NotFiniteError
+    left = equilibrate(tiles, masks, line_sums, potentials, warm)
+    count = len(left.where)
     if count == 0:
         return
-    left, start, stages = left[:count], start[:count].astype(np.float64), stages[:count]
-    count = equilibrate_perturbed(
-        program(n, m, 8, itemsize),
-        grid,
-        plan.more_rounds,
-        plan.more_relaxation,
-        _address(plan.shares),
-        found,
-        left,
-        start,
-        stages,
-        at_most,
-    )
-    if count == 0:
-        return
+    down, across = tiles.shape[:2]
     _logger.debug("%d of %d tiles left to augmenting paths", count, down * across)
-    where = left[:count] >> 32, left[:count] & 0xFFFFFFFF
-    solved, ends = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, start[np.newaxis, :count])
+    where = left.where >> 32, left.where & 0xFFFFFFFF
+    start = left.potentials.astype(np.float64)[np.newaxis]
+    solved, ends = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, start)
     masks[where] = solved[0]
     if potentials is not None:
         with np.errstate(over="ignore"):  # beyond the end of float32; whoever returns them sees to that
             potentials[where[0] * across + where[1]] = ends[0]
-
-
-@functools.lru_cache(maxsize=8)
-def _all_tiles(down: int, across: int) -> NDArray[np.int64]:
-    """Tile row * 2**32 + tile column of every tile of a grid."""
-    return (np.arange(down)[:, np.newaxis] << 32 | np.arange(across)).ravel()
-
-
-def _address(array: NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
-
-
-# By the bytes of a number: no numbers, no integers as wide, no potentials.
-_EMPTY: dict[int, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = {
-    4: (np.empty(0, np.float32), np.empty(0, np.int32), np.empty((0, 1), np.float32)),
-    8: (np.empty(0, np.float64), np.empty(0, np.int64), np.empty((0, 1), np.float64)),
-}
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How tiles are equilibrated; see the parameters of `equilibrate` and `equilibrate_perturbed`."""
-
-    rounds: tuple[int, int, int, int]
-    relaxations: tuple[float, float, float, float]
-    more_rounds: tuple[int, int, int]
-    more_relaxation: float
-    shares: NDArray[np.float64]
-
-
-@functools.cache
-def _plan(m: int) -> _Plan:
-    # Measured on Gaussian tiles: larger ones need more rounds, and to go further beyond the middle, at first less so.
-    if m <= 4:
-        numbers = (2, 8, 2, 2), (1.1, 0.02, 1.2, 1.4), (3, 40, 2), 1.4
-    elif m <= 8:
-        numbers = (4, 12, 3, 2), (1.2, 0.02, 1.4, 1.45), (4, 60, 2), 1.4
-    elif m <= 16:
-        numbers = (6, 20, 5, 4), (1.2, 0.07, 1.4, 1.5), (6, 80, 3), 1.4
-    elif m <= 32:
-        numbers = (10, 32, 8, 6), (1.3, 0.04, 1.55, 1.6), (8, 120, 4), 1.65
-    else:
-        numbers = (15, 56, 14, 8), (1.2, 0.07, 1.7, 1.6), (16, 160, 5), 1.6
-    # Any fixed numbers without a pattern will do.
-    return _Plan(*numbers, shares=0.25 + 0.749 * np.random.default_rng(7).random(m * m))
 
 
 def solve_importance(
