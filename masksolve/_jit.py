@@ -44,7 +44,11 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def inner_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function that only kernels call: without what Python would need to call it, and not kept on its own."""
+    """Compile a function that only kernels call, and that allots no memory, into each of them.
+
+    It has none of what Python would need to call it, is not kept on its own, and counts no references to its arrays,
+    which would take as long as the rest: whoever calls the kernel holds them.
+    """
     njit: Any = numba.njit  # whose type hints lack these flags
     return njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, _nrt=False)(function)
 

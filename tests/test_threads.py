@@ -1,11 +1,14 @@
-"""Pieces of a matrix that several threads take, this one among them."""
+"""Threads: the pieces of a matrix that they take, this one among them, and the memory that each keeps."""
 
 import threading
 import time
 
 import pytest
 
+import masksolve as ms
+from masksolve._methods import _equilibrate, _vectors
 from masksolve._methods._chunks import Piece, run_pieces
+from tests.tables import PATTERNS, Pair, name_of, weights_of
 
 PIECES: list[Piece] = [(slice(i, i + 1), slice(0, 1)) for i in range(1000)]
 
@@ -31,3 +34,28 @@ def test_an_error_in_any_thread_is_raised_and_leaves_the_rest_undone(in_main: bo
     with pytest.raises(IndexError, match="mine"):
         run_pieces(work, PIECES, 2)
     assert len(done) < len(PIECES) // 2
+
+
+@pytest.mark.parametrize("family", ["gaussian float32", "gaussian float64", "int8", "half zero", "constant"])
+@pytest.mark.parametrize("pattern", [(n, m) for n, m in PATTERNS if n < m], ids=name_of)
+def test_nothing_is_read_of_what_an_earlier_call_of_the_thread_has_left(
+    pattern: Pair, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, m = pattern
+    weights = weights_of(family, (10 * m, 12 * m))
+
+    def all_solved_after(fill: int) -> list[bytes]:
+        def vectors_of(m: int, itemsize: int) -> _vectors.Vectors:
+            vectors = _vectors.new_vectors(m, itemsize)
+            vectors.words[:] = fill
+            return vectors
+
+        monkeypatch.setattr(_equilibrate, "_vectors_of", vectors_of)
+        found = []
+        for saturated in (True, False):
+            solved = ms.solve_matrix(weights, n, m, saturated=saturated, return_potentials=True)
+            found += [array.tobytes() for array in solved]
+        return found
+
+    # All bits set are NaN, and integers of -1.
+    assert all_solved_after(-1) == all_solved_after(0)

@@ -100,17 +100,20 @@ def equilibrate(
     return Tiles(*(part[:count] for part in left))
 
 
+class _Memory(threading.local):
+    def __init__(self) -> None:
+        self.vectors: dict[tuple[int, int], Vectors] = {}
+
+
 # A thread solves one grid of tiles at a time.
-_of_thread = threading.local()
+_memory = _Memory()
 
 
 def _vectors_of(m: int, itemsize: int) -> Vectors:
     """The vectors of the thread that asks; nothing is read that an earlier call has left in them."""
-    vectors: Vectors | None = getattr(_of_thread, f"{m} {itemsize}", None)
-    if vectors is None:
-        vectors = new_vectors(m, itemsize)
-        setattr(_of_thread, f"{m} {itemsize}", vectors)
-    return vectors
+    if (m, itemsize) not in _memory.vectors:
+        _memory.vectors[m, itemsize] = new_vectors(m, itemsize)
+    return _memory.vectors[m, itemsize]
 
 
 @functools.lru_cache(maxsize=8)
