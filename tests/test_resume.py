@@ -146,6 +146,41 @@ def test_a_run_that_ends_while_files_get_their_names_is_resumed(
     assert is_clean(tmp_path)
 
 
+@pytest.mark.parametrize("removed", [("out",), ("masks",), ("out", "masks")], ids=" and ".join)
+def test_what_was_finished_and_removed_before_the_run_ended_is_made_anew(
+    removed: tuple[str, ...],
+    source: Path,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def end(self: Workspace) -> None:
+        if self.is_verified():
+            raise StopHereError
+        clear(self)
+
+    clear = Workspace.clear
+    with monkeypatch.context() as patch:
+        patch.setattr(Workspace, "clear", end)
+        with pytest.raises(StopHereError):
+            prune(tmp_path)
+    for name in removed:
+        if name == "out":
+            shutil.rmtree(tmp_path / name)
+        else:
+            (tmp_path / name).unlink()
+    if len(removed) == 1:
+        with pytest.raises(
+            FileExistsError, match=rf"{removed[0]} was finished by an earlier run.* or pass --overwrite"
+        ):
+            prune(tmp_path, resume=True)
+    prune(tmp_path, resume=True, overwrite=len(removed) == 1)
+    assert outputs(tmp_path) == expected
+    assert is_clean(tmp_path)
+    assert "was finished by an earlier run, and has been removed since: it is made anew" in caplog.text
+
+
 def test_what_the_disk_lost_is_written_again(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     executor = stop_at(9)
     with pytest.raises(StopHereError):

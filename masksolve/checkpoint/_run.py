@@ -294,13 +294,34 @@ def _check_targets(request: Request) -> None:
 
 
 def _check_unfinished(request: Request, workspace: Workspace) -> None:
-    if request.resume or workspace.read_plan() is None:
+    plan = workspace.read_plan()
+    if plan is None:
+        return
+    if request.resume:
+        if workspace.is_verified():
+            _check_not_removed(request, workspace, workspace.folder / plan["data"])
         return
     if not request.overwrite:
         raise FileExistsError(
             f"an earlier run of {request.target} was not finished; --resume continues it, "
             "--overwrite discards what it has done"
         )
+    workspace.clear()
+
+
+def _check_not_removed(request: Request, workspace: Workspace, data: Path) -> None:
+    """Begin anew where what an earlier run had finished, and named, is gone."""
+    files = _files(request, data)
+    gone = [target for hidden, target in files if not hidden.exists() and not target.exists()]
+    if not gone:
+        return
+    for _, target in files:
+        if target.exists() and not request.overwrite:
+            raise FileExistsError(
+                f"{gone[0]} was finished by an earlier run, and has been removed since; remove {target} too, "
+                "or pass --overwrite"
+            )
+    _logger.warning("%s was finished by an earlier run, and has been removed since: it is made anew", gone[0])
     workspace.clear()
 
 
@@ -353,15 +374,20 @@ def _plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _publish(request: Request, workspace: Workspace, data: Path) -> None:
-    """Give the finished files their names; what an earlier run has named already stays."""
-    pairs = []
+def _files(request: Request, data: Path) -> list[tuple[Path, Path]]:
+    """What is to be published: each file or folder in the hidden folder, and the name that it is given."""
+    files = []
     if request.masks is not None:
-        pairs.append((data / _MASKS, request.masks))
+        files.append((data / _MASKS, request.masks))
     if request.output is not None:
         is_folder = request.checkpoint.is_folder
-        pairs.append((data / _OUTPUT if is_folder else data / _OUTPUT / request.checkpoint.path.name, request.output))
-    for hidden, target in pairs:
+        files.append((data / _OUTPUT if is_folder else data / _OUTPUT / request.checkpoint.path.name, request.output))
+    return files
+
+
+def _publish(request: Request, workspace: Workspace, data: Path) -> None:
+    """Give the finished files their names; what an earlier run has named already stays."""
+    for hidden, target in _files(request, data):
         if not hidden.exists() and target.exists():
             continue
         if target.exists() and not request.overwrite:
