@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,14 +21,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads for every solver that can use them (1)")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="safetensors file with the real matrices")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the CSV, JSON and PNG files")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="also put the table between the marks 'bench' of FILE, and the figure beside this program",
+    )
     arguments = parser.parse_args()
     pin_threads(arguments.threads)
-    run(arguments.full, arguments.threads, arguments.weights, arguments.output)
+    run(arguments.full, arguments.threads, arguments.weights, arguments.output, arguments.write)
 
 
-def run(full: bool, threads: int, weights: Path, output: Path) -> None:
+def run(full: bool, threads: int, weights: Path, output: Path, page: Path | None) -> None:
     """Measure, print, save."""
     from benchmarks import families, report
+    from benchmarks.marks import write_between_marks
     from benchmarks.measure import Effort, judge, measure
     from benchmarks.solvers import every_solver
     from benchmarks.tiling import PATTERNS
@@ -58,12 +66,18 @@ def run(full: bool, threads: int, weights: Path, output: Path) -> None:
         "exact, greedy, two-approx and numpy.abs take the matrix, the others contiguous tiles cut for them beforehand",
         "retained: kept importance of a tile over the optimum's; certified: by masksolve.certify, on so many tiles",
     ]
-    print(f"{header(threads)}\n")
-    print(report.measured_table(rows))
-    print("\n" + "\n".join(notes))
+    table = report.measured_table(rows)
+    print(f"{header(threads)}\n\n{table}\n\n" + "\n".join(notes))
     facts = {**describe(threads), "notes": notes}
     paths = report.save(output, "benchmark", facts, rows)
-    paths += _draw(rows, solvers, threads, output / "time_per_tile.png")
+    figure = output / "time_per_tile.png"
+    paths += _draw(rows, solvers, threads, figure)
+    if page is not None:
+        summary = report.markdown(*report.summary(rows, "gaussian"))
+        listed = "\n".join(f"- {note}" for note in notes)
+        write_between_marks(page, "bench", f"{summary}\n\n{listed}\n\n{header(threads)}\n\n```text\n{table}\n```")
+        if figure in paths:
+            shutil.copy(figure, Path(__file__).with_name(figure.name))
     print(f"\nwrote {', '.join(map(str, paths))} after {time.perf_counter() - start:.0f} s")
 
 

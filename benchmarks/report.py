@@ -31,6 +31,27 @@ def measured_table(rows: Sequence[Row]) -> str:
     return aligned(_COLUMNS, [_cells(row) for row in rows])
 
 
+def summary(rows: Sequence[Row], weights: str) -> tuple[Sequence[str], list[list[str]]]:
+    """Columns and lines: microseconds per tile of each solver and pattern, and the share kept if not all of it."""
+    some = [row for row in rows if row.weights == weights]
+    patterns = list(dict.fromkeys(row.pattern for row in some))
+    cells = {(row.solver, row.pattern): row for row in some}
+    lines = []
+    for solver in dict.fromkeys(row.solver for row in some):
+        line = [solver]
+        for pattern in patterns:
+            row = cells.get((solver, pattern))
+            line.append("-" if row is None else _time_and_share(row))
+        lines.append(line)
+    return ["µs per tile", *patterns], lines
+
+
+def _time_and_share(row: Row) -> str:
+    time = significant(row.microseconds_per_tile)
+    share = row.retained_mean
+    return time if share is None or f"{share:.4f}" == "1.0000" else f"{time} ({share:.4f})"
+
+
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in columns of equal width, numbers to the right; a line before each change of the first two columns."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
