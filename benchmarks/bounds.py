@@ -167,6 +167,7 @@ def _interpreted(kernel: Any, calls: Counter[tuple[int, str]]) -> FunctionType:
     scopes: dict[str, dict[str, Any]] = {}
 
     def scope_of(module: dict[str, Any]) -> dict[str, Any]:
+        # One for each module, so that functions see the names of their own.
         name = module["__name__"]
         if name not in scopes:
             scopes[name] = {**module, **{key: value for key, value in instead.items() if key in module}}

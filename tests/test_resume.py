@@ -146,15 +146,9 @@ def test_a_run_that_ends_while_files_get_their_names_is_resumed(
     assert is_clean(tmp_path)
 
 
-@pytest.mark.parametrize("removed", [("out",), ("masks",), ("out", "masks")], ids=" and ".join)
-def test_what_was_finished_and_removed_before_the_run_ended_is_made_anew(
-    removed: tuple[str, ...],
-    source: Path,
-    expected: dict[str, bytes],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def end_before_the_last_clearing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until the files have their names."""
+
     def end(self: Workspace) -> None:
         if self.is_verified():
             raise StopHereError
@@ -165,6 +159,34 @@ def test_what_was_finished_and_removed_before_the_run_ended_is_made_anew(
         patch.setattr(Workspace, "clear", end)
         with pytest.raises(StopHereError):
             prune(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"), [("masks", "masks was"), ("pattern", "pattern was 3:8, now it is 4:8")]
+)
+def test_other_arguments_than_those_of_what_was_finished_discard_nothing(
+    changed: str, message: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_before_the_last_clearing(tmp_path, monkeypatch)
+    (tmp_path / "masks").unlink()
+    before = contents(workspace(tmp_path))
+    other: dict[str, object] = {"masks": {"masks": tmp_path / "m"}, "pattern": {"pattern": Pattern(4, 8)}}[changed]
+    options = {"pattern": PATTERN, "masks": tmp_path / "masks", **other}  # type: ignore[dict-item]
+    with pytest.raises(CheckpointError, match=message):
+        prune_checkpoint(source, tmp_path / "out", resume=True, **options)  # type: ignore[arg-type]
+    assert contents(workspace(tmp_path)) == before
+
+
+@pytest.mark.parametrize("removed", [("out",), ("masks",), ("out", "masks")], ids=" and ".join)
+def test_what_was_finished_and_removed_before_the_run_ended_is_made_anew(
+    removed: tuple[str, ...],
+    source: Path,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    end_before_the_last_clearing(tmp_path, monkeypatch)
     for name in removed:
         if name == "out":
             shutil.rmtree(tmp_path / name)

@@ -54,6 +54,11 @@ def equilibrate(
 
     Tiles are of float32 or float64, the entries of each row one after the other. `potentials` (P * Q, m), of the same
     dtype, is filled with column potentials; where `warm`, it holds those to start from.
+
+    Raises
+    ------
+    NotFiniteError
+        If a weight is not finite.
     """
     down, across, m, _ = tiles.shape
     n, itemsize, at_most = line_sums.kept, tiles.itemsize, not line_sums.exact_rows
@@ -82,12 +87,10 @@ def equilibrate(
         raise NotFiniteError
     if count > 0:
         left = Tiles(left.where[:count], left.potentials[:count].astype(np.float64), left.stages[:count])
-        vectors = _vectors_of(m, 8)
         count = equilibrate_perturbed(
             program(n, m, 8, itemsize),
             grid,
-            vectors.numbers,
-            vectors.words,
+            *_vectors_of(m, 8),
             plan.more_rounds,
             plan.more_relaxation,
             _address(plan.shares),
@@ -105,12 +108,12 @@ class _Memory(threading.local):
         self.vectors: dict[tuple[int, int], Vectors] = {}
 
 
-# A thread solves one grid of tiles at a time.
+# They are used within one call of a kernel, which runs no Python: nothing can come between.
 _memory = _Memory()
 
 
 def _vectors_of(m: int, itemsize: int) -> Vectors:
-    """The vectors of the thread that asks; nothing is read that an earlier call has left in them."""
+    """The vectors of the thread that asks, kept for its next call; nothing is read of what they hold."""
     if (m, itemsize) not in _memory.vectors:
         _memory.vectors[m, itemsize] = new_vectors(m, itemsize)
     return _memory.vectors[m, itemsize]

@@ -52,6 +52,7 @@ def equilibrate_perturbed(
     program,
     grid,
     numbers,
+    integers,
     words,
     rounds,
     relaxation,
@@ -81,7 +82,7 @@ def equilibrate_perturbed(
     """
     code, clamped, at, n, m = unpack(program)
     task = Task(at, n, m, grid, potentials, at_most)
-    vectors = Vectors(numbers, words, words)
+    vectors = Vectors(numbers, integers, words)
     rest = Tiles(left, left_potentials, left_stages)
     left_count = len(left)
 

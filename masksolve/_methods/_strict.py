@@ -27,7 +27,7 @@ from masksolve._methods._vectors import LARGEST, WORST, Vectors, call, unpack
 # Stages, and whether in haste. The first is that of all tiles; none goes back to an earlier one.
 _PASSES = ((AS_EXACTLY, True), (AS_EXACTLY, False), (AS_AT_MOST, True), (AS_AT_MOST, False))
 # Checks in a row that certify no tile, after which those of a group that are not yet certified are taken to tie; unless
-# they are nearly all of it, and few rounds have been made.
+# they are nearly all of it: then it goes on.
 _PATIENCE = 3
 _NEARLY_ALL = 0.75
 # Groups in a row that were left for their greater part, after which most tiles are taken to tie.

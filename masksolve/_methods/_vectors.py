@@ -107,16 +107,16 @@ class Code(NamedTuple):
         of its line, in units of the way.
     choose
         The n best entries of every row. Under clamp only those above 0, and columns may hold fewer than n; what
-        their potentials miss is `wrong`.
+        their potentials miss is WRONG.
     fill
         Adds zeros to the choice in rows and columns that hold fewer than n, as long as both have room.
     find_zeros, measure
-        See `Layout`.
+        Fill ZEROS and the `zero_bits`; QUANTUM and SMALLEST.
     perturb
-        Adds shares (a: their address) times b, a vector, to entries up to `zero`, and times c, a vector, to those
+        Adds shares (a: their address) times b, a vector, to entries up to ZERO, and times c, a vector, to those
         above.
     weigh
-        a: the address of the shares. Fills margin and threshold, and adds to `wrong`.
+        a: the address of the shares. Fills MARGIN and THRESHOLD, and adds to WRONG.
     store
         a: address of a tile's mask, b: bytes from row to row, c: the lane. Writes the chosen bits as bytes, 0 or 1.
     """

@@ -139,8 +139,7 @@ def _equilibrate_piece(
     down, across = tiles.shape[:2]
     _logger.debug("%d of %d tiles left to augmenting paths", count, down * across)
     where = left.where >> 32, left.where & 0xFFFFFFFF
-    start = left.potentials.astype(np.float64)[np.newaxis]
-    solved, ends = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, start)
+    solved, ends = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, left.potentials[np.newaxis])
     masks[where] = solved[0]
     if potentials is not None:
         with np.errstate(over="ignore"):  # beyond the end of float32; whoever returns them sees to that

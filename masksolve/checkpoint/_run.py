@@ -298,7 +298,8 @@ def _check_unfinished(request: Request, workspace: Workspace) -> None:
     if plan is None:
         return
     if request.resume:
-        if workspace.is_verified():
+        # Of another request, these files are not what was finished; `_check_same` refuses it.
+        if workspace.is_verified() and plan["arguments"] == request.arguments:
             _check_not_removed(request, workspace, workspace.folder / plan["data"])
         return
     if not request.overwrite:
@@ -318,7 +319,7 @@ def _check_not_removed(request: Request, workspace: Workspace, data: Path) -> No
     for _, target in files:
         if target.exists() and not request.overwrite:
             raise FileExistsError(
-                f"{gone[0]} was finished by an earlier run, and has been removed since; remove {target} too, "
+                f"{gone[0]} was finished by an earlier run, and has been removed since; move {target} away too, "
                 "or pass --overwrite"
             )
     _logger.warning("%s was finished by an earlier run, and has been removed since: it is made anew", gone[0])
