@@ -49,8 +49,8 @@ def equilibrate(
     line_sums: LineSums,
     potentials: NDArray[Any] | None,
     warm: bool,
-) -> Tiles:
-    """Fill masks (P, Q, m, m) with optimal masks of tiles (P, Q, m, m); return the tiles left, if any.
+) -> Tiles | None:
+    """Fill masks (P, Q, m, m) with optimal masks of tiles (P, Q, m, m); return the tiles left, or None.
 
     Tiles are of float32 or float64, the entries of each row one after the other. `potentials` (P * Q, m), of the same
     dtype, is filled with column potentials; where `warm`, it holds those to start from.
@@ -67,8 +67,7 @@ def equilibrate(
     strides = (tiles.strides[0] // itemsize, tiles.strides[1] // itemsize, tiles.strides[2] // itemsize)
     grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across)
     plan, count = _plan(m), down * across
-    left = Tiles(np.empty(count, np.int64), np.empty((count, m), tiles.dtype), np.empty(count, np.int8))
-    spare, spare_potentials = np.empty_like(left.where), np.empty_like(left.potentials)
+    left, start, stages = np.empty((2, count), np.int64), np.empty((2, count, m), tiles.dtype), np.empty(count, np.int8)
     count = equilibrate_strict(
         program(n, m, itemsize, itemsize),
         grid,
@@ -78,15 +77,16 @@ def equilibrate(
         plan.rounds,
         plan.relaxations,
         found,
-        *left,
-        spare,
-        spare_potentials,
+        left,
+        start,
+        stages,
         at_most,
     )
     if count < 0:
         raise NotFiniteError
     if count > 0:
-        left = Tiles(left.where[:count], left.potentials[:count].astype(np.float64), left.stages[:count])
+        narrow, start = start, np.empty((2, count, m))
+        start[0] = narrow[0, :count]
         count = equilibrate_perturbed(
             program(n, m, 8, itemsize),
             grid,
@@ -95,12 +95,13 @@ def equilibrate(
             plan.more_relaxation,
             _address(plan.shares),
             found,
-            *left,
-            spare,
-            np.empty_like(left.potentials),
+            left,
+            start,
+            stages,
+            count,
             at_most,
         )
-    return Tiles(*(part[:count] for part in left))
+    return Tiles(left[0, :count], start[0, :count], stages[:count]) if count > 0 else None
 
 
 class _Memory(threading.local):
@@ -108,7 +109,7 @@ class _Memory(threading.local):
         self.vectors: dict[tuple[int, int], Vectors] = {}
 
 
-# They are used within one call of a kernel, which runs no Python: nothing can come between.
+# Vectors are used within one call of a kernel, which runs no Python: nothing can come between.
 _memory = _Memory()
 
 

@@ -61,8 +61,7 @@ def equilibrate_perturbed(
     left,
     left_potentials,
     left_stages,
-    spare,
-    spare_potentials,
+    left_count,
     at_most,
 ):
     """Solve tiles in float64, perturbed where they tie; return how many are left.
@@ -75,23 +74,23 @@ def equilibrate_perturbed(
         (first round that is checked, last round, rounds between checks).
     shares_address
         Of (m * m) float64: the perturbation of each entry, between 0 and 1 times what the tile allows.
-    left, left_potentials, left_stages
-        The tiles, as `equilibrate_strict` leaves them, and then those that are left.
+    left, left_potentials, left_stages, left_count
+        The tiles, as `equilibrate_strict` leaves them, and how many; then those that are left.
 
     The other parameters are those of `equilibrate_strict`.
     """
     code, clamped, at, n, m = unpack(program)
     task = Task(at, n, m, grid, potentials, at_most)
     vectors = Vectors(numbers, integers, words)
-    rest = Tiles(left, left_potentials, left_stages)
-    left_count = len(left)
+    rest = Tiles(left[0], left_potentials[0], left_stages)
+    some, some_start = left[1], left_potentials[1]
 
     for number in range(4):
         # Both stages in haste and not; the one that may leave tiles to the other comes first.
         clamp = (number >= 2) == at_most
         stage = TIES_AT_MOST if clamp else TIES_EXACTLY
         moves = clamped if clamp else code
-        count = take(stage, rest, left_count, spare, spare_potentials)
+        count = take(stage, rest, left_count, some, some_start)
         left_count -= count
         in_haste = number % 2 == 0 and count > FEW
         after = stage if in_haste else TIES_EXACTLY if clamp and not at_most else UNSOLVED
@@ -99,7 +98,7 @@ def equilibrate_perturbed(
         for first in range(0, count, at.lanes):
             in_group = min(at.lanes, count - first)
             waiting = (1 << in_group) - 1
-            load(code, task, vectors, spare, spare_potentials, first, in_group, True)
+            load(code, task, vectors, some, some_start, first, in_group, True)
             if clamp:
                 clamp_potentials(task, vectors)
             call(code.measure, numbers, 0, 0, 0, 0.0)
@@ -122,19 +121,19 @@ def equilibrate_perturbed(
                 if clamp and not at_most:
                     call(code.fill, numbers, 0, 0, 0, 0.0)
                 certain = _proven_unperturbed(task, vectors, candidates)
-                failed = store_proven(code, task, vectors, spare, first, certain, clamp, THRESHOLD, _ROUNDING)
+                failed = store_proven(code, task, vectors, some, first, certain, clamp, THRESHOLD, _ROUNDING)
                 waiting &= ~certain
                 for lane in range(in_group):
                     if (failed >> lane) & 1:
                         following = TIES_EXACTLY if clamp else TIES_AT_MOST
                         shift = 0.0 if clamp else shift_to_at_most(task, vectors, lane, THRESHOLD)
-                        left_count = leave(task, vectors, lane, spare[first + lane], following, shift, rest, left_count)
+                        left_count = leave(task, vectors, lane, some[first + lane], following, shift, rest, left_count)
                 if _refine_perturbation(task, vectors, candidates & ~certain):
                     _add_perturbation(code, task, vectors, shares_address)
 
             for lane in range(in_group):
                 if (waiting >> lane) & 1:
-                    left_count = leave(task, vectors, lane, spare[first + lane], after, 0.0, rest, left_count)
+                    left_count = leave(task, vectors, lane, some[first + lane], after, 0.0, rest, left_count)
     return left_count
 
 

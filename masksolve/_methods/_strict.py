@@ -49,8 +49,6 @@ def equilibrate_strict(
     left,
     left_potentials,
     left_stages,
-    spare,
-    spare_potentials,
     at_most,
 ):
     """Solve tiles of a grid that have one optimum; return how many are left, or -1 for weights that are not finite.
@@ -74,23 +72,22 @@ def equilibrate_strict(
     potentials
         (tiles in the grid, m): where column potentials found are written; or empty.
     left, left_potentials, left_stages
-        (k), (k, m), (k): filled with the tiles left, their column potentials, and what is to become of them.
-    spare, spare_potentials
-        (k), (k, m): overwritten.
+        (2, k), (2, k, m), (k): [0] is filled with the tiles left, [0] with their column potentials, and the last with
+        what is to become of them; the rest is overwritten.
     at_most
         Whether lines may hold fewer than n.
     """
     code, clamped, at, n, m = unpack(program)
     task = Task(at, n, m, grid, potentials, at_most)
     vectors = Vectors(numbers, integers, words)
-    rest = Tiles(left, left_potentials, left_stages)
+    rest = Tiles(left[0], left_potentials[0], left_stages)
     some, some_start, count, left_count = tiles, start, len(tiles), 0
 
     for number in range(4):
         stage, in_haste = _PASSES[number]
         is_first = number == 0
         if not is_first:
-            some, some_start = spare, spare_potentials
+            some, some_start = left[1], left_potentials[1]
             count = take(stage, rest, left_count, some, some_start)
             left_count -= count
         in_haste &= count > FEW

@@ -133,11 +133,10 @@ def _equilibrate_piece(
     tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, potentials: NDArray[Any] | None, warm: bool
 ) -> None:
     left = equilibrate(tiles, masks, line_sums, potentials, warm)
-    count = len(left.where)
-    if count == 0:
+    if left is None:
         return
     down, across = tiles.shape[:2]
-    _logger.debug("%d of %d tiles left to augmenting paths", count, down * across)
+    _logger.debug("%d of %d tiles left to augmenting paths", len(left.where), down * across)
     where = left.where >> 32, left.where & 0xFFFFFFFF
     solved, ends = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, left.potentials[np.newaxis])
     masks[where] = solved[0]
