@@ -2,28 +2,30 @@
 
 import numpy as np
 
-from masksolve._jit import inner_kernel
+from masksolve._jit import kernel
 from masksolve._methods._vectors import lowest_bit
 
 
-@inner_kernel
+# Too long to be compiled into each caller, as an inner kernel would be.
+@kernel
 def fill_with_zeros(words, bits, zero_bits, stride, scratch, n, m):
     """Fill a mask up to n ones a line with weights of zero, along alternating paths; False if that cannot be done.
 
     Row i's mask is words[bits + i * stride], and its zeros are words[zero_bits + i * stride]; 4 m words from
     words[scratch] on are overwritten.
     """
-    room, reached_by, from_row, queue = scratch, scratch + m, scratch + 2 * m, scratch + 3 * m
+    memory = words[scratch : scratch + 4 * m]
+    room, reached_by, from_row, queue = 0, m, 2 * m, 3 * m
     for j in range(m):
-        words[room + j] = n
+        memory[room + j] = n
     for i in range(m):
         row = words[bits + i * stride]
         while row != 0:
-            words[room + lowest_bit(row)] -= 1
+            memory[room + lowest_bit(row)] -= 1
             row &= row - 1
     has_room = np.int64(0)
     for j in range(m):
-        if words[room + j] > 0:
+        if memory[room + j] > 0:
             has_room |= np.int64(1) << j
     for short in range(m):
         missing = n
@@ -33,39 +35,39 @@ def fill_with_zeros(words, bits, zero_bits, stride, scratch, n, m):
             row &= row - 1
         for _ in range(missing):
             for i in range(m):
-                words[reached_by + i] = -1
-            words[queue] = short
+                memory[reached_by + i] = -1
+            memory[queue] = short
             head, tail, end = 0, 1, -1
             seen = np.int64(0)
             while head < tail:
-                i = words[queue + head]
+                i = memory[queue + head]
                 head += 1
                 free = words[zero_bits + i * stride] & ~words[bits + i * stride] & ~seen
                 if free & has_room != 0:
                     end = lowest_bit(free & has_room)
-                    words[from_row + end] = i
+                    memory[from_row + end] = i
                     break
                 seen |= free
                 for k in range(m):
                     given = words[zero_bits + k * stride] & words[bits + k * stride] & free
-                    if given != 0 and k != short and words[reached_by + k] < 0:
-                        words[reached_by + k] = lowest_bit(given)
-                        words[queue + tail] = k
+                    if given != 0 and k != short and memory[reached_by + k] < 0:
+                        memory[reached_by + k] = lowest_bit(given)
+                        memory[queue + tail] = k
                         tail += 1
                 while free != 0:
-                    words[from_row + lowest_bit(free)] = i
+                    memory[from_row + lowest_bit(free)] = i
                     free &= free - 1
             if end < 0:
                 return False
-            words[room + end] -= 1
-            if words[room + end] == 0:
+            memory[room + end] -= 1
+            if memory[room + end] == 0:
                 has_room &= ~(np.int64(1) << end)
             j = end
             while True:
-                i = words[from_row + j]
+                i = memory[from_row + j]
                 words[bits + i * stride] |= np.int64(1) << j
                 if i == short:
                     break
-                j = words[reached_by + i]
+                j = memory[reached_by + i]
                 words[bits + i * stride] &= ~(np.int64(1) << j)
     return True
