@@ -1,9 +1,26 @@
 """Filling up a mask with weights of zero, which are worth nothing."""
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from masksolve._jit import kernel
-from masksolve._methods._vectors import lowest_bit
+
+
+def _lowest_bit(typingctx, word):
+    """The number of the lowest bit that is set in a word."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.int64), codegen
+
+
+# Here, not with the other machine code: what keeps kernels on the disk does not see the files of intrinsics.
+lowest_bit: Any = intrinsic(_lowest_bit)
 
 
 # Too long to be compiled into each caller, as an inner kernel would be.

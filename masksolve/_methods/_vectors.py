@@ -640,15 +640,3 @@ def _transpose(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
         groups = joined
         tiles *= 2
     return groups[0]
-
-
-def _lowest_bit(typingctx, word):
-    """The number of the lowest bit that is set in a word."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], _BOOL(1))
-
-    return types.int64(types.int64), codegen
-
-
-lowest_bit: Any = intrinsic(_lowest_bit)
