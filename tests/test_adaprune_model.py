@@ -258,6 +258,8 @@ def test_a_weight_that_is_tied_to_an_embedding_is_left_alone() -> None:
 
     report = adaprune(Language(), [torch.arange(12).reshape(3, 4)], "2:4")
     assert pruned(report) == ["middle.weight"]
+    assert reasons(report)["head.weight"] == "tied to embedding.weight, an embedding; include it to mask it"
+    report = adaprune(Language(), [torch.arange(12).reshape(3, 4)], "2:4", include=["middle.*t", "head.weight"])
     text = "embedding.weight is part of Embedding; only Linear and convolution layers are repaired"
     assert reasons(report)["head.weight"] == text
 

@@ -134,6 +134,7 @@ class Everything(nn.Module):
         self.other = nn.MultiheadAttention(8, 2, kdim=16, vdim=12, batch_first=True)
         self.norm = nn.LayerNorm(8)
         self.experts = nn.Parameter(torch.randn(3, 8, 16))
+        self.table = nn.Parameter(torch.randn(8, 8))
         self.head = nn.Linear(8, 12)
 
 
@@ -150,8 +151,9 @@ def test_weights_of_linears_convolutions_and_attention_are_masked_by_default() -
     ]
     found = reasons(sparsifier)
     assert found["norm.weight"] == "1-D: not a matrix"
-    for name in ("embedding.weight", "experts"):
-        assert found[name] == "not the weight of a Linear, a convolution or an attention; include it to mask it"
+    assert found["embedding.weight"] == "an embedding; include it to mask it"
+    assert found["experts"] == "a stack of 3 experts; include it to mask it"
+    assert found["table"] == "not the weight of a Linear, a convolution or an attention; include it to mask it"
 
 
 def test_any_parameter_of_two_or_more_dimensions_can_be_included() -> None:
@@ -251,7 +253,7 @@ def test_tied_weights_have_one_mask_and_stay_tied() -> None:
     model = Tied()
     tokens = torch.tensor([1, 2])
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    sparsifier = Sparsifier(model, "3:4", refresh_every=1)
+    sparsifier = Sparsifier(model, "3:4", include="head.weight", refresh_every=1)
     assert [(line.name, line.sparse, line.reason) for line in sparsifier.report] == [
         ("embedding.weight", True, None),
         ("head.weight", True, "tied to embedding.weight"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -14,6 +15,19 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from masksolve._kinds import (
+    ADAPTER,
+    CONV1D,
+    EMBEDDING,
+    OTHER,
+    ROUTER,
+    Kind,
+    each_reason_once,
+    is_gate,
+    is_router,
+    stack_of_experts,
+    tied_to,
+)
 from masksolve._pattern import Pattern
 from masksolve._tiles import convolution_axes
 from masksolve.torch._masking import MaskedWeight
@@ -106,9 +120,10 @@ def select(
     """
     found = list(_named(model))
     _check_globs(found, include, exclude)
+    kinds = kinds_of(model)
     sites, report = [], []
     for names in _tied(found):
-        reasons = [_reason_to_skip(one, names, pattern, include, exclude, ragged) for one in names]
+        reasons = [_reason_to_skip(one, names, kinds[one.name], pattern, include, exclude, ragged) for one in names]
         chosen = next((one for one, reason in zip(names, reasons, strict=True) if reason is None), None)
         if chosen is None:
             report += [_line(one, reason) for one, reason in zip(names, reasons, strict=True)]
@@ -126,6 +141,27 @@ def select(
         ]
     _check_chosen(model, pattern, include, report)
     return sites, tuple(report)
+
+
+def kinds_of(model: nn.Module) -> dict[str, Kind]:
+    """What each parameter of a model is, by every one of its names."""
+    kinds = {}
+    adapters, routers = _adapters(model), _routers(model)
+    for names in _tied(list(_named(model))):
+        embedding = next((one.name for one in names if _is_embedding(one)), None)
+        for one in names:
+            if embedding is not None:
+                dense: str | None = EMBEDDING if _is_embedding(one) else tied_to(embedding)
+            elif _is_within(one.name, adapters):
+                dense = ADAPTER
+            elif _is_within(one.name, routers):
+                dense = ROUTER
+            else:
+                dense = _dense_by_owner(one)
+            is_stack = not is_lazy(one.parameter) and one.parameter.ndim > 2
+            is_convolution = layout_of(one.owner, one.attribute).convolution
+            kinds[one.name] = Kind("convolution" if is_convolution else "stack" if is_stack else "matrix", dense)
+    return kinds
 
 
 def layout_of(owner: nn.Module, attribute: str) -> Layout:
@@ -165,9 +201,58 @@ def _tied(found: list[_Found]) -> list[list[_Found]]:
     return list(groups.values())
 
 
+def _is_embedding(one: _Found) -> bool:
+    return isinstance(one.owner, (nn.Embedding, nn.EmbeddingBag)) and one.attribute == "weight"
+
+
+def _is_within(name: str, paths: Container[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in paths for count in range(1, len(parts) + 1))
+
+
+def _adapters(model: nn.Module) -> set[str]:
+    """The paths of what PEFT has added to the layers of a model."""
+    # Who has adapters has imported PEFT; nobody else has to have it.
+    tuner = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", None)
+    if tuner is None:
+        return set()
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        if isinstance(module, tuner)
+        for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))
+        if name != "base_layer"
+    }
+
+
+def _routers(model: nn.Module) -> set[str]:
+    """The paths of the modules that choose among experts: by their class, by name, or beside the experts."""
+    paths = set()
+    for path, module in model.named_modules():
+        for name, child in module.named_children():
+            is_beside_experts = is_gate(name) and hasattr(module, "experts")
+            if is_router(name) or is_beside_experts or type(child).__name__.endswith("Router"):
+                paths.add(f"{path}.{name}" if path else name)
+    return paths
+
+
+def _dense_by_owner(one: _Found) -> str | None:
+    """Why a parameter is left dense that is no embedding, router or adapter."""
+    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    if conv1d is not None and isinstance(one.owner, conv1d) and one.attribute == "weight":
+        return CONV1D
+    if _is_default(one.owner, one.attribute):
+        return None
+    is_of_experts = "Expert" in type(one.owner).__name__ or "experts" in one.name.split(".")
+    if is_of_experts and not is_lazy(one.parameter) and one.parameter.ndim == 3:
+        return stack_of_experts(one.parameter.shape)
+    return OTHER
+
+
 def _reason_to_skip(
     one: _Found,
     names: list[_Found],
+    kind: Kind,
     pattern: Pattern,
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
@@ -190,8 +275,8 @@ def _reason_to_skip(
         return f"{parameter.ndim}-D: not a matrix"
     if include is not None and not any(fnmatchcase(one.name, glob) for glob in include):
         return "not included"
-    if include is None and not _is_default(one.owner, one.attribute):
-        return "not the weight of a Linear, a convolution or an attention; include it to mask it"
+    if include is None and kind.dense is not None:
+        return f"{kind.dense}; include it to mask it"
     if parameter.dtype not in _DTYPES:
         return f"dtype {parameter.dtype} is not one of {', '.join(map(str, _DTYPES))}"
     return _reason_of_size(parameter.shape, layout_of(one.owner, one.attribute), pattern, ragged)
@@ -242,4 +327,4 @@ def _check_chosen(
 def _reasons(lines: Sequence[ParameterReport]) -> str:
     # Weights tell more than biases.
     lines = [line for line in lines if len(line.shape) > 1] or list(lines)
-    return "; ".join(f"{line.name}: {line.reason}" for line in lines[:3]) + ("; ..." if len(lines) > 3 else "")
+    return each_reason_once([(line.name, line.reason or "") for line in lines])

@@ -1,0 +1,122 @@
+"""What a weight is: how its axes are read, whether it is left dense unless it is asked for, and the words for that.
+
+One rule for a model in memory and for a checkpoint. What a module is decides; where there are no modules, the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Axes = Literal["matrix", "convolution", "stack"]
+
+EMBEDDING = "an embedding"
+ROUTER = "the router of a mixture of experts"
+ADAPTER = "part of a PEFT adapter"
+CONV1D = "the weight of a transformers.Conv1D"
+OTHER = "not the weight of a Linear, a convolution or an attention"
+
+# Names of modules and parameters, whole: a "reembedder" is none of them.
+_EMBEDDINGS = frozenset(
+    [
+        "wte",
+        "wpe",
+        "shared",
+        "embed",
+        "embed_in",
+        "embed_positions",
+        "embed_tokens",
+        "embed_tokens_per_layer",
+        "embedding",
+        "embeddings",
+        "entity_embeddings",
+        "language_embeddings",
+        "patch_position_embeddings",
+        "pos_emb",
+        "pos_embed",
+        "position_embedding",
+        "position_embedding_table",
+        "position_embeddings",
+        "positional_embedding",
+        "positional_embeddings",
+        "rel_embeddings",
+        "relative_attention_bias",
+        "relative_position_bias_table",
+        "segment_embeddings",
+        "tok_embeddings",
+        "token_embed",
+        "token_embedding",
+        "token_embeddings",
+        "token_type_embeddings",
+        "word_embedding",
+        "word_embeddings",
+    ]
+)
+_ROUTERS = frozenset(["router", "routers"])
+_GATES = frozenset(["gate", "gating", "shared_expert_gate", "wg"])
+_REASONS = 5
+_ADAPTERS = frozenset(["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"])
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a weight is.
+
+    Attributes
+    ----------
+    axes : {"matrix", "convolution", "stack"}
+        (out, in); (out, in, *kernel); (..., rows, columns), one matrix at each index of the leading axes.
+    dense : str or None
+        Why it is left dense unless it is asked for, as what it is in words; None for a weight that is pruned.
+    """
+
+    axes: Axes
+    dense: str | None = None
+
+
+def tied_to(name: str) -> str:
+    """The words for an output layer whose weight is an embedding's."""
+    return f"tied to {name}, {EMBEDDING}"
+
+
+def stack_of_experts(shape: Sequence[int]) -> str:
+    """The words for a tensor that holds a matrix for each expert."""
+    return f"a stack of {shape[0]} experts"
+
+
+def dense_by_name(name: str) -> str | None:
+    """Why a weight of such a name is left dense unless it is asked for, or None. Names are compared part by part."""
+    parts = name.split(".")
+    own = parts[-2] if parts[-1] == "weight" and len(parts) > 1 else parts[-1]
+    if own in _EMBEDDINGS:
+        return f"{EMBEDDING} by its name"
+    if is_router(own) or own in _GATES or any(map(is_router, parts)):
+        return f"{ROUTER} by its name"
+    if any(part in _ADAPTERS for part in parts):
+        return f"{ADAPTER} by its name"
+    if own == "bias" or own.endswith("_bias"):
+        return "a bias by its name"
+    return None
+
+
+def is_router(name: str) -> bool:
+    """Whether a module of this name, whatever it is, chooses the experts."""
+    return name in _ROUTERS
+
+
+def is_gate(name: str) -> bool:
+    """Whether a module of this name chooses the experts, if it stands beside some."""
+    return name in _GATES
+
+
+def each_reason_once(reasons: Sequence[tuple[str, str]]) -> str:
+    """Names and their reasons in words: the first name of each of a few reasons, and how many more there are of it."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        names.setdefault(reason, []).append(name)
+    told = [
+        f"{found[0]}: {reason}{f' (and {len(found) - 1} more)' if len(found) > 1 else ''}"
+        for reason, found in names.items()
+    ]
+    return "; ".join(told[:_REASONS]) + ("; ..." if len(told) > _REASONS else "")
