@@ -49,8 +49,8 @@ class Sparsifier:
     Every weight of a Linear, a convolution and a MultiheadAttention that holds a whole m x m tile gets a mask: at once,
     and anew from the dense weights every `refresh_every` optimizer steps. Embeddings, weights that are tied to one, the
     routers of mixtures of experts and PEFT's adapters stay dense unless they are included; `report` says why. A
-    convolution is masked at each kernel position. The dense weights stay the Parameters that the optimizer knows. Exact masks are found on the device where
-    the weights lie.
+    convolution is masked at each kernel position. The dense weights stay the Parameters that the optimizer knows. Exact
+    masks are found on the device where the weights lie.
 
     Parameters
     ----------
