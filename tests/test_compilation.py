@@ -120,6 +120,32 @@ def test_selection_is_packed_min_and_max_alone(n: int, m: int, itemsize: int) ->
     assert not re.search(r"\bv?(?:min|max)s[sd]\b", assembly)
 
 
+@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512"])
+def test_masks_of_every_size_can_be_stored_on_every_kind_of_processor(processor: str, tmp_path: Path) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("the processors are of x86-64")
+    # In a process of its own: LLVM ends the process where it cannot compile.
+    script = f"""
+from llvmlite import binding, ir
+from masksolve._methods import _vectors
+
+binding.initialize_native_target()
+binding.initialize_native_asmprinter()
+target = binding.Target.from_default_triple()
+machine = target.create_target_machine(cpu={processor!r}, features="", opt=3, jit=True)
+for m in range(2, 65):
+    for itemsize in (4, 8):
+        module = ir.Module()
+        function = ir.Function(module, _vectors._PROTOTYPE, "store")
+        builder = ir.IRBuilder(function.append_basic_block())
+        _vectors._Writer(builder, function.args, 1, m, itemsize, False).store()
+        builder.ret_void()
+        machine.emit_object(binding.parse_assembly(str(module)))
+print("compiled")
+"""
+    assert processes.run(script, tmp_path) == "compiled\n"
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("m", [4, 7, 8, 16, 32])
 def test_no_vector_lies_in_two_lines_of_the_cache(m: int, dtype: type) -> None:

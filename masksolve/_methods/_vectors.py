@@ -588,13 +588,20 @@ class _Writer:
     def store(self) -> None:
         builder = self.builder
         spread = ir.VectorType(_BYTE, self.m)
+        # LLVM 20 for AVX2 ends the process over bits that are not a multiple of eight; so a power of two is spread.
+        width = 1 << (self.m - 1).bit_length()
+        first = ir.Constant(ir.VectorType(_I32, self.m), list(range(self.m)))
 
         def store_row(row: ir.Value) -> None:
             words = self.place(self.times(row, self.word, self.at.bits), _I64)
             word = builder.load(builder.gep(words, [self.c]))
-            bits = builder.bitcast(builder.trunc(word, ir.IntType(self.m)), ir.VectorType(_BOOL, self.m))
+            chosen = word if width == 64 else builder.trunc(word, ir.IntType(width))
+            bits = builder.bitcast(chosen, ir.VectorType(_BOOL, width))
+            ones = builder.zext(bits, ir.VectorType(_BYTE, width))
             start = builder.add(self.a, builder.mul(row, self.b))
-            builder.store(builder.zext(bits, spread), builder.inttoptr(start, spread.as_pointer()), align=1)
+            builder.store(
+                builder.shuffle_vector(ones, ones, first), builder.inttoptr(start, spread.as_pointer()), align=1
+            )
 
         self.for_each_line(store_row)
 
