@@ -16,13 +16,19 @@ Results = dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What both processes found, for every scenario."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both processes, which have ended by now, saved what they found."""
     folder = tmp_path_factory.mktemp("processes")
     context = torch.multiprocessing.spawn(torch_processes.run, (str(folder),), nprocs=2, join=False)
     done = context.join(timeout=120)
     while not done:
         done = context.join(timeout=120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> Results:
+    """What both processes found, for every scenario."""
     found = {
         name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)]
         for name in torch_processes.SCENARIOS
@@ -32,6 +38,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         for result in results:
             assert not isinstance(result, str), f"{name}:\n{result}"
     return found
+
+
+def test_no_thread_outlives_the_process_group(results: Results, folder: Path) -> None:
+    """One that does may abort its process as it exits; that something of ours keeps the group would show here too."""
+    assert all(results.values())
+    for rank in range(2):
+        assert torch.load(folder / f"threads-{rank}.pt") == []
 
 
 def matrix(tensor: Tensor) -> np.ndarray[Any, Any]:

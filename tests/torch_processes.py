@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import gc
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp._fully_shard import _fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from masksolve.torch import Sparsifier, _device, _solve
@@ -17,6 +20,7 @@ from masksolve.torch import Sparsifier, _device, _solve
 STEPS = 3
 # Every scenario, by name; what it returns is saved for the tests to judge.
 SCENARIOS: dict[str, Any] = {}
+MESHES: list[DeviceMesh] = []
 
 
 def scenario(function: Any) -> Any:
@@ -25,7 +29,7 @@ def scenario(function: Any) -> Any:
 
 
 def run(rank: int, folder: str) -> None:
-    """One process: all scenarios, one after the other."""
+    """One process: all scenarios, one after the other; last, the names of the threads that are left of its group."""
     torch.set_num_threads(1)
     address = f"file://{folder}/rendezvous"
     timeout = datetime.timedelta(seconds=60)
@@ -39,7 +43,39 @@ def run(rank: int, folder: str) -> None:
         if isinstance(result, str):
             # The other process may wait for this one in vain.
             break
+    else:
+        # Whoever leaves first would cut the other one off.
+        dist.barrier()
+    leave()
+    torch.save(threads_of_gloo(), Path(folder) / f"threads-{rank}.pt")
+
+
+def leave() -> None:
+    """Destroy the process group, and end its threads.
+
+    They end with the last reference to the group. A thread that outlives it may still hold the tensors of a collective
+    that everyone has waited for, and aborts the process when it lets go of them while the interpreter is going
+    (https://github.com/pytorch/pytorch/issues/190489).
+    """
+    # fully_shard keeps the class of every module that it was given; a parametrized module's class keeps the module.
+    _fully_shard.cls_to_fsdp_cls.clear()
+    # Models may be in cycles, with the traceback of an error that was expected.
+    gc.collect()
+    for mesh in MESHES:
+        # PyTorch's caches of DTensor operations keep every mesh, and the mesh its groups.
+        getattr(mesh, "_pg_registry", {}).clear()
     dist.destroy_process_group()
+
+
+def threads_of_gloo() -> list[str]:
+    """The threads that Gloo has in this process, by name; none where the system does not say."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
+def new_mesh() -> DeviceMesh:
+    MESHES.append(init_device_mesh("cpu", (2,)))
+    return MESHES[-1]
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -165,10 +201,9 @@ def wrapped_after(rank: int) -> dict[str, Any]:
 @scenario
 def fsdp(rank: int) -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = new_mesh()
     model = net()
     sparsifier = Sparsifier(model, "3:4", refresh_every=1)
     for layer in (model[0], model[2], model[4]):
@@ -201,10 +236,9 @@ def fsdp(rank: int) -> dict[str, Any]:
 
 @scenario
 def tensor_parallel(rank: int) -> dict[str, Any]:
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = new_mesh()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
     parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -437,8 +438,13 @@ class Sparsifier:
             raise RuntimeError("this Sparsifier is finalized: the model is a plain one again; make a new Sparsifier")
 
     def _watch_for_gradients(self) -> list[RemovableHandle]:
+        # Python's collector does not see a cycle through PyTorch's hooks: one that held this object would keep it, the
+        # model and the process group of DDP, with its threads, for ever.
+        this = weakref.ref(self)
+
         def note(parameter: Tensor) -> None:
-            self._has_trained = True
+            if (sparsifier := this()) is not None:
+                sparsifier._has_trained = True
 
         # All of them, as the first batch may pass by every masked one.
         return [
