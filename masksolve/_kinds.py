@@ -65,13 +65,14 @@ class Kind:
 
     Attributes
     ----------
-    axes : {"matrix", "convolution", "stack"}
-        (out, in); (out, in, *kernel); (..., rows, columns), one matrix at each index of the leading axes.
+    axes : {"matrix", "convolution", "stack"} or None
+        (out, in); (out, in, *kernel); (..., rows, columns), one matrix at each index of the leading axes. None where
+        nothing tells a stack from a convolution.
     dense : str or None
         Why it is left dense unless it is asked for, as what it is in words; None for a weight that is pruned.
     """
 
-    axes: Axes
+    axes: Axes | None
     dense: str | None = None
 
 

@@ -66,9 +66,23 @@ _pattern = click.option(
     "--pattern", type=_PatternType(), required=True, help="N entries KEPT of every M: 1:4 keeps 1 and zeroes 3."
 )
 _include = click.option(
-    "--include", multiple=True, metavar="GLOB", help="Only tensors whose name matches; can be repeated."
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Only tensors whose name matches, embeddings, routers and the like among them; can be repeated.",
 )
 _exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors whose name matches.")
+
+
+_stack = click.option(
+    "--stack",
+    multiple=True,
+    metavar="GLOB",
+    help="Tensors of 3 axes and more that are stacks of matrices (..., rows, columns), such as a layer's experts.",
+)
+_convolution = click.option(
+    "--convolution", multiple=True, metavar="GLOB", help="Tensors of 3 axes that are convolutions (out, in, kernel)."
+)
 
 
 _overwrite = click.option(
@@ -98,6 +112,8 @@ def cli() -> None:
 @click.option("--method", default="exact", show_default=True, help="See `masksolve methods`.")
 @_include
 @_exclude
+@_stack
+@_convolution
 @_report
 @_overwrite
 @_resume
@@ -111,6 +127,8 @@ def prune(
     method: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    stack: tuple[str, ...],
+    convolution: tuple[str, ...],
     report: Path | None,
     overwrite: bool,
     resume: bool,
@@ -120,7 +138,10 @@ def prune(
     """Make every weight matrix of INPUT transposable N:M sparse.
 
     INPUT is a .safetensors file, or a folder of them with an index, such as model.safetensors.index.json. Tensors that
-    are not weight matrices are passed through untouched. Without --include, embeddings are too.
+    are not weight matrices are passed through untouched. Without --include, so are embeddings, output layers tied to
+    them, routers of mixtures of experts and the like: a config.json beside the weights tells them, if transformers is
+    installed, and their names otherwise. Tensors of 3 axes are pruned only where the config, --stack or --convolution
+    says what they are.
     """
     if output is None and masks is None:
         raise click.UsageError("nothing to write: pass --output, --masks, or both")
@@ -134,6 +155,8 @@ def prune(
             method=method,
             include=include,
             exclude=exclude,
+            stack=stack,
+            convolution=convolution,
             overwrite=overwrite,
             resume=resume,
             workers=engine,
@@ -184,6 +207,13 @@ def apply(
 @_pattern
 @_include
 @_exclude
+@_stack
+@_convolution
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path),
+    help="The JSON report of the prune: check the tensors that it pruned.  [default: masksolve.json in INPUT]",
+)
 @_workers
 @_scheduler
 def check(
@@ -191,21 +221,37 @@ def check(
     pattern: Pattern,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    stack: tuple[str, ...],
+    convolution: tuple[str, ...],
+    record: Path | None,
     workers: int | None,
     scheduler: str | None,
 ) -> None:
-    """Check that the weight matrices of INPUT are transposable N:M sparse; exit with 1 if one is not."""
+    """Check that the weight matrices of INPUT are transposable N:M sparse; exit with 1 if one is not.
+
+    Checked are the tensors that masksolve.json, which a prune leaves in a folder, says were pruned; without it, or with
+    --include, --stack or --convolution, those that `masksolve prune` would prune.
+    """
     with _progress() as on_progress, _who_works(workers, scheduler) as engine:
-        checks, skipped = check_checkpoint(
-            source, pattern, include=include, exclude=exclude, workers=engine, on_progress=on_progress
+        result = check_checkpoint(
+            source,
+            pattern,
+            include=include,
+            exclude=exclude,
+            stack=stack,
+            convolution=convolution,
+            record=record,
+            workers=engine,
+            on_progress=on_progress,
         )
-    for tensor in checks:
+    for tensor in result.tensors:
         click.echo(
             f"{'ok ' if tensor.problem is None else 'BAD'} {printable(tensor.name)}  {tensor.problem or ''}".rstrip()
         )
-    bad = sum(tensor.problem is not None for tensor in checks)
-    verdict = f"{bad} of {len(checks)} tensors are not" if bad else f"all {len(checks)} tensors are"
-    click.echo(f"{source}: {verdict} transposable {pattern.describe()}; {len(skipped)} tensors skipped")
+    bad, count = sum(tensor.problem is not None for tensor in result.tensors), len(result.tensors)
+    verdict = f"{bad} of {count} tensors are not" if bad else f"all {count} tensors are"
+    _print_identified(result.identified_by)
+    click.echo(f"{source}: {verdict} transposable {pattern.describe()}; {len(result.skipped)} tensors skipped")
     if bad:
         raise click.exceptions.Exit(1)
 
@@ -292,6 +338,8 @@ def adaprune_model(
 @click.option("--method", default="exact", show_default=True, help="See `masksolve methods`.")
 @_include
 @_exclude
+@_stack
+@_convolution
 @_workers
 def plan(
     source: Path,
@@ -299,10 +347,21 @@ def plan(
     method: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    stack: tuple[str, ...],
+    convolution: tuple[str, ...],
     workers: int | None,
 ) -> None:
     """Tell what `prune` would do to INPUT, how long it would take and what it would need. Nothing is written."""
-    result = plan_checkpoint(source, patterns, method=method, include=include, exclude=exclude, workers=workers)
+    result = plan_checkpoint(
+        source,
+        patterns,
+        method=method,
+        include=include,
+        exclude=exclude,
+        stack=stack,
+        convolution=convolution,
+        workers=workers,
+    )
     table = Table("tensor", "dtype", "shape")
     reasons = []
     for each in result.plans:
@@ -322,6 +381,7 @@ def plan(
         )
     for pattern, reason in result.misfits.items():
         click.echo(f"{pattern}: {reason}")
+    _print_identified(result.identified_by)
     click.echo("times are measured on a sample; what the disk needs to write is not in them")
 
 
@@ -512,11 +572,16 @@ def _show(result: PruneReport, report: Path | None) -> None:
         report.write_text(content, encoding="utf-8", errors="backslashreplace")
     _print_skipped(result.skipped)
     _print_pruned(result.tensors)
+    _print_identified(result.identified_by)
     proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
     click.echo(
         f"{result.output or result.masks}: {len(result.tensors)} tensors pruned to {result.pattern.describe()}, "
         f"mean kept importance {result.mean_kept_share:.2%}, {proof}"
     )
+
+
+def _print_identified(by: str) -> None:
+    click.echo(f"tensors were identified by {printable(by)}")
 
 
 def _print_skipped(skipped: Sequence[SkippedTensor]) -> None:

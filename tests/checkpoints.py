@@ -60,7 +60,7 @@ def write_sharded(folder: Path, seed: int = 0) -> Path:
         "model-00003-of-00003.safetensors": {
             "layers.2.weight": normal(40, 100, dtype=np.float64),
             "tokens.embedding": normal(50, 8),
-            "patch": normal(16, 8, 5, dtype=ml_dtypes.bfloat16),
+            "patch": normal(16, 8, 5, 1, dtype=ml_dtypes.bfloat16),
         },
     }
     folder.mkdir()
@@ -99,6 +99,9 @@ def tensors_of(path: Path) -> dict[str, np.ndarray]:
             flat = np.frombuffer(content[8 + size + start : 8 + size + stop], names[entry["dtype"]])
             tensors[name] = flat.reshape(entry["shape"])
     return tensors
+
+
+RECORD = "masksolve.json"
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -12,8 +12,8 @@ import pytest
 
 import masksolve as ms
 from masksolve import Pattern
-from masksolve.checkpoint import CheckpointError, _units, check_checkpoint, prune_checkpoint
-from tests.checkpoints import PRUNED, contents, tensors_of, write_shard, write_sharded
+from masksolve.checkpoint import CheckpointError, _units, apply_masks, check_checkpoint, prune_checkpoint
+from tests.checkpoints import PRUNED, RECORD, HereExecutor, contents, tensors_of, write_shard, write_sharded
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND, THIRD = (f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3))
@@ -42,7 +42,7 @@ def test_a_folder_comes_out_as_it_went_in_but_for_pruned_weights(
     assert {tensor.name for tensor in report.tensors} == PRUNED
     assert report.optimal
     before, after = contents(source), contents(target)
-    assert list(before) == list(after)
+    assert sorted([*before, RECORD]) == sorted(after)
     for name in before:
         if name in (FIRST, SECOND, THIRD):
             size = 8 + int.from_bytes(before[name][:8], "little")
@@ -68,7 +68,7 @@ def test_what_is_skipped_is_named_with_the_reason(tmp_path: Path) -> None:
         "layers.1.ids": "dtype I64 is not one of F64, F32, F16, BF16",
         "empty columns": "has no entries",
         "empty kernel": "has no entries",
-        "tokens.embedding": "an embedding; --include it to prune it",
+        "tokens.embedding": "an embedding by its name; --include it to prune it",
     }
 
 
@@ -81,6 +81,36 @@ def test_a_tile_row_too_large_to_hold_is_pruned_in_parts(tmp_path: Path, monkeyp
     assert ms.certify(w, pruned != 0, 3, 8).optimal
     bits = np.unpackbits(tensors_of(tmp_path / "m")["w"], axis=1, count=1003, bitorder="little")
     assert np.array_equal(bits, pruned != 0)
+
+
+@pytest.mark.parametrize("shape", [(8, 1003), (9, 1003), (8, 500, 2, 2)])
+def test_a_tile_row_that_is_very_wide_is_work_for_several(
+    shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_bands(monkeypatch)
+    w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    write_shard(tmp_path / "in.safetensors", {"w": w})
+    calls = HereExecutor()
+    arguments = tmp_path / "in.safetensors", tmp_path / "out.safetensors", Pattern(3, 8)
+    prune_checkpoint(*arguments, masks=tmp_path / "m", workers=calls)
+    # Bands of at most 1024 weights, whose columns begin at whole tiles.
+    assert calls.calls > w.size // 1024
+    pruned = tensors_of(tmp_path / "out.safetensors")["w"]
+    if w.ndim == 2:
+        assert ms.certify(w, pruned != 0, 3, 8).optimal
+    else:
+        assert ms.certify(w.transpose(2, 3, 0, 1), pruned.transpose(2, 3, 0, 1) != 0, 3, 8).optimal
+    bits = np.unpackbits(tensors_of(tmp_path / "m")["w"], axis=1, count=w[0].size, bitorder="little")
+    assert np.array_equal(bits.reshape(shape), pruned != 0)
+    assert not any(tensor.problem for tensor in check_checkpoint(arguments[1], Pattern(3, 8)).tensors)
+    apply_masks(arguments[0], tmp_path / "m", tmp_path / "applied")
+    assert contents(tmp_path / "applied") == contents(arguments[1])
+    # And what is said of such a part says which it is.
+    pruned = pruned.copy()
+    pruned[0, 256:264] = 1
+    write_shard(tmp_path / "out.safetensors", {"w": pruned})
+    (found,) = check_checkpoint(arguments[1], Pattern(3, 8)).tensors
+    assert "0, 256:264] keeps 8 of 8" in (found.problem or "")
 
 
 def test_the_importance_of_a_tensor_is_the_same_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +161,7 @@ def test_patterns_that_keep_nothing_or_all_are_pruned_to(pattern: str, tmp_path:
     report = prune_checkpoint(source, tmp_path / "out", Pattern.parse(pattern), masks=tmp_path / "masks")
     assert report.optimal
     assert report.mean_kept_share == {"0:4": 0, "3:20": report.mean_kept_share}.get(pattern, 1)
-    assert all(check.problem is None for check in check_checkpoint(tmp_path / "out", Pattern.parse(pattern))[0])
+    assert all(check.problem is None for check in check_checkpoint(tmp_path / "out", Pattern.parse(pattern)).tensors)
 
 
 def test_what_links_lead_to_is_pruned_and_copied(tmp_path: Path) -> None:
@@ -161,20 +191,20 @@ def test_a_folder_with_one_shard_needs_no_index(tmp_path: Path) -> None:
     source.mkdir()
     write_shard(source / "model.safetensors", {"w": np.ones((8, 8))})
     prune_checkpoint(source, tmp_path / "out", Pattern(1, 4))
-    assert list(contents(tmp_path / "out")) == ["model.safetensors"]
+    assert list(contents(tmp_path / "out")) == [RECORD, "model.safetensors"]
 
 
 def test_check_names_the_first_bad_group_of_a_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = write_sharded(tmp_path / "in"), tmp_path / "out"
     prune_checkpoint(source, target, Pattern(3, 8))
     small_bands(monkeypatch)
-    assert all(tensor.problem is None for tensor in check_checkpoint(target, Pattern(3, 8))[0])
+    assert all(tensor.problem is None for tensor in check_checkpoint(target, Pattern(3, 8)).tensors)
     content = bytearray((target / FIRST).read_bytes())
     start = 8 + int.from_bytes(content[:8], "little")
     w = np.frombuffer(content, np.float32, 72 * 40, start).reshape(72, 40)
     w[66, 8:16] = 1
     (target / FIRST).write_bytes(content)
-    problems = {tensor.name: tensor.problem for tensor in check_checkpoint(target, Pattern(3, 8))[0]}
+    problems = {tensor.name: tensor.problem for tensor in check_checkpoint(target, Pattern(3, 8)).tensors}
     assert problems.pop("layers.0.weight") == "mask[66, 8:16] keeps 8 of 8 entries; 3:8 along rows allows at most 3"
     assert not any(problems.values())
 
@@ -314,7 +344,7 @@ def test_a_folder_is_replaced_when_asked(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         prune_checkpoint(source, target, Pattern(4, 8))
     prune_checkpoint(source, target, Pattern(4, 8), overwrite=True)
-    assert list(contents(target)) == list(contents(source))
+    assert sorted(contents(target)) == sorted([*contents(source), RECORD])
     assert sorted(tmp_path.iterdir()) == [source, target]
 
 

@@ -1,6 +1,6 @@
 """Safetensors checkpoints in, safetensors checkpoints out, of any size. Needs the extra `cli`."""
 
-from masksolve.checkpoint._check import TensorCheck, check_checkpoint
+from masksolve.checkpoint._check import CheckReport, TensorCheck, check_checkpoint
 from masksolve.checkpoint._compare import Comparison, TensorComparison, compare_checkpoints
 from masksolve.checkpoint._engine import WorkerLostError, dask_executor
 from masksolve.checkpoint._file import CheckpointError, TensorInfo
@@ -11,6 +11,7 @@ from masksolve.checkpoint._report import PrunedTensor, PruneReport
 from masksolve.checkpoint._selection import SkippedTensor
 
 __all__ = [
+    "CheckReport",
     "CheckpointError",
     "CheckpointPlan",
     "Comparison",

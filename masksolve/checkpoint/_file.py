@@ -7,6 +7,8 @@ Tensors are read and written here, because the library gives NumPy no bfloat16 a
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,34 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as the header describes it: safetensors dtype, shape, and which bytes of the file are its own."""
+    """A tensor as the header describes it: safetensors dtype, shape, and which bytes of the file are its own.
+
+    `stack` is whether it is pruned as a stack of matrices (..., rows, columns) rather than as (out, in, *kernel).
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    stack: bool = False
+
+    @property
+    def flat_shape(self) -> tuple[int, ...]:
+        """(rows, columns, *kernel): its shape, with the matrices of a stack one below the other."""
+        return flat_shape(self.shape, self.stack)
+
+    @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """Rows and columns of one of its matrices."""
+        return self.shape[-2:] if self.stack else self.shape[:2]
+
+    def matrix_of(self, row: int) -> tuple[tuple[int, ...], int]:
+        """Index of the matrix that a row of `flat_shape` lies in, () outside stacks, and the row's number in it."""
+        if not self.stack:
+            return (), row
+        *lead, own = (int(index) for index in np.unravel_index(row, self.shape[:-1]))
+        return tuple(lead), own
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,11 @@ class Header:
 
     tensors: tuple[TensorInfo, ...]
     metadata: dict[str, str]
+
+
+def flat_shape(shape: Sequence[int], stack: bool) -> tuple[int, ...]:
+    """(rows, columns, *kernel) of a tensor, the matrices of a stack (..., rows, columns) one below the other."""
+    return (math.prod(shape[:-1]), shape[-1]) if stack else tuple(shape)
 
 
 def printable(name: str) -> str:
@@ -57,12 +85,13 @@ def read_header(path: Path) -> Header:
     Raises
     ------
     CheckpointError
-        If the file is missing, empty, truncated, no safetensors file, or names a tensor twice.
+        If the file is missing, unreadable, empty, truncated, no safetensors file, or names a tensor twice.
     """
     try:
-        with safe_open(path, framework="numpy"):
-            pass
+        # Opened here first: the library calls every file that it cannot open missing.
         with path.open("rb") as file:
+            with safe_open(path, framework="numpy"):
+                pass
             size = int.from_bytes(file.read(8), "little")
             header = parse_json(file.read(size), path)
     except FileNotFoundError:

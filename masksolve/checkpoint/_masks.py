@@ -1,7 +1,7 @@
 """Masks apart from their weights: a safetensors file with a bit for every weight, and what it says of them.
 
 A tensor (out, in, *kernel) is stored as U8 (out, bytes), each of its rows from a whole byte on, the first weight in
-the lowest bit, so that workers can write their bands side by side.
+the lowest bit, so that workers can write their bands side by side. The matrices of a stack lie one below the other.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ import xxhash
 from numpy.typing import NDArray
 
 from masksolve._pattern import Pattern
-from masksolve.checkpoint._file import CheckpointError, TensorInfo, parse_json, read_header
+from masksolve.checkpoint._file import CheckpointError, TensorInfo, flat_shape, parse_json, read_header
 from masksolve.checkpoint._units import Place, Unit
 
 _FORMAT = "masksolve masks, 1"
+_BYTES_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """The masks in a file: their pattern, the shape and hash of the weights they were made for, and their places."""
+    """The masks in a file: their pattern, the weights they were made for, and their places.
+
+    Of the weights there are the shapes, which of them are `stacks` of matrices, and the hashes.
+    """
 
     pattern: Pattern
     shapes: dict[str, tuple[int, ...]]
+    stacks: dict[str, bool]
     hashes: dict[str, str]
     places: dict[str, Place]
 
@@ -45,13 +50,15 @@ def hashes_of(units: Sequence[Unit], fingerprints: Sequence[str]) -> dict[str, s
 
 def masks_header(tensors: Sequence[TensorInfo], pattern: Pattern, hashes: Mapping[str, str]) -> bytes:
     """The header of the file of the masks of tensors, as it stands at the file's beginning."""
-    described = {tensor.name: {"shape": tensor.shape, "hash": hashes[tensor.name]} for tensor in tensors}
+    described = {
+        tensor.name: {"shape": tensor.shape, "stack": tensor.stack, "hash": hashes[tensor.name]} for tensor in tensors
+    }
     header: dict[str, Any] = {
         "__metadata__": {"format": _FORMAT, "pattern": str(pattern), "weights": json.dumps(described)}
     }
     position = 0
     for tensor in tensors:
-        rows, row = tensor.shape[0], row_bytes(tensor.shape)
+        rows, row = tensor.flat_shape[0], row_bytes(tensor.flat_shape)
         offsets = [position, position + rows * row]
         header[tensor.name] = {"dtype": "U8", "shape": [rows, row], "data_offsets": offsets}
         position = offsets[1]
@@ -70,8 +77,8 @@ def places_in(tensors: Sequence[TensorInfo], header: bytes) -> dict[str, Place]:
     places = {}
     position = len(header)
     for tensor in tensors:
-        places[tensor.name] = _place(position, tensor.shape)
-        position += tensor.shape[0] * row_bytes(tensor.shape)
+        places[tensor.name] = _place(position, tensor.flat_shape)
+        position += tensor.flat_shape[0] * row_bytes(tensor.flat_shape)
     return places
 
 
@@ -91,21 +98,33 @@ def read_masks(path: Path) -> MaskFile:
         pattern = Pattern.parse(metadata["pattern"])
         weights = parse_json(metadata["weights"].encode(), path)
         shapes = {tensor.name: tuple(weights[tensor.name]["shape"]) for tensor in header.tensors}
+        stacks = {tensor.name: weights[tensor.name]["stack"] for tensor in header.tensors}
         hashes = {tensor.name: weights[tensor.name]["hash"] for tensor in header.tensors}
+        flat = {name: flat_shape(shape, stacks[name]) for name, shape in shapes.items()}
         fits = all(
-            tensor.dtype == "U8" and tensor.shape == (shapes[tensor.name][0], row_bytes(shapes[tensor.name]))
+            tensor.dtype == "U8" and tensor.shape == (flat[tensor.name][0], row_bytes(flat[tensor.name]))
             for tensor in header.tensors
         )
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise CheckpointError(f"{path} holds masks, but says {error!r} of them; write it again") from None
     if not fits:
         raise CheckpointError(f"{path} holds masks whose shapes contradict its metadata; write it again")
-    places = {tensor.name: _place(tensor.offset, shapes[tensor.name]) for tensor in header.tensors}
-    return MaskFile(pattern, shapes, hashes, places)
+    places = {tensor.name: _place(tensor.offset, flat[tensor.name]) for tensor in header.tensors}
+    return MaskFile(pattern, shapes, stacks, hashes, places)
+
+
+def hash_of(path: Path) -> str:
+    """The hash of a whole file of masks."""
+    hasher = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while part := file.read(_BYTES_AT_ONCE):
+            hasher.update(part)
+    digest: str = hasher.hexdigest()
+    return digest
 
 
 def row_bytes(shape: Sequence[int]) -> int:
-    """How many bytes hold the masks of one row, that is, of one entry along the first axis."""
+    """How many bytes hold the masks of one row of a flat shape, that is, of one entry along its first axis."""
     return -(-math.prod(shape[1:]) // 8)
 
 

@@ -69,6 +69,7 @@ def page(report: PruneReport) -> str:
         f"<title>{escape(target)}, {report.pattern}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
         f"<h1>{escape(target)}</h1>",
         f"<p class=note>transposable {escape(report.pattern.describe())}; {proof}</p>",
+        f"<p class=note>Tensors were identified by {escape(report.identified_by)}.</p>",
         _numbers(
             {
                 "mean kept importance": f"{report.mean_kept_share:.2%}",
@@ -168,7 +169,7 @@ def _tile(worst: WorstTile) -> str:
                 f"height={step - 2:.2f} fill-opacity={abs(weight) / largest:.3f}><title>{weight:.6g}</title></rect>"
             )
     share = tile.kept / tile.importance if tile.importance > 0 else 1.0
-    where = f", kernel {', '.join(map(str, tile.kernel))}" if tile.kernel else ""
+    where = f", matrix {', '.join(map(str, tile.matrix))}" if tile.matrix else ""
     return (
         f"<figure><svg viewBox='0 0 200 200' width=200 role=img aria-label='a tile'>{''.join(cells)}</svg>"
         f"<figcaption>{escape(worst.tensor)}<br>row {tile.row}, column {tile.column}{where}<br>"

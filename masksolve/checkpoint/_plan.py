@@ -12,8 +12,9 @@ from pathlib import Path
 from masksolve._pattern import Pattern
 from masksolve.checkpoint._engine import workers_for
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
+from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
-from masksolve.checkpoint._selection import SkippedTensor, select_tensors
+from masksolve.checkpoint._selection import Globs, SkippedTensor, select_tensors
 from masksolve.checkpoint._units import WEIGHTS_A_PIECE, Piece, Unit, pieces_of, read_weights, units_of
 from masksolve.checkpoint._work import Job, check_finite, fingerprint_unit, mask_of, try_method
 
@@ -56,11 +57,15 @@ class PatternPlan:
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """What `plan_checkpoint` found: the tensors, and a plan for each pattern that some of them fit."""
+    """What `plan_checkpoint` found: the tensors, and a plan for each pattern that some of them fit.
+
+    `identified_by` says in words what the tensors are known by: the model's config, or their names.
+    """
 
     tensors: tuple[TensorInfo, ...]
     plans: tuple[PatternPlan, ...]
     misfits: dict[str, str]
+    identified_by: str
 
 
 def plan_checkpoint(
@@ -70,6 +75,8 @@ def plan_checkpoint(
     method: str = "exact",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    stack: Sequence[str] = (),
+    convolution: Sequence[str] = (),
     workers: int | None = None,
 ) -> CheckpointPlan:
     """Tell what `prune_checkpoint` would do. Nothing is written.
@@ -79,7 +86,7 @@ def plan_checkpoint(
     source : path
         A `.safetensors` file, or a folder of them with an index.
     patterns : sequence of Pattern
-    method, include, exclude
+    method, include, exclude, stack, convolution
         As for `prune_checkpoint`.
     workers : int, optional
         What times and memory are told for; None takes all cores.
@@ -108,10 +115,14 @@ def plan_checkpoint(
     >>> folder.cleanup()
     """
     checkpoint = read_checkpoint(Path(source).absolute())
+    identified = identify(checkpoint)
+    globs = Globs(include, exclude, stack, convolution)
+    # Once for all patterns: a glob that matches nothing is no misfit of one of them.
+    globs.check(checkpoint.tensors)
     plans, misfits = [], {}
     for pattern in patterns:
         try:
-            chosen, skipped = select_tensors(checkpoint.tensors, pattern, include, exclude)
+            chosen, skipped = select_tensors(checkpoint.tensors, pattern, globs, identified.kinds)
         except CheckpointError as error:
             misfits[str(pattern)] = str(error)
             continue
@@ -125,7 +136,7 @@ def plan_checkpoint(
         plans.append(
             PatternPlan(pattern, tuple(chosen), tuple(skipped), nbytes, processes, seconds / processes, memory)
         )
-    return CheckpointPlan(tuple(checkpoint.tensors), tuple(plans), misfits)
+    return CheckpointPlan(tuple(checkpoint.tensors), tuple(plans), misfits, identified.by)
 
 
 def _seconds_of_all(checkpoint: Checkpoint, units: Sequence[Unit], job: Job) -> float:

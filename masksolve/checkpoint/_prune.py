@@ -7,25 +7,30 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
 import masksolve
 from masksolve._pattern import Pattern
 from masksolve._tiles import convolution_matrices
 from masksolve.checkpoint._file import CheckpointError, TensorInfo
+from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
-from masksolve.checkpoint._masks import MaskFile, read_masks
+from masksolve.checkpoint._masks import MaskFile, hash_of, read_masks
+from masksolve.checkpoint._record import RECORD, record_of
 from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile
 from masksolve.checkpoint._run import OnProgress, Outcome, Request, run
-from masksolve.checkpoint._selection import SkippedTensor, select_tensors
+from masksolve.checkpoint._selection import Given, Globs, SkippedTensor, select_tensors
 from masksolve.checkpoint._units import Piece, Unit, read_weights
 from masksolve.checkpoint._work import Job
 
 _DRAWN_TILES = 8
+_BY = "what the tensors are identified by"
 
 AnyPath = str | os.PathLike[str]
 
@@ -39,6 +44,8 @@ def prune_checkpoint(
     method: str = "exact",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    stack: Sequence[str] = (),
+    convolution: Sequence[str] = (),
     overwrite: bool = False,
     resume: bool = False,
     workers: int | Executor | None = 1,
@@ -46,8 +53,13 @@ def prune_checkpoint(
 ) -> PruneReport:
     """Write a copy of a checkpoint in which every weight matrix is transposable N:M sparse.
 
-    The output has the input's files, headers, metadata and bytes, but for the pruned weights, which are +0.0. It
-    appears under its name only when it is complete and verified. Weights are held in bands of a few MiB, never whole.
+    The output has the input's files, headers, metadata and bytes, but for the pruned weights, which are +0.0; in a
+    folder, masksolve.json says which tensors were pruned, for `check_checkpoint`. It appears under its name only when
+    it is complete and verified. Weights are held in bands of a few MiB, never whole.
+
+    Embeddings, output layers tied to one, routers of mixtures of experts and the like are left dense. What a tensor is,
+    is taken from the model that a config.json beside the weights describes, if transformers is installed (its own
+    classes, without weights; code beside them is never run), and from the tensor's name otherwise.
 
     Parameters
     ----------
@@ -61,8 +73,11 @@ def prune_checkpoint(
     method : str
         As for `masksolve.solve_matrix`.
     include, exclude : sequence of str
-        Globs of tensor names. Without `include`, every floating-point matrix that holds a whole tile, but
-        embeddings, is pruned.
+        Globs of tensor names. With `include`, those and no others are pruned, whatever they are.
+    stack, convolution : sequence of str
+        Globs of tensors of three or more axes: a stack of matrices (..., rows, columns), each of which is pruned, such
+        as that of a layer's experts; the weight of a convolution (out, in, *kernel). Needed for three axes where no
+        config tells; four or more are a convolution's.
     overwrite : bool
         Replace an output that exists, and discard a run that was not finished.
     resume : bool
@@ -105,15 +120,29 @@ def prune_checkpoint(
     if target is None and masks is None:
         raise CheckpointError("nothing to write: name an output, masks, or both")
     checkpoint = read_checkpoint(Path(source).absolute())
-    chosen, skipped = select_tensors(checkpoint.tensors, pattern, include, exclude)
+    identified = identify(checkpoint)
+    globs = Globs(include, exclude, stack, convolution)
+    chosen, skipped = select_tensors(checkpoint.tensors, pattern, globs, identified.kinds)
     request = Request(
-        checkpoint=checkpoint,
+        checkpoint=_without_record(checkpoint),
         chosen=chosen,
         job=Job(checkpoint.folder, pattern, method, None, None),
         output=_absolute(target),
         masks=_absolute(masks),
         given=None,
-        arguments=_arguments(source, target, masks, pattern, method=method, include=include, exclude=exclude),
+        record=record_of(pattern, chosen),
+        arguments=_arguments(
+            source,
+            target,
+            masks,
+            pattern,
+            method=method,
+            include=include,
+            exclude=exclude,
+            stack=stack,
+            convolution=convolution,
+            **{_BY: identified.by},
+        ),
         overwrite=overwrite,
         resume=resume,
     )
@@ -170,15 +199,17 @@ def apply_masks(
     """
     given_path = Path(masks).absolute()
     given = read_masks(given_path)
+    masks_name = f"the masks in {given_path.name}"
     checkpoint = read_checkpoint(Path(source).absolute())
     chosen, skipped = _masked_tensors(checkpoint, given, given_path)
     request = Request(
-        checkpoint=checkpoint,
+        checkpoint=_without_record(checkpoint),
         chosen=chosen,
         job=Job(checkpoint.folder, given.pattern, "", None, None, given_path),
         output=_absolute(target),
         masks=None,
         given=given,
+        record=record_of(given.pattern, chosen),
         arguments=_arguments(
             source,
             target,
@@ -186,7 +217,7 @@ def apply_masks(
             given.pattern,
             applied=str(given_path),
             other_weights=other_weights,
-            **{"the time of change of the masks, in ns,": given_path.stat().st_mtime_ns},
+            **{_BY: masks_name, "the hash of the masks": hash_of(given_path)},
         ),
         overwrite=overwrite,
         resume=resume,
@@ -216,11 +247,17 @@ def _masked_tensors(
             raise CheckpointError(
                 f"{path} has a mask of shape {shape} for tensor {name!r}, whose shape is {by_name[name].shape}"
             )
-    chosen, skipped = select_tensors(checkpoint.tensors, given.pattern, (), (), only=given.shapes)
+    chosen, skipped = select_tensors(checkpoint.tensors, given.pattern, Globs(), Given(given.stacks, "has no mask"))
     if len(chosen) < len(given.shapes):
         reasons = "; ".join(f"{each.name}: {each.reason}" for each in skipped if each.name in given.shapes)
         raise CheckpointError(f"not every mask in {path} can be applied: {reasons}")
     return chosen, skipped
+
+
+def _without_record(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without the record of an earlier prune, in whose place a new one is written."""
+    files = tuple(file for file in checkpoint.files if file.name != RECORD)
+    return replace(checkpoint, files=files if checkpoint.is_folder else checkpoint.files)
 
 
 def _absolute(path: AnyPath | None) -> Path | None:
@@ -254,21 +291,28 @@ def _report(request: Request, outcome: Outcome, skipped: Sequence[SkippedTensor]
         method=arguments.get("method"),
         include=tuple(arguments.get("include", ())),
         exclude=tuple(arguments.get("exclude", ())),
+        stack=tuple(arguments.get("stack", ())),
+        convolution=tuple(arguments.get("convolution", ())),
+        identified_by=arguments[_BY],
         tensors=tuple(PrunedTensor.of(tensor, outcome.bands[tensor.name]) for tensor in request.chosen),
         skipped=tuple(skipped),
-        worst_tiles=tuple(_worst_tiles(request.checkpoint, outcome)),
+        worst_tiles=tuple(_worst_tiles(request, outcome)),
         seconds=seconds,
     )
 
 
-def _worst_tiles(checkpoint: Checkpoint, outcome: Outcome) -> Iterator[WorstTile]:
+def _worst_tiles(request: Request, outcome: Outcome) -> Iterator[WorstTile]:
     """The worst tiles of all tensors; only their places were noted, so their weights are read again."""
-    owners = {tensor.name: (file.name, tensor) for file in checkpoint.files for tensor in file.tensors}
+    owners = {tensor.name: file.name for file in request.checkpoint.files for tensor in file.tensors}
+    chosen = {tensor.name: tensor for tensor in request.chosen}
     tiles = [(tile, name) for name, band in outcome.bands.items() for tile in band.worst]
     for tile, name in sorted(tiles, key=lambda pair: pair[0].badness, reverse=True)[:_DRAWN_TILES]:
-        file, tensor = owners[name]
-        rows = slice(tile.row, tile.row + len(tile.mask))
+        tensor = chosen[name]
+        height = tensor.matrix_shape[0]
+        above = int(np.ravel_multi_index(tile.matrix, tensor.shape[:-2])) * height if tensor.stack else 0
+        rows = slice(above + tile.row, above + tile.row + len(tile.mask))
         columns = slice(tile.column, tile.column + len(tile.mask[0]))
-        whole = Unit(file, tensor.offset, tensor.offset + tensor.nbytes, tensor)
-        weights = convolution_matrices(read_weights(checkpoint.folder, whole, Piece(rows, columns)))[tile.kernel]
+        whole = Unit(owners[name], tensor.offset, tensor.offset + tensor.nbytes, tensor)
+        matrices = convolution_matrices(read_weights(request.checkpoint.folder, whole, Piece(rows, columns)))
+        weights = matrices if tensor.stack else matrices[tile.matrix]
         yield WorstTile(name, tile, tuple(tuple(map(float, line)) for line in weights))

@@ -20,6 +20,8 @@ class PrunedTensor:
     ----------
     name, dtype, shape
         As in the checkpoint; dtype in safetensors' words ("F32").
+    stack : bool
+        Whether it was pruned as a stack of matrices (..., rows, columns).
     importance : float
         Sum of abs(weights) before.
     kept : float
@@ -39,6 +41,7 @@ class PrunedTensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    stack: bool
     importance: float
     kept: float
     gap: float
@@ -55,6 +58,7 @@ class PrunedTensor:
             name=tensor.name,
             dtype=tensor.dtype,
             shape=tensor.shape,
+            stack=tensor.stack,
             importance=band.importance,
             kept=band.kept,
             gap=band.gap,
@@ -85,8 +89,9 @@ class PruneReport:
     """What `prune_checkpoint` or `apply_masks` did, with what is needed to do it again.
 
     `output` and `masks` are None where they were not written; `applied` is the file of masks that was applied, and
-    `other_weights` whether it might be one that was made for others; `input_hash` is the xxh3_128 of the hashes of the
-    input's units; `seconds` is the time that this run took.
+    `other_weights` whether it might be one that was made for others; `identified_by` says in words what tells weights
+    from embeddings and the like, the model's config or the names of tensors; `input_hash` is the xxh3_128 of the hashes
+    of the input's units; `seconds` is the time that this run took.
     """
 
     versions: dict[str, str]
@@ -100,6 +105,9 @@ class PruneReport:
     method: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
+    stack: tuple[str, ...]
+    convolution: tuple[str, ...]
+    identified_by: str
     tensors: tuple[PrunedTensor, ...]
     skipped: tuple[SkippedTensor, ...]
     worst_tiles: tuple[WorstTile, ...]
@@ -128,9 +136,9 @@ class PruneReport:
         for option, value in options.items():
             words += [option, value] if value is not None else []
         words += ["--other-weights"] if self.other_weights else []
-        for option, globs in (("--include", self.include), ("--exclude", self.exclude)):
-            for glob in globs:
-                words += [option, glob]
+        for option in ("include", "exclude", "stack", "convolution"):
+            for glob in getattr(self, option):
+                words += [f"--{option}", glob]
         return shlex.join(words)
 
     def to_json(self) -> str:

@@ -16,6 +16,7 @@ from masksolve.checkpoint._engine import executor_for, run_all
 from masksolve.checkpoint._file import CheckpointError, TensorInfo, printable
 from masksolve.checkpoint._layout import Checkpoint
 from masksolve.checkpoint._masks import MaskFile, hashes_of, masks_header, place_masks, places_in
+from masksolve.checkpoint._record import RECORD
 from masksolve.checkpoint._units import Unit, put, sync, units_of
 from masksolve.checkpoint._work import (
     BandRecord,
@@ -42,7 +43,10 @@ _OUTPUT, _MASKS = "output", "masks.safetensors"
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is to do: prune the tensors `chosen`, or apply the masks `given` to them."""
+    """What a run is to do: prune the tensors `chosen`, or apply the masks `given` to them.
+
+    `record` is what stands in the record beside the weights, if the output is a folder.
+    """
 
     checkpoint: Checkpoint
     chosen: Sequence[TensorInfo]
@@ -50,6 +54,7 @@ class Request:
     output: Path | None
     masks: Path | None
     given: MaskFile | None
+    record: str
     arguments: dict[str, Any]
     overwrite: bool
     resume: bool
@@ -235,7 +240,7 @@ def _record_from(entry: dict[str, Any]) -> UnitRecord:
     band = entry["band"]
     if band is not None:
         worst = tuple(
-            TileRecord(**{**tile, "kernel": tuple(tile["kernel"]), "mask": tuple(tile["mask"])})
+            TileRecord(**{**tile, "matrix": tuple(tile["matrix"]), "mask": tuple(tile["mask"])})
             for tile in band["worst"]
         )
         band = BandRecord(**{**band, "gaps": tuple(band["gaps"]), "worst": worst})
@@ -333,10 +338,17 @@ def _prepare(request: Request, workspace: Workspace, hashes: dict[str, str]) -> 
     if request.output is not None:
         for file in request.checkpoint.files:
             allocate(data / _OUTPUT / file.name, file.size)
+        if request.checkpoint.is_folder:
+            with (data / _OUTPUT / RECORD).open("w", encoding="utf-8") as record:
+                record.write(request.record)
+                record.flush()
+                os.fsync(record.fileno())
     if request.masks is not None:
         header = masks_header(request.chosen, request.job.pattern, hashes)
         places = places_in(request.chosen, header)
-        ends = [places[tensor.name].offset + tensor.shape[0] * places[tensor.name].row for tensor in request.chosen]
+        ends = [
+            places[tensor.name].offset + tensor.flat_shape[0] * places[tensor.name].row for tensor in request.chosen
+        ]
         allocate(data / _MASKS, max(ends))
     # Before there is a plan that tells of them.
     for folder in (data, *(path for path in data.rglob("*") if path.is_dir())):

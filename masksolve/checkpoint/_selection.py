@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from masksolve._kinds import Kind, each_reason_once
 from masksolve._pattern import Pattern
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
 
@@ -20,18 +21,64 @@ class SkippedTensor:
     reason: str
 
 
+@dataclass(frozen=True)
+class Globs:
+    """What the user says of tensors, by globs of their names: which to prune, and what those of three axes are."""
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    stack: Sequence[str] = ()
+    convolution: Sequence[str] = ()
+
+    def check(self, tensors: Sequence[TensorInfo]) -> None:
+        """Refuse globs that match no tensor, or none that they can be meant for.
+
+        Raises
+        ------
+        CheckpointError
+            With the glob.
+        TypeError
+            For globs that are a mere string.
+        """
+        for option, globs in vars(self).items():
+            if isinstance(globs, str):
+                raise TypeError(f"{option} must be a sequence of globs, got the string {globs!r}; put it in a list")
+            for glob in globs:
+                found = [tensor for tensor in tensors if fnmatchcase(tensor.name, glob)]
+                if not found:
+                    some = ", ".join(tensor.name for tensor in tensors[:3])
+                    raise CheckpointError(
+                        f"--{option} {glob!r} matches none of the {len(tensors)} tensor names ({some}, ...)"
+                    )
+                if option in ("stack", "convolution") and all(len(tensor.shape) < 3 for tensor in found):
+                    raise CheckpointError(
+                        f"--{option} {glob!r} matches no tensor of three or more axes ({found[0].name} has "
+                        f"{len(found[0].shape)}); matrices need no such option"
+                    )
+        for tensor in tensors:
+            if matches(tensor, self.stack) and matches(tensor, self.convolution):
+                raise CheckpointError(
+                    f"tensor {tensor.name!r} cannot be both a stack of matrices and a convolution; name it in one of "
+                    "--stack and --convolution"
+                )
+
+
+@dataclass(frozen=True)
+class Given:
+    """What somebody has decided before: the tensors to take, whether each is a stack, and why not the others."""
+
+    stacks: Mapping[str, bool]
+    otherwise: str
+
+
 def select_tensors(
-    tensors: Sequence[TensorInfo],
-    pattern: Pattern,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    only: Container[str] | None = None,
+    tensors: Sequence[TensorInfo], pattern: Pattern, globs: Globs, decided: Mapping[str, Kind] | Given
 ) -> tuple[list[TensorInfo], list[SkippedTensor]]:
     """Split tensors into those that are pruned and those that are skipped.
 
-    Pruned are floating-point tensors of two or more dimensions that hold at least one m x m tile, a convolution
-    (out, in, *kernel) in its axes (out, in). With `include`, only names that match one of its globs; with `only`, only
-    these names; without both, embeddings are left alone.
+    Pruned are floating-point tensors of two or more dimensions that hold at least one m x m tile: a matrix, each matrix
+    of a stack, a convolution (out, in, *kernel) in its axes (out, in). What each tensor is, is `decided`; by that,
+    embeddings and the like are skipped unless they are included.
 
     Raises
     ------
@@ -42,52 +89,71 @@ def select_tensors(
     """
     if not isinstance(pattern, Pattern):
         raise TypeError(f"the pattern must be a masksolve.Pattern, got {pattern!r}; Pattern.parse makes one of '4:8'")
-    for option, globs in (("--include", include), ("--exclude", exclude)):
-        if isinstance(globs, str):
-            raise TypeError(f"{option[2:]} must be a sequence of globs, got the string {globs!r}; put it in a list")
-        for glob in globs:
-            if not any(fnmatchcase(tensor.name, glob) for tensor in tensors):
-                some = ", ".join(tensor.name for tensor in tensors[:3])
-                raise CheckpointError(
-                    f"{option} {glob!r} matches none of the {len(tensors)} tensor names ({some}, ...)"
-                )
+    globs.check(tensors)
     chosen, skipped = [], []
-    for tensor in tensors:
-        reason = reason_to_skip(tensor, pattern, include, exclude, only)
+    for each in tensors:
+        if isinstance(decided, Given):
+            tensor = replace(each, stack=decided.stacks.get(each.name, False))
+            reason = None if each.name in decided.stacks else decided.otherwise
+            reason = reason or _reason_of_globs(tensor, globs) or _reason_of_shape(tensor, pattern)
+        else:
+            kind = decided[each.name]
+            is_stack = matches(each, globs.stack) or (kind.axes == "stack" and not matches(each, globs.convolution))
+            tensor = replace(each, stack=is_stack and len(each.shape) > 2)
+            reason = (
+                _reason_of_globs(tensor, globs)
+                or _reason_of_kind(tensor, pattern, globs, kind)
+                or _reason_of_shape(tensor, pattern)
+            )
         if reason is None:
             chosen.append(tensor)
         else:
             skipped.append(SkippedTensor(tensor.name, tensor.dtype, tensor.shape, reason))
     if not chosen:
-        reasons = "; ".join(f"{tensor.name}: {tensor.reason}" for tensor in skipped[:3]) or "the file holds no tensor"
-        raise CheckpointError(f"no tensor fits pattern {pattern} ({reasons}{'; ...' if len(skipped) > 3 else ''})")
+        # Matrices tell more than biases.
+        telling = [tensor for tensor in skipped if len(tensor.shape) > 1] or skipped
+        reasons = each_reason_once([(tensor.name, tensor.reason) for tensor in telling])
+        raise CheckpointError(f"no tensor fits pattern {pattern} ({reasons or 'the file holds no tensor'})")
     return chosen, skipped
 
 
-def reason_to_skip(
-    tensor: TensorInfo,
-    pattern: Pattern,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    only: Container[str] | None = None,
-) -> str | None:
-    """Why a tensor is not pruned, or None if it is."""
-    if only is not None and tensor.name not in only:
-        return "has no mask"
-    if include and not any(fnmatchcase(tensor.name, glob) for glob in include):
+def matches(tensor: TensorInfo, globs: Sequence[str]) -> bool:
+    """Whether the name of a tensor matches one of several globs."""
+    return any(fnmatchcase(tensor.name, glob) for glob in globs)
+
+
+def _reason_of_globs(tensor: TensorInfo, globs: Globs) -> str | None:
+    if globs.include and not matches(tensor, globs.include):
         return "not included"
-    for glob in exclude:
-        if fnmatchcase(tensor.name, glob):
+    for glob in globs.exclude:
+        if matches(tensor, [glob]):
             return f"excluded by {glob!r}"
     if tensor.dtype not in WEIGHT_DTYPES:
         return f"dtype {tensor.dtype} is not one of {', '.join(WEIGHT_DTYPES)}"
     if len(tensor.shape) < 2:
         return f"{len(tensor.shape)}-D: not a matrix"
-    if not include and only is None and "embed" in tensor.name.lower():
-        return "an embedding; --include it to prune it"
     if 0 in tensor.shape:
         return "has no entries"
-    if min(tensor.shape[:2]) < pattern.m:
-        rows, columns = tensor.shape[:2]
+    return None
+
+
+def _reason_of_kind(tensor: TensorInfo, pattern: Pattern, globs: Globs, kind: Kind) -> str | None:
+    if matches(tensor, globs.stack) or matches(tensor, globs.convolution):
+        return None
+    if kind.dense is not None and not globs.include:
+        how = "--stack it to prune each of its matrices" if kind.axes == "stack" else "--include it to prune it"
+        return f"{kind.dense}; {how}"
+    # Nothing is lost where no tile fits either way.
+    if kind.axes is None and min(max(tensor.shape[0], tensor.shape[2]), tensor.shape[1]) >= pattern.m:
+        return (
+            "3-D, either a stack of matrices (count, rows, columns) or the weight of a convolution (out, in, kernel); "
+            "say which by --stack or --convolution"
+        )
+    return None
+
+
+def _reason_of_shape(tensor: TensorInfo, pattern: Pattern) -> str | None:
+    rows, columns = tensor.matrix_shape
+    if min(rows, columns) < pattern.m:
         return f"{rows}x{columns} holds no whole {pattern.m}x{pattern.m} tile"
     return None

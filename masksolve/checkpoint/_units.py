@@ -51,8 +51,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Unit:
-    """Bytes `start` to `stop` of a file: a band of whole rows of `tensor`, or, where that is None, bytes to copy.
+    """Bytes `start` to `stop` of a file: a band of rows of `tensor`, or, where that is None, bytes to copy.
 
+    Of the rows of a band only the columns `part`, if that is not None: those of a very wide tensor are several units.
     `masks` is where the tensor's masks lie in a file of masks, if there is one.
     """
 
@@ -61,32 +62,45 @@ class Unit:
     stop: int
     tensor: TensorInfo | None = None
     masks: Place | None = None
+    part: slice | None = None
 
     @property
     def nbytes(self) -> int:
         """How many bytes."""
-        return self.stop - self.start
+        whole = self.stop - self.start
+        if self.tensor is None or self.part is None:
+            return whole
+        width: int = self.part.stop - self.part.start
+        return whole // self.tensor.flat_shape[1] * width
 
     @property
     def rows(self) -> slice:
-        """Which rows of the tensor, that is, entries along its first axis."""
+        """Which rows of the tensor's `flat_shape`."""
         assert self.tensor is not None
-        row = self.tensor.nbytes // self.tensor.shape[0]
+        row = self.tensor.nbytes // self.tensor.flat_shape[0]
         return slice((self.start - self.tensor.offset) // row, (self.stop - self.tensor.offset) // row)
+
+    @property
+    def columns(self) -> slice:
+        """Which columns of the tensor's `flat_shape`."""
+        assert self.tensor is not None
+        return slice(0, self.tensor.flat_shape[1]) if self.part is None else self.part
 
     def describe(self) -> str:
         """In words, for messages."""
         if self.tensor is None:
             return f"bytes {self.start}:{self.stop} of {self.file}"
-        return f"rows {self.rows.start}:{self.rows.stop} of tensor {self.tensor.name!r} in {self.file}"
+        columns = "" if self.part is None else f", columns {self.part.start}:{self.part.stop},"
+        return f"rows {self.rows.start}:{self.rows.stop}{columns} of tensor {self.tensor.name!r} in {self.file}"
 
 
 def units_of(checkpoint: Checkpoint, banded: Sequence[TensorInfo], pattern: Pattern) -> list[Unit]:
     """Cut a checkpoint into units, in the order of its files and of their bytes."""
-    chosen = {tensor.name for tensor in banded}
+    chosen = {tensor.name: tensor for tensor in banded}
     units = []
     for file in checkpoint.files:
-        tensors = sorted((each for each in file.tensors if each.name in chosen), key=lambda each: each.offset)
+        held = [chosen[each.name] for each in file.tensors if each.name in chosen]
+        tensors = sorted(held, key=lambda each: each.offset)
         position = 0
         for tensor in tensors:
             units += _stretches(file.name, position, tensor.offset)
@@ -97,16 +111,32 @@ def units_of(checkpoint: Checkpoint, banded: Sequence[TensorInfo], pattern: Patt
 
 
 def bands_of(file: str, tensor: TensorInfo, pattern: Pattern) -> list[Unit]:
-    """The bands of one tensor."""
-    row = tensor.nbytes // tensor.shape[0]
-    step = _rows_at_once(tensor, pattern, _WEIGHTS_A_BAND) * row
-    stop = tensor.offset + tensor.nbytes
-    return [Unit(file, at, min(at + step, stop), tensor) for at in range(tensor.offset, stop, step)]
+    """The bands of one tensor, those of a single tile row cut along their columns where they are very wide."""
+    rows, columns = tensor.flat_shape[:2]
+    row = tensor.nbytes // rows
+    high = _rows_at_once(tensor, pattern, _WEIGHTS_A_BAND)
+    wide = _columns_at_once(tensor, pattern, _WEIGHTS_A_BAND) if high == pattern.m else columns
+    parts = [slice(at, min(at + wide, columns)) for at in range(0, columns, wide)] if wide < columns else [None]
+    # No tile reaches into the next matrix of a stack.
+    height = tensor.matrix_shape[0] if tensor.matrix_shape[0] % pattern.m else rows
+    return [
+        Unit(file, tensor.offset + at * row, tensor.offset + min(at + high, first + height) * row, tensor, part=part)
+        for first in range(0, rows, height)
+        for at in range(first, first + height, high)
+        for part in parts
+    ]
 
 
 def _rows_at_once(tensor: TensorInfo, pattern: Pattern, weights: int) -> int:
     """How many rows hold about so many weights: whole tile rows, and at least one."""
-    return max(1, weights // (math.prod(tensor.shape[1:]) * pattern.m)) * pattern.m
+    return max(1, weights // (math.prod(tensor.flat_shape[1:]) * pattern.m)) * pattern.m
+
+
+def _columns_at_once(tensor: TensorInfo, pattern: Pattern, weights: int) -> int:
+    """How many columns of one tile row hold about so many weights."""
+    # Masks are stored eight to the byte; each part begins at a whole one.
+    whole = math.lcm(pattern.m, 8)
+    return max(1, weights // (pattern.m * math.prod(tensor.flat_shape[2:]) * whole)) * whole
 
 
 def _stretches(file: str, start: int, stop: int) -> list[Unit]:
@@ -114,30 +144,29 @@ def _stretches(file: str, start: int, stop: int) -> list[Unit]:
 
 
 def pieces_of(unit: Unit, pattern: Pattern) -> Iterator[Piece]:
-    """Cut a band into pieces: whole rows, unless a single tile row is too large to be held."""
+    """Cut a band into pieces: whole rows of it, unless a single tile row is too large to be held."""
     assert unit.tensor is not None
-    rows, columns = unit.rows, unit.tensor.shape[1]
+    rows, columns = unit.rows, unit.columns
     high = _rows_at_once(unit.tensor, pattern, WEIGHTS_A_PIECE)
-    # Masks are stored eight to the byte; a piece begins at a whole one.
-    whole = math.lcm(pattern.m, 8)
-    wide = max(1, WEIGHTS_A_PIECE // (pattern.m * math.prod(unit.tensor.shape[2:]) * whole)) * whole
-    if high > pattern.m or wide >= columns:
-        wide = columns
+    wide = _columns_at_once(unit.tensor, pattern, WEIGHTS_A_PIECE)
+    if high > pattern.m:
+        wide = columns.stop - columns.start
     for row in range(rows.start, rows.stop, high):
-        for column in range(0, columns, wide):
-            yield Piece(slice(row, min(row + high, rows.stop)), slice(column, min(column + wide, columns)))
+        for column in range(columns.start, columns.stop, wide):
+            yield Piece(slice(row, min(row + high, rows.stop)), slice(column, min(column + wide, columns.stop)))
 
 
 def weights_place(tensor: TensorInfo) -> Place:
     """Where a tensor's weights lie."""
-    row = tensor.nbytes // tensor.shape[0]
-    return Place(tensor.offset, row, row // tensor.shape[1] * 8)
+    rows, columns = tensor.flat_shape[:2]
+    row = tensor.nbytes // rows
+    return Place(tensor.offset, row, row // columns * 8)
 
 
 def shape_of(unit: Unit, piece: Piece) -> tuple[int, ...]:
     """The shape (rows, columns, *kernel) of a piece."""
     assert unit.tensor is not None
-    return (piece.rows.stop - piece.rows.start, piece.columns.stop - piece.columns.start, *unit.tensor.shape[2:])
+    return (piece.rows.stop - piece.rows.start, piece.columns.stop - piece.columns.start, *unit.tensor.flat_shape[2:])
 
 
 def read_weights(folder: Path, unit: Unit, piece: Piece) -> NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import masksolve
 from masksolve._certificate import certify_tiles, scale_shift
-from masksolve._check import find_bad_group
+from masksolve._check import BadGroup, find_bad_group
 from masksolve._pattern import Pattern
 from masksolve._tiles import convolution_matrices, regions, tile_grids
 from masksolve.checkpoint._file import CheckpointError
@@ -58,12 +58,13 @@ class Job:
 
 @dataclass(frozen=True)
 class TileRecord:
-    """A tile of a tensor: its first row and column, which matrix of a convolution it is in, and what it keeps.
+    """A tile of a tensor: its first row and column, the matrix that it is in, and what it keeps.
 
-    `mask` has a line for each row, "1" where the entry is kept.
+    `matrix` is a position of a convolution's kernel, an index into a stack, or (). `mask` has a line for each row, "1"
+    where the entry is kept.
     """
 
-    kernel: tuple[int, ...]
+    matrix: tuple[int, ...]
     row: int
     column: int
     mask: tuple[str, ...]
@@ -141,11 +142,11 @@ def check_finite(unit: Unit, piece: Piece, weights: NDArray[Any]) -> None:
     if _is_finite(weights):
         return
     assert unit.tensor is not None
-    bad = tuple(np.argwhere(~np.isfinite(weights))[0])
-    first = (piece.rows.start, piece.columns.start, *[0] * (len(bad) - 2))
-    index = ", ".join(str(int(start + step)) for start, step in zip(first, bad, strict=True))
+    bad = tuple(int(index) for index in np.argwhere(~np.isfinite(weights))[0])
+    lead, row = unit.tensor.matrix_of(piece.rows.start + bad[0])
+    where = ", ".join(map(str, (*lead, row, piece.columns.start + bad[1], *bad[2:])))
     raise CheckpointError(
-        f"tensor {unit.tensor.name!r}: weights[{index}] is {weights[bad]}; NaN and infinities have no "
+        f"tensor {unit.tensor.name!r}: weights[{where}] is {weights[bad]}; NaN and infinities have no "
         "importance; replace them first, or --exclude the tensor"
     )
 
@@ -260,9 +261,22 @@ def mask_of(job: Job, unit: Unit, piece: Piece, weights: NDArray[Any]) -> tuple[
         bad = find_bad_group(mask, job.pattern, False, "both")
         if bad is not None:
             assert unit.tensor is not None
-            complaint = bad.moved(piece.rows.start, piece.columns.start).describe(job.pattern, False)
+            complaint = in_tensor(bad, unit, piece).describe(job.pattern, False)
             raise CheckpointError(f"the masks of tensor {unit.tensor.name!r} are not {job.pattern}: {complaint}")
-    return shaped, _certified(matrices, mask, potentials, job.pattern, piece, start)
+    return shaped, _certified(matrices, mask, potentials, job.pattern, unit, piece, start)
+
+
+def in_tensor(bad: BadGroup, unit: Unit, piece: Piece) -> BadGroup:
+    """A bad group of a piece, as a group of the tensor."""
+    assert unit.tensor is not None
+    moved = bad.moved(piece.rows.start, piece.columns.start)
+    if not unit.tensor.stack:
+        return moved
+    if moved.along == "rows":
+        lead, line = unit.tensor.matrix_of(moved.line)
+        return replace(moved, lead=lead, line=line)
+    lead, start = unit.tensor.matrix_of(moved.start)
+    return replace(moved, lead=lead, start=start, stop=start + moved.stop - moved.start)
 
 
 def narrow_as_float32(weights: NDArray[Any]) -> NDArray[Any]:
@@ -279,10 +293,12 @@ def _certified(
     mask: NDArray[np.bool_],
     potentials: NDArray[np.floating[Any]] | None,
     pattern: Pattern,
+    unit: Unit,
     piece: Piece,
     start: float,
 ) -> BandRecord:
     """Judge the masks of matrices (*kernel, rows, columns) that were solved since `start`, maybe with potentials."""
+    assert unit.tensor is not None
     solved = time.perf_counter()
     shift = scale_shift(matrices)
     importance = kept = bound = 0.0
@@ -308,10 +324,11 @@ def _certified(
             for p, q in _largest(gap if gap.any() else lost):
                 with np.errstate(over="ignore"):
                     scaled = np.ldexp((found.importance[p, q], found.kept[p, q]), shift)
+                lead, row = unit.tensor.matrix_of(piece.rows.start + region.rows.start + p * region.tile_shape[0])
                 worst.append(
                     TileRecord(
-                        tuple(map(int, kernel)),
-                        int(piece.rows.start + region.rows.start + p * region.tile_shape[0]),
+                        (*lead, *map(int, kernel)),
+                        int(row),
                         int(piece.columns.start + region.columns.start + q * region.tile_shape[1]),
                         tuple("".join(map(str, line)) for line in masks[p, q].astype(int)),
                         float(scaled[0]),
