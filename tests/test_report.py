@@ -193,4 +193,8 @@ def test_pruning_changes_the_pruned_tensors_and_adds_nothing_but_a_record(report
     (Path(report.output) / "config.json").write_text("other")
     (Path(report.output) / "nothing.txt").unlink()
     result = compare_checkpoints(report.input, report.output)
-    assert result.files == ("config.json: other content", "nothing.txt: only in the first")
+    assert result.files == (
+        "config.json: other content",
+        "masksolve.json: only in the second",
+        "nothing.txt: only in the first",
+    )
