@@ -159,7 +159,7 @@ def measure(
         copy = time.perf_counter() - start
         cells = [Cell(name, "plain copy, on the disk", 1, copy, nbytes / copy, 1.0, None, None)]
         for count in workers:
-            command = [sys.executable, "-m", "masksolve.cli"]
+            command = [sys.executable, "-m", "masksolve"]
             options = ["--pattern", pattern, "--workers", str(count)]
             shutil.rmtree(target)
             _forget(source)

@@ -1,13 +1,19 @@
 """Exact transposable N:M sparsity masks."""
 
-from masksolve import conversion, diversity
-from masksolve._api import solve_block, solve_blocks, solve_matrix
-from masksolve._certificate import Certificate, certify
-from masksolve._check import check_mask, is_valid_mask
-from masksolve._errors import InvalidMaskError, MethodNotInstalledError
-from masksolve._methods import available_methods
-from masksolve._pattern import Pattern
-from masksolve._sampling import random_mask
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from masksolve import conversion, diversity
+    from masksolve._api import solve_block, solve_blocks, solve_matrix
+    from masksolve._certificate import Certificate, certify
+    from masksolve._check import check_mask, is_valid_mask
+    from masksolve._errors import InvalidMaskError, MethodNotInstalledError
+    from masksolve._methods import available_methods
+    from masksolve._pattern import Pattern
+    from masksolve._sampling import random_mask
 
 __version__ = "0.1.0"
 
@@ -27,3 +33,33 @@ __all__ = [
     "solve_blocks",
     "solve_matrix",
 ]
+
+# Imported when they are asked for: a command that is interrupted while it imports has to have begun.
+_HOMES = {
+    "Certificate": "_certificate",
+    "InvalidMaskError": "_errors",
+    "MethodNotInstalledError": "_errors",
+    "Pattern": "_pattern",
+    "available_methods": "_methods",
+    "certify": "_certificate",
+    "check_mask": "_check",
+    "is_valid_mask": "_check",
+    "random_mask": "_sampling",
+    "solve_block": "_api",
+    "solve_blocks": "_api",
+    "solve_matrix": "_api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("conversion", "diversity"):
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -98,7 +98,19 @@ _workers = click.option(
 _scheduler = click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use the workers of this Dask cluster.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InterruptedError(Exception):
+    """An interrupt on its way through click, which would print an empty line for it."""
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _InterruptedError from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="masksolve")
 def cli() -> None:
     """Transposable N:M sparsity masks: exact, and certified so."""
@@ -482,7 +494,9 @@ def main() -> int:
         # Names of tensors and files may hold what the terminal has no letters for; no run shall end in that.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return cli.main(prog_name="masksolve", standalone_mode=False) or 0
+        code = cli.main(prog_name="masksolve", standalone_mode=False) or 0
+        _flush()
+        return int(code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
@@ -490,9 +504,18 @@ def main() -> int:
         return _fail(error.format_message(), error)
     except (ValueError, OSError, ImportError, WorkerLostError) as error:
         return _fail(str(error), error)
-    except (click.Abort, KeyboardInterrupt) as error:
+    except (_InterruptedError, click.Abort, KeyboardInterrupt) as error:
         _fail("interrupted", error.__cause__ or error, "nothing was written")
         return 130
+
+
+def _flush() -> None:
+    """Write what is still to be printed, while an error can be told: Python's own flush comes too late for that."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for Python to flush at the end)
+        raise
 
 
 def _fail(message: str, error: BaseException, otherwise: str | None = None) -> int:
@@ -567,6 +590,14 @@ def _progress() -> Iterator[OnProgress]:
 
 def _show(result: PruneReport, report: Path | None) -> None:
     """Print what was done, and write the report of it."""
+    try:
+        _write_and_print(result, report)
+    except KeyboardInterrupt as error:
+        error.add_note(f"{result.output or result.masks} is written, and complete")
+        raise
+
+
+def _write_and_print(result: PruneReport, report: Path | None) -> None:
     if report is not None:
         content = page(result) if report.suffix == ".html" else result.to_json()
         report.write_text(content, encoding="utf-8", errors="backslashreplace")
@@ -646,7 +677,3 @@ def _duration(seconds: float) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -191,7 +191,7 @@ def test_methods_lists_every_method(run: Run) -> None:
 
 
 def test_a_terminal_sees_a_progress_bar(checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "masksolve.cli", "prune", checkpoint, "--pattern", "4:8", "--output"]
+    command = [sys.executable, "-m", "masksolve", "prune", checkpoint, "--pattern", "4:8", "--output"]
     typescript = subprocess.run(
         ["script", "-qec", " ".join(map(str, [*command, tmp_path / "out.safetensors"])), "/dev/null"],
         capture_output=True,
@@ -329,7 +329,7 @@ def test_a_report_that_cannot_be_written_stops_the_prune_before_it_starts(
 
 
 def command_in_process(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "masksolve.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "masksolve", *map(str, arguments)]
 
 
 def test_a_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> None:

@@ -449,7 +449,7 @@ def test_a_run_that_begins_as_another_leaves_is_refused(tmp_path: Path, monkeypa
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "masksolve.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "masksolve", *map(str, arguments)]
 
 
 def large_enough_to_interrupt(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import TypeVar
 
 from masksolve._errors import MethodNotInstalledError
@@ -59,9 +61,7 @@ def executor_for(workers: int | Executor | None, nbytes: int) -> Iterator[Execut
         with ThreadPoolExecutor(1) as thread:
             yield thread
         return
-    # Not forked: this process has threads, whose locks a child would find held for ever.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(count, mp_context=_WorkerContext(), initializer=_start_worker) as pool:
         yield pool
 
 
@@ -143,8 +143,29 @@ def _lost_worker_errors() -> tuple[type[BaseException], ...]:
     return (BrokenExecutor, CancelledError, *([] if distributed is None else [distributed.KilledWorker]))
 
 
+class _WorkerProcess(SpawnProcess):
+    def start(self) -> None:
+        # Ctrl-C reaches every process of the terminal, in the middle of a worker's imports too: it begins with the
+        # signal blocked, as this thread has it.
+        if not hasattr(signal, "pthread_sigmask"):  # on Windows
+            super().start()
+            return
+        # It unblocks signals when it starts, so not in between.
+        multiprocessing.resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _WorkerContext(SpawnContext):
+    # Not forked: this process has threads, whose locks a child would find held for ever.
+    Process = _WorkerProcess
+
+
 def _start_worker() -> None:
-    # Ctrl-C reaches every process of the terminal: the one that gave the work out decides what is still done.
+    # The one that gave the work out decides what is still done after an interrupt.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
