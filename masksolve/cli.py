@@ -307,8 +307,9 @@ def adaprune_model(
 ) -> None:
     """Make a pretrained model N:M sparse, and repair each layer from a few inputs.
 
-    The folder gets the model, as it was loaded from (code: model.safetensors), and the report adaprune.json. Ctrl-C
-    ends it early: what is finished is written.
+    The folder gets the model, as it was loaded from (code: model.safetensors), with the other files beside it but for
+    weights in other formats, the report adaprune.json, and masksolve.json, by which `masksolve check` knows what was
+    pruned. Ctrl-C ends it early: what is finished is written.
     """
     from masksolve.torch import adaprune
     from masksolve.torch._model_files import load_model, new_folder, read_batches, save_model
@@ -327,8 +328,7 @@ def adaprune_model(
             keep_first_last=not all_layers,
             progress=True,
         )
-        save_model(loaded, folder)
-        (folder / "adaprune.json").write_text(report.to_json(), encoding="utf-8")
+        save_model(loaded, report, pattern, folder)
     _print_adapruned(report)
     click.echo(f"{output}: {len(report.layers)} layers pruned to {pattern.describe()} in {report.seconds:.1f} s")
     if report.interrupted:

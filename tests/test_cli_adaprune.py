@@ -26,6 +26,13 @@ def make():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.Linear(16, 4))
 
+def tied():
+    model = make()
+    model.z = torch.nn.Linear(16, 16)
+    model.add_module("a", torch.nn.Linear(16, 16))
+    model.z.weight = model.a.weight
+    return torch.nn.Sequential(model[0], model.z, model.a)
+
 def number():
     return 3
 
@@ -231,6 +238,57 @@ def test_a_hugging_face_folder_is_one_again_head_included(run: Run, tmp_path: Pa
     assert {path.name for path in (tmp_path / "bert").iterdir()} - {"vocab.txt"} < {
         path.name for path in (tmp_path / "out").iterdir()
     }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_check_accepts_the_folder_with_the_layers_that_stayed_dense(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bert(tmp_path / "bert")
+    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    options = ("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
+    assert run(*options, "--exclude", "bert.pooler.*")[0] == 0
+    dense = load_file(tmp_path / "out" / "model.safetensors")["bert.pooler.dense.weight"]
+    assert not ms.is_valid_mask(dense.numpy() != 0, 2, 4)
+    for command in (["check", "out", "--pattern", "2:4"], ["check", "out", "--pattern", "3:4"]):
+        monkeypatch.setattr(sys, "argv", ["masksolve", *command])
+        assert cli.main() == 0
+        assert "tensors were identified by masksolve.json" in capsys.readouterr().out
+    layers = json.loads((tmp_path / "out" / "adaprune.json").read_text())["layers"]
+    record = json.loads((tmp_path / "out" / "masksolve.json").read_text())
+    assert sorted(tensor["name"] for tensor in record["tensors"]) == sorted(layer["name"] for layer in layers)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hugging_face_folder_keeps_its_other_files_but_weights_in_other_formats(run: Run, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    kept = ["README.md", "1_Pooling/config.json", "2_Dense/model.safetensors", "vocab.txt"]
+    left = ["pytorch_model.bin", "onnx/model.onnx", "openvino/openvino_model.bin", ".cache/x", "masksolve.json"]
+    for name in kept[:3] + left:
+        (tmp_path / "bert" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bert" / name).write_text(f"what {name} held")
+    (tmp_path / "bert" / "link.txt").symlink_to("README.md")
+    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    assert run("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")[0] == 0
+    for name in kept:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "bert" / name).read_bytes()
+    assert (tmp_path / "out" / "link.txt").read_text() == "what README.md held"
+    assert "what masksolve.json held" not in (tmp_path / "out" / "masksolve.json").read_text()
+    for name in left[:-1]:
+        assert not (tmp_path / "out" / name).exists()
+
+
+def test_a_tied_weight_of_a_model_from_code_is_checked_by_the_name_that_it_is_stored_under(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, _ = run(*CODE, "--calibration", "x.npy", "--model", "zoo_of_tests:tied", "--all-layers")
+    assert code == 0
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    record = json.loads((tmp_path / "out" / "masksolve.json").read_text())
+    assert {tensor["name"] for tensor in record["tensors"]} == {name for name in stored if name.endswith("weight")}
+    monkeypatch.setattr(sys, "argv", ["masksolve", "check", "out", "--pattern", "3:4"])
+    assert cli.main() == 0
+    assert "all 2 tensors are" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -18,15 +19,30 @@ import numpy as np
 import torch
 from torch import nn
 
+from masksolve._pattern import Pattern
+from masksolve.checkpoint._layout import read_checkpoint
+from masksolve.checkpoint._record import RECORD, record_of
+from masksolve.torch._adaprune_records import AdaPruneReport
+from masksolve.torch._model_config import renamer
+
+_logger = logging.getLogger("masksolve")
+
+REPORT = "adaprune.json"
 _ARRAYS = (".npy", ".safetensors")
+# Beside the weights that are written, dense ones in another format would pass for them.
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
+# Of whole models, in whatever folder they lie; other weights of a folder in the folder are those of a module.
+_EXPORTS = (".onnx", ".onnx_data", ".gguf", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")
+_EXPORT_FOLDERS = ("openvino", "coreml")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, and the tokenizer that a Hugging Face folder has beside it."""
+    """A model, and the tokenizer and the Hugging Face folder that it comes from, if it does."""
 
     model: nn.Module
-    tokenizer: Any | None
+    tokenizer: Any | None = None
+    folder: Path | None = None
 
 
 def load_model(source: str) -> LoadedModel:
@@ -57,7 +73,7 @@ def load_model(source: str) -> LoadedModel:
         sys.path.remove(here)
     if not isinstance(model, nn.Module):
         raise ValueError(f"--model {source!r} returned {type(model).__name__}; it must return a torch.nn.Module")
-    return LoadedModel(model, None)
+    return LoadedModel(model)
 
 
 def _from_folder(folder: Path) -> LoadedModel:
@@ -81,7 +97,7 @@ def _from_folder(folder: Path) -> LoadedModel:
     # Without its files a tokenizer takes every word for an unknown one.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ValueError(f"--model {folder} has no tokenizer; save the model's there (tokenizer.save_pretrained)")
-    return LoadedModel(model, tokenizer)
+    return LoadedModel(model, tokenizer, folder)
 
 
 def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, length: int, size: int) -> list[Any]:
@@ -182,13 +198,51 @@ def _umask() -> int:
     return mask
 
 
-def save_model(loaded: LoadedModel, folder: Path) -> None:
-    """A Hugging Face folder again, or model.safetensors with the state dict."""
-    if loaded.tokenizer is not None:
+def save_model(loaded: LoadedModel, report: AdaPruneReport, pattern: Pattern, folder: Path) -> None:
+    """Write a Hugging Face folder again, or model.safetensors with the state dict, and what was pruned.
+
+    The folder gets all files of the one that the model comes from, but for weights in other formats.
+    """
+    if loaded.folder is not None:
         model: Any = loaded.model
         model.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
-        return
-    from safetensors.torch import save_model as save
+        loaded.tokenizer.save_pretrained(folder)  # type: ignore[union-attr]  # a folder has one
+        for name in _other_files(loaded.folder):
+            if not (folder / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(loaded.folder / name, folder / name)
+    else:
+        from safetensors.torch import save_model as save
 
-    save(loaded.model, str(folder / "model.safetensors"))
+        save(loaded.model, str(folder / "model.safetensors"))
+    (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
+    _write_record(loaded.model, report, pattern, folder)
+
+
+def _other_files(folder: Path) -> Iterator[Path]:
+    """The files of a Hugging Face folder, relative to it, that are neither its weights nor of an earlier pruning."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        is_weights = len(name.parts) == 1 and path.name.endswith(_WEIGHTS)
+        is_export = path.name.endswith(_EXPORTS) or name.parts[0] in _EXPORT_FOLDERS
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not (is_weights or is_export or is_hidden) and str(name) not in (RECORD, REPORT):
+            yield name
+
+
+def _write_record(model: nn.Module, report: AdaPruneReport, pattern: Pattern, folder: Path) -> None:
+    """Write for `masksolve check` which tensors of the checkpoint in a folder are pruned."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    pruned = {id(parameters[layer.name]): layer.name for layer in report.layers}
+    name_in_model = renamer(model)
+    chosen, found = [], set()
+    for tensor in read_checkpoint(folder).tensors:
+        place = id(parameters.get(name_in_model(tensor.name)))
+        if place in pruned:
+            chosen.append(tensor)
+            found.add(place)
+    if len(found) < len(pruned):
+        lost = next(name for place, name in pruned.items() if place not in found)
+        _logger.warning("%s is stored under another name: no %s is written, include what to check", lost, RECORD)
+        return
+    (folder / RECORD).write_text(record_of(pattern, chosen), encoding="utf-8")
