@@ -7,7 +7,8 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from masksolve._inputs import as_weights, check_direction, check_threads, check_values
+from masksolve._floating_point import IeeeArithmetic
+from masksolve._inputs import as_array, as_weights, check_direction, check_flag, check_threads, check_values
 from masksolve._methods import NotFiniteError, load_method, potentials_dtype
 from masksolve._pattern import Pattern
 from masksolve._tiles import grids, regions, tile_grids
@@ -204,6 +205,7 @@ def solve_matrix(
     """
     pattern = Pattern(n, m)
     array = as_weights(weights)
+    check_flag(return_potentials, "return_potentials")
     found = None
     if potentials is not None or return_potentials:
         found = _start_potentials(array, pattern, method, direction, potentials)
@@ -229,19 +231,21 @@ def _solve(
     solve = load_method(method, options.keys())
     checked_direction = check_direction(direction)
     check_threads(threads)
+    check_flag(saturated, "saturated")
     if pattern.zeros == 0 or pattern.kept == 0:
         check_values(weights)
         return np.full(weights.shape, pattern.zeros == 0)
     mask = np.empty(weights.shape, np.bool_)
     try:
-        for region in regions(weights.shape[-2], weights.shape[-1], pattern, checked_direction, saturated):
-            parts = zip(tile_grids(weights, region), tile_grids(mask, region), strict=True)
-            if potentials is not None and region.tile_shape == (pattern.m, pattern.m):
-                for (tiles, masks), found in zip(parts, grids(potentials, inner=1), strict=True):
-                    solve(tiles, masks, region.line_sums, threads=threads, potentials=found, warm=warm)
-            else:
-                for tiles, masks in parts:
-                    solve(tiles, masks, region.line_sums, threads=threads, **options)
+        with IeeeArithmetic():
+            for region in regions(weights.shape[-2], weights.shape[-1], pattern, checked_direction, saturated):
+                parts = zip(tile_grids(weights, region), tile_grids(mask, region), strict=True)
+                if potentials is not None and region.tile_shape == (pattern.m, pattern.m):
+                    for (tiles, masks), found in zip(parts, grids(potentials, inner=1), strict=True):
+                        solve(tiles, masks, region.line_sums, threads=threads, potentials=found, warm=warm)
+                else:
+                    for tiles, masks in parts:
+                        solve(tiles, masks, region.line_sums, threads=threads, **options)
     except NotFiniteError:
         check_values(weights)
         raise
@@ -263,7 +267,7 @@ def _start_potentials(
     shape = (*lead, rows // pattern.m, columns // pattern.m, pattern.m)
     found = np.zeros(shape, potentials_dtype(weights.dtype))
     if given is not None:
-        start = np.asarray(given)
+        start = as_array(given, "potentials are")
         if start.shape != shape or start.dtype.kind != "f":
             raise ValueError(
                 f"potentials have shape {start.shape} and dtype {start.dtype}; weights of shape {weights.shape} need "

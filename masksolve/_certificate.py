@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from masksolve._check import check_mask
-from masksolve._inputs import as_mask, as_weights, check_direction, check_values
+from masksolve._floating_point import IeeeArithmetic
+from masksolve._inputs import as_mask, as_weights, check_direction, check_flag, check_values
 from masksolve._pattern import Pattern
 from masksolve._tiles import LineSums, regions, tile_grids
 
@@ -48,9 +48,10 @@ def certify(
 ) -> Certificate:
     """Judge a mask, wherever it comes from, against the optimum.
 
-    The upper bound is weak duality: for any column potentials v, no mask of a tile keeps more than the sum over its
-    rows of the n largest abs(weights) - v, plus n * sum(v). The potentials are computed here, by the exact solver,
-    so that the bound is tight.
+    By linear-programming duality: potentials of rows and columns are computed here, and a mask is optimal if and only
+    if every entry that it keeps is worth at least the potentials of its row and column together, every other at most
+    that, and every line with a positive potential is full. Masks that these do not prove are judged again in integers,
+    in which every comparison is exact; the upper bound is what an optimal mask keeps.
 
     Parameters
     ----------
@@ -94,20 +95,22 @@ def certify(
     if mask_array.shape != array.shape:
         raise ValueError(f"the mask has shape {mask_array.shape}, the weights {array.shape}; they must be the same")
     checked_direction = check_direction(direction)
+    check_flag(saturated, "saturated")
     check_values(array)
     check_mask(mask_array, n, m, direction=checked_direction)
 
-    shift = scale_shift(array)
     kept, bounds, optimal = [], [], True
-    for region in regions(array.shape[-2], array.shape[-1], pattern, checked_direction, saturated):
-        for tiles, masks in zip(tile_grids(array, region), tile_grids(mask_array, region), strict=True):
-            part = certify_tiles(tiles, masks, region.line_sums, shift)
-            kept.append(float(part.kept.sum()))
-            bounds.append(float(part.upper_bound.sum()))
-            optimal &= bool(part.optimal.all())
-    total, bound = math.fsum(kept), math.fsum(bounds)
-    gap = 0.0 if optimal or bound == 0 else (bound - total) / bound
-    with np.errstate(over="ignore"):
+    # Overflow and underflow of sums are seen to here; a caller who makes NumPy raise has other sums in mind.
+    with IeeeArithmetic(), np.errstate(all="ignore"):
+        shift = scale_shift(array)
+        for region in regions(array.shape[-2], array.shape[-1], pattern, checked_direction, saturated):
+            for tiles, masks in zip(tile_grids(array, region), tile_grids(mask_array, region), strict=True):
+                part = certify_tiles(tiles, masks, region.line_sums, shift)
+                kept.append(float(part.kept.sum()))
+                bounds.append(float(part.upper_bound.sum()))
+                optimal &= bool(part.optimal.all())
+        total, bound = math.fsum(kept), math.fsum(bounds)
+        gap = 0.0 if optimal or bound == 0 else (bound - total) / bound
         return Certificate(float(np.ldexp(total, shift)), float(np.ldexp(bound, shift)), gap, optimal)
 
 
@@ -138,78 +141,44 @@ def certify_tiles(
 ) -> TileCertificates:
     """Judge the masks of a grid of tiles, both (P, Q, r, c); sums are times 2**-shift, which keeps them in float64.
 
-    `potentials` (P, Q, c), of whoever found the masks, spare finding them; what they do not prove is judged without.
+    `potentials` (P, Q, c): column potentials from the solve, if known. Tiles they do not prove are judged from scratch.
     """
+    if tiles.shape[3] == 1 < tiles.shape[2]:
+        # The row potential of a tile of one column would be the only one that matters, and none is computed.
+        turned = LineSums(line_sums.kept, line_sums.exact_columns, line_sums.exact_rows)
+        return certify_tiles(tiles.swapaxes(2, 3), masks.swapaxes(2, 3), turned, shift, threads=threads)
     # Numba is imported on first use, not with the package.
     from masksolve._methods import exact
     from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
-    from masksolve._weak_duality import OPTIMAL, prove_tiles
+    from masksolve._weak_duality import add_up, prove_tiles
 
     total = np.empty(tiles.shape[:2])
     kept = np.empty(tiles.shape[:2])
     bound = np.empty(tiles.shape[:2])
     optimal = np.zeros(tiles.shape[:2], np.bool_)
-    is_saturated = line_sums.exact_rows and line_sums.exact_columns
+    sums = line_sums.kept, line_sums.exact_rows, line_sums.exact_columns
 
     def work(piece: Piece) -> None:
         part = tiles[piece]
         is_native = part.dtype in (np.float32, np.float64) and part.dtype.isnative
         part = np.ascontiguousarray(part) if is_native else importance_of(part)
         judged = np.ascontiguousarray(masks[piece])
-        if is_saturated and shift == 0:
-            if potentials is None:
-                start = np.zeros((*part.shape[:2], part.shape[3]), part.dtype)
-                exact.solve(part, np.empty(part.shape, np.bool_), line_sums, threads=1, potentials=start)
-            else:
-                start = np.ascontiguousarray(potentials[piece])
-            total[piece], kept[piece], optimal[piece] = prove_tiles(part, judged, start, line_sums.kept)
+        if potentials is None:
+            start = np.zeros((*part.shape[:2], part.shape[3]), part.dtype)
+            exact.solve(part, np.empty(part.shape, np.bool_), line_sums, threads=1, potentials=start)
+        else:
+            start = np.ascontiguousarray(potentials[piece])
+        if shift == 0:
+            total[piece], kept[piece], optimal[piece] = prove_tiles(part, judged, start, *sums)
             bound[piece] = kept[piece]
         left = np.nonzero(~optimal[piece])
         if len(left[0]):
-            found = _judge(part[left][np.newaxis], judged[left][np.newaxis], line_sums, shift)
-            for array, values in zip((total, kept, bound, optimal), (*found[:3], found[3] == OPTIMAL), strict=True):
+            importance, to_judge = importance_of(part[left])[np.newaxis], judged[left][np.newaxis]
+            best, _, verdicts = exact.solve_importance(importance, line_sums, start[left][np.newaxis], to_judge)
+            found = add_up(np.ldexp(importance, -shift), to_judge, best)
+            for array, values in zip((total, kept, bound, optimal), (*found, verdicts), strict=True):
                 array[piece][left] = values[0]
 
     for_each_chunk(work, tiles.shape, threads)
-    # The value of a mask that is proven optimal is the tightest bound, and free of the potentials' rounding.
+    # The same sum, added up in another order, may differ in its last bits.
     return TileCertificates(total, kept, np.where(optimal, kept, bound), optimal)
-
-
-def _judge(
-    tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, shift: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int8]]:
-    """All importance, kept importance, upper bound and verdict of tiles, against masks that are optimal."""
-    from masksolve._methods import exact
-    from masksolve._methods._chunks import importance_of
-    from masksolve._weak_duality import CLOSE_CALL, OPTIMAL, judge_tiles, prove_tiles
-
-    sums = line_sums.kept, line_sums.exact_rows, line_sums.exact_columns
-    unscaled = importance_of(tiles)
-    importance = np.ldexp(unscaled, -shift) if shift else unscaled
-    best = np.empty(importance.shape, np.bool_)
-    potentials = np.zeros((*importance.shape[:2], importance.shape[3]))
-    exact.solve(importance, best, line_sums, threads=1, potentials=potentials)
-    proven = np.zeros(importance.shape[:2], np.bool_)
-    if line_sums.exact_rows and line_sums.exact_columns and shift == 0:
-        _, _, proven = prove_tiles(importance, best, potentials, line_sums.kept)
-    # Elsewhere the many-tiles solver's potentials are nearly right; augmenting paths, in integers, make them so.
-    left = np.nonzero(~proven)
-    solved, ends = exact.solve_importance(importance[left][np.newaxis], line_sums, potentials[left][np.newaxis])
-    best[left], potentials[left] = solved[0], ends[0]
-    if shift:
-        # The smallest weights may be lost in `importance`, which is the bound's loss but not the verdict's.
-        best, _ = exact.solve_importance(unscaled, line_sums)
-    total, kept, bound, verdicts = judge_tiles(importance, masks, best, potentials, proven, *sums)
-    for p, q in np.argwhere(verdicts == CLOSE_CALL):
-        differ = masks[p, q] != best[p, q]
-        if _sums_are_equal(unscaled[p, q][differ & best[p, q]], unscaled[p, q][differ & masks[p, q]]):
-            verdicts[p, q] = OPTIMAL
-    return total, kept, bound, verdicts
-
-
-def _sums_are_equal(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
-    """Whether two sums are the same number, in exact arithmetic."""
-    try:
-        return math.fsum([*a, *-b]) == 0
-    except OverflowError:
-        return sum(map(Fraction, a)) == sum(map(Fraction, b))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from masksolve._errors import InvalidMaskError
-from masksolve._inputs import as_mask, check_direction
+from masksolve._inputs import as_mask, check_direction, check_flag
 from masksolve._pattern import Pattern
 from masksolve._tiles import Direction
 
@@ -46,6 +46,7 @@ def check_mask(mask: ArrayLike, n: int, m: int, *, saturated: bool = False, dire
     masksolve._errors.InvalidMaskError: mask[0:2, 0] keeps 2 of 2 entries; 1:2 along columns allows at most 1
     """
     pattern = Pattern(n, m)
+    check_flag(saturated, "saturated")
     bad = find_bad_group(as_mask(mask), pattern, saturated, check_direction(direction))
     if bad is not None:
         raise InvalidMaskError(bad.describe(pattern, saturated))

@@ -19,11 +19,14 @@ _CHUNK = 1 << 16
 
 def as_weights(weights: ArrayLike, ndim: int | None = None) -> NDArray[Any]:
     """The weights as an array of real numbers, never copied when they are an array already."""
-    array = _as_array(weights, "weights are")
+    array = as_array(weights, "weights are")
     dtype = array.dtype
-    is_real = (dtype.kind == "f" and dtype.itemsize <= 8) or dtype.kind in "iu" or dtype.name == "bfloat16"
+    # One of the many 8-bit floats calls itself a float; all others are taken for raw bytes.
+    is_real = (dtype.kind == "f" and 2 <= dtype.itemsize <= 8) or dtype.kind in "iu" or dtype.name == "bfloat16"
     if not is_real:
         hint = "; pass their absolute values to prune by magnitude" if dtype.kind == "c" else ""
+        if dtype.name.startswith("float"):
+            hint = "; convert them with astype(numpy.float32), which is exact" if dtype.itemsize == 1 else ""
         raise TypeError(
             f"weights have dtype {dtype}; allowed are float16, float32, float64, bfloat16 and integers{hint}"
         )
@@ -69,7 +72,7 @@ def chunks(array: NDArray[Any]) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]
 
 def as_mask(mask: ArrayLike) -> NDArray[np.bool_]:
     """The mask as a boolean array; numbers are taken when all are 0 or 1."""
-    array = _as_array(mask, "the mask is")
+    array = as_array(mask, "the mask is")
     if array.ndim < 2:
         raise ValueError(f"the mask has shape {array.shape}; a mask (..., R, C) has at least two dimensions")
     if array.size == 0:
@@ -86,11 +89,23 @@ def as_mask(mask: ArrayLike) -> NDArray[np.bool_]:
     return as_bool
 
 
-def _as_array(values: ArrayLike, what: str) -> NDArray[Any]:
+def as_array(values: ArrayLike, what: str) -> NDArray[Any]:
     # NumPy would take what a masked array hides for entries like all others.
     if type(values) is not np.ndarray and isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{what} a masked array, which hides entries; pass an array, such as its filled(0)")
-    return np.asarray(values)
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{what} a {type(values).__name__} that is no rectangle of numbers ({error}); pass an array, or a list of "
+            "rows of one length"
+        ) from None
+
+
+def check_flag(value: bool, name: str) -> None:
+    """True or False, not what merely counts as one of them."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_direction(direction: str) -> Direction:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from masksolve._counting import count_masks, log10_seconds, log10_states
-from masksolve._inputs import as_count, check_direction, nearest
+from masksolve._inputs import as_count, check_direction, check_flag, nearest
 from masksolve._pattern import Pattern
 from masksolve._tiles import DIRECTIONS, LineSums
 
@@ -92,6 +92,7 @@ def count(n: int, m: int, direction: str = "both", *, saturated: bool = True) ->
     """
     pattern = Pattern(n, m)
     n, m = pattern.n, pattern.m
+    check_flag(saturated, "saturated")
     if check_direction(direction) != "both":
         of_a_line = math.comb(m, n) if saturated else sum(math.comb(m, kept) for kept in range(n + 1))
         masks: int = of_a_line**m

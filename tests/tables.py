@@ -84,6 +84,12 @@ def _near_ties(rng: np.random.Generator, shape: tuple[int, ...]) -> Weights:
     return 1.0 + rng.integers(0, 4, shape) * 2.0**-52
 
 
+def _many_equal_rows(rng: np.random.Generator, shape: tuple[int, ...]) -> Weights:
+    """Rows of float32, each like one of three."""
+    rows = _gaussian(rng, (*shape[:-2], 3, shape[-1])).astype(np.float32)
+    return rows[..., rng.integers(0, 3, shape[-2]), :]
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Weights]] = {
     "gaussian float32": lambda rng, shape: _gaussian(rng, shape).astype(np.float32),
     "gaussian float64": _gaussian,
@@ -107,6 +113,9 @@ FAMILIES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Weights]] =
     "subnormal float64": lambda rng, shape: rng.integers(0, 5, shape) * 5e-324,
     "subnormal float32": lambda rng, shape: (rng.integers(-5, 5, shape) * 1.4e-45).astype(np.float32),
     "near ties": _near_ties,
+    "equal rows": lambda rng, shape: np.repeat(_gaussian(rng, (*shape[:-2], 1, shape[-1])), shape[-2], -2),
+    "equal columns": lambda rng, shape: np.repeat(_gaussian(rng, (*shape[:-1], 1)), shape[-1], -1),
+    "many equal rows": _many_equal_rows,
     "tenths": lambda rng, shape: rng.integers(0, 8, shape) * 0.1,
 }
 # In these every sum of differences is far above every method's resolution.

@@ -80,7 +80,8 @@ def test_no_method_and_no_trivial_pattern_lets_nan_through(method: str, n: int) 
             "float128",
             marks=pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="long double is float64 here"),
         ),
-        (ml_dtypes.float8_e4m3fn, "float8_e4m3fn"),
+        (ml_dtypes.float8_e4m3fn, r"float8_e4m3fn.*astype\(numpy.float32\)"),
+        (ml_dtypes.float8_e5m2, r"float8_e5m2.*astype\(numpy.float32\)"),
         (ml_dtypes.int4, "int4"),
     ],
 )
@@ -119,8 +120,29 @@ def test_empty_arrays_are_refused(function: Callable[[Any], Any]) -> None:
 
 
 def test_ragged_lists_are_refused() -> None:
-    with pytest.raises(ValueError, match="inhomogeneous"):
-        ms.solve_matrix([[1, 2], [3]], 1, 2)
+    ragged: Any = [[1, 2], [3]]
+    message = "a list that is no rectangle of numbers.*rows of one length"
+    refuses(ValueError, f"weights are {message}", lambda: ms.solve_matrix(ragged, 1, 2))
+    refuses(ValueError, f"the mask is {message}", lambda: ms.check_mask(ragged, 1, 2))
+    refuses(ValueError, f"potentials are {message}", lambda: ms.solve_matrix(BLOCK, 1, 4, potentials=ragged))
+
+
+@pytest.mark.parametrize("value", [None, "no", 1, 0, np.array([True])], ids=repr)
+def test_flags_are_true_or_false(value: Any) -> None:
+    mask = np.eye(4, dtype=bool)
+    calls: list[Callable[[], Any]] = [
+        lambda: ms.solve_block(BLOCK, 1, 4, saturated=value),
+        lambda: ms.solve_matrix(BLOCK, 1, 4, saturated=value),
+        lambda: ms.certify(BLOCK, mask, 1, 4, saturated=value),
+        lambda: ms.check_mask(mask, 1, 4, saturated=value),
+        lambda: ms.is_valid_mask(mask, 1, 4, saturated=value),
+        lambda: ms.diversity.count(1, 4, saturated=value),
+        lambda: ms.solve_matrix(BLOCK, 1, 4, return_potentials=value),
+        lambda: ms.solve_block(BLOCK, 1, 4, method="greedy", complete=value),
+    ]
+    for call in calls:
+        refuses(TypeError, "must be True or False, got", call)
+    assert ms.is_valid_mask(mask, 1, 4, saturated=np.True_)
 
 
 def test_masked_arrays_are_refused_since_what_they_hide_is_not_to_count() -> None:
@@ -128,6 +150,8 @@ def test_masked_arrays_are_refused_since_what_they_hide_is_not_to_count() -> Non
     refuses(TypeError, r"weights are a masked array.*filled\(0\)", lambda: ms.solve_matrix(hiding, 1, 4))
     refuses(TypeError, r"weights are a masked array", lambda: ms.certify(hiding, np.eye(4), 1, 4))
     refuses(TypeError, r"the mask is a masked array.*filled\(0\)", lambda: ms.check_mask(hiding, 1, 4))
+    start = np.ma.masked_greater(np.ones((1, 1, 4)), 0)
+    refuses(TypeError, r"potentials are a masked array", lambda: ms.solve_matrix(BLOCK, 1, 4, potentials=start))
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])

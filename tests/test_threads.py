@@ -1,12 +1,16 @@
 """Threads: the pieces of a matrix that they take, this one among them, and the memory that each keeps."""
 
+import signal
 import threading
 import time
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import masksolve as ms
-from masksolve._methods import _equilibrate, _vectors
+from masksolve._methods import _equilibrate, _vectors, exact
 from masksolve._methods._chunks import Piece, run_pieces
 from tests.tables import PATTERNS, Pair, name_of, weights_of
 
@@ -59,3 +63,30 @@ def test_nothing_is_read_of_what_an_earlier_call_of_the_thread_has_left(
 
     # All bits set are NaN, and integers of -1.
     assert all_solved_after(-1) == all_solved_after(0)
+
+
+@pytest.mark.parametrize("what", ["solve", "certify"])
+@pytest.mark.parametrize("m", [66, 130])
+def test_an_interrupt_waits_for_the_few_tiles_in_work_only(what: str, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = weights_of("gaussian float32", (10 * m, 10 * m))
+    mask = np.eye(10 * m, dtype=bool)
+    called: list[int] = []
+
+    def solve_tiles(importance: NDArray[np.float64], *rest: Any) -> Any:
+        called.append(importance.shape[0] * importance.shape[1])
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+        return exact_solve_tiles(importance, *rest)
+
+    exact_solve_tiles = exact.solve_tiles
+    monkeypatch.setattr(exact, "solve_tiles", solve_tiles)
+    calls = {
+        "solve": lambda: ms.solve_matrix(weights, 1, m, threads=2),
+        "certify": lambda: ms.certify(weights, mask, 1, m),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        calls[what]()
+    assert max(called) * m * m <= max(m * m, 1 << 13)
+    # Each of the two threads solves and judges the tiles that it has taken: 2**16 weights, or a tile.
+    assert sum(called) * m * m <= 4 * (1 << 16)
+    assert sum(called) < 100

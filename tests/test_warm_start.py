@@ -43,5 +43,5 @@ def test_potentials_prove_masks_that_are_the_only_ones_and_masks_of_constant_til
     start = np.random.default_rng(0).standard_normal((64, 1, 1, 8))
     for given in (None, start):
         masks, potentials = ms.solve_matrix(tiles, 3, 8, potentials=given, return_potentials=True)
-        _, _, proven = prove_tiles(tiles[np.newaxis], masks[np.newaxis], potentials[:, 0, 0][np.newaxis], 3)
+        _, _, proven = prove_tiles(tiles[np.newaxis], masks[np.newaxis], potentials[:, 0, 0][np.newaxis], 3, True, True)
         assert proven.all()

@@ -1,175 +1,446 @@
-"""The exact solver of one tile: successive shortest augmenting paths over columns, in integers.
+"""The exact solver of one tile: a minimum-cost flow, in 64-bit integers, whatever the weights.
 
-The tile is a transportation problem (DESIGN: "Repair"). Given column potentials v, every row takes the entries with
-the largest c - v; then one surplus unit after another moves from an overfull to an underfull column along a
-shortest path, on which a row drops one column and takes the next. Only columns are nodes. Integers make every
-comparison exact, so that ties need no care.
+A tile is a transportation problem: every row sends `kept` units to the columns, every column takes `kept`. Given
+column potentials v, each row takes the entries with the largest c - v; then surplus units move from overfull to
+underfull columns along paths of least reduced cost (primal-dual, Dinic's search among the paths of one length, so
+that ties, which are many paths of one length, cost one search). Integers make every comparison exact.
 
-`Node` cols, the last one, is "capacity left unused": rows may leave capacity there where they hold *at most*
-`kept`, and columns may take from it where they hold at most `kept`. Its entries cost nothing.
+One more column and one more row stand for "capacity left unused", where lines hold *at most* `kept`: a row may send
+its units to the one, a column may be served by the other, at no importance.
+
+Weights whose bits span more than 64-bit sums can hold are solved from their leading bits down (scaling, as Gabow and
+Tarjan do): solve for the leading bits, append the next ones to the *reduced* costs, and mend the flow. What makes
+that possible is that large reduced costs need not be told apart. Let x be optimal for weights cut after some bit,
+with reduced costs r in units of that bit. The bits cut off add less than one unit to an entry, so less than the
+number of its edges to a cycle. So no later optimum differs from x in an entry with |r| of at least the number of
+lines: such entries are decided, and only the others need more bits.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from masksolve._jit import kernel
 
+# No path costs as much, which takes less than so many bits.
+_UNREACHED = 1 << 59
+_BITS_OF_PATHS = 58
+# The reduced cost of entries that no path may use any more, and of those that do not exist: whatever potentials do to
+# it, it stays above that of any path.
+_DECIDED = 1 << 60
+# Units that the unused capacity exchanges with itself: more than a tile has.
+_PLENTY = 1 << 40
 
-@kernel
-def solve_tile(c, kept, exact_rows, exact_columns, v, mask):
-    """Fill mask (rows, cols) with an optimal mask of the importance c and v (cols + 1) with potentials that prove it.
 
-    c and v are int64, or Python ints in object arrays when run as `interpreted(solve_tile)`. v is a starting point on
-    entry; any will do, a good one saves work. On return, v[cols] == 0 and, for every feasible y, sum(c * y) <= sum
-    over rows of its best choice of (c - v) + kept * sum(v) == sum(c * mask).
+class _Network(NamedTuple):
+    """The flow of one tile, with the unused capacity in the last row and column; R and C count them in.
+
+    flow (R, C): units sent from rows to columns. reduced (R, C): importance less the potentials of row and column: not
+    negative where there is flow, not positive where there could be more. surplus (C): units beyond `kept`. lowered
+    (C): how far the potentials of columns went down.
     """
-    rows, cols = c.shape
-    unused = cols
-    load = np.zeros(cols, np.int64)
-    row_unused = np.zeros(rows, np.int64)
-    column_unused = np.zeros(cols, np.int64)
-    v[:] = v - v[unused]
-    if not exact_columns:
-        for j in range(cols):
-            if v[j] < 0:
-                v[j] = 0
 
-    for i in range(rows):
-        row_unused[i] = kept - _take_best(c, i, kept, exact_rows, v, mask)
-        for j in range(cols):
-            if mask[i, j]:
-                load[j] += 1
-    if not exact_columns:
-        for j in range(cols):
-            if v[j] == 0 and load[j] < kept:
-                column_unused[j] = kept - load[j]
-                load[j] = kept
-
-    for from_unused in range(2):
-        while _move_one(c, kept, exact_rows, exact_columns, v, mask, load, row_unused, column_unused, from_unused == 1):
-            pass
-    v[:] = v - v[unused]
+    flow: NDArray[np.int64]
+    reduced: NDArray[np.int64]
+    surplus: NDArray[np.int64]
+    lowered: NDArray[np.int64]
 
 
-@kernel
-def _take_best(c, i, kept, exact_rows, v, mask):
-    """Mark the best choice of row i and return how many entries it takes.
+class _Search(NamedTuple):
+    """Memory of a search among nodes: the columns, then the rows.
 
-    Among equals the entries from column i on are taken first, which spreads the ties of a constant tile over all
-    columns.
+    distance: of every node. stack: nodes to go on from, or a path. seen: columns that a search has come to. next_row,
+    next_column: what it tries next, by column and by row.
     """
-    cols = c.shape[1]
-    mask[i, :] = False
-    taken = 0
-    while taken < min(kept, cols):
-        best = -1
-        for step in range(cols):
-            j = (i + step) % cols
-            if not mask[i, j] and (best < 0 or c[i, j] - v[j] > c[i, best] - v[best]):
-                best = j
-        if not exact_rows and c[i, best] - v[best] <= 0:
-            break
-        mask[i, best] = True
-        taken += 1
-    return taken
+
+    distance: NDArray[np.int64]
+    stack: NDArray[np.int64]
+    seen: NDArray[np.bool_]
+    next_row: NDArray[np.int64]
+    next_column: NDArray[np.int64]
 
 
 @kernel
-def _move_one(c, kept, exact_rows, exact_columns, v, mask, load, row_unused, column_unused, from_unused):
-    """Move one unit from an overfull column, or from the unused capacity, to an underfull one; False if none is."""
-    rows, cols = c.shape
-    unused = cols
-    has_unused = not (exact_rows and exact_columns)
-    nodes = cols + 1 if has_unused else cols
+def solve_tiles(importance, kept, exact_rows, exact_columns, judged, masks, potentials):
+    """Fill masks (p, q, r, c) with optimal masks of importance (p, q, r, c), and judge other ones.
 
-    distance = np.zeros_like(v)
-    seen = np.zeros(cols + 1, np.bool_)
-    done = np.zeros(cols + 1, np.bool_)
-    from_node = np.full(cols + 1, -1, np.int64)
-    through = np.full(cols + 1, -1, np.int64)
+    Parameters
+    ----------
+    importance
+        float64, finite, not negative.
+    judged
+        bool (p, q, r, c), with at most `kept` ones in a line; the masks themselves if there is nothing to judge.
+    potentials
+        float64 (p, q, c): column potentials to start from; any will do, good ones save work. On return those of an
+        optimal dual solution, rounded.
 
-    any_source = False
-    any_sink = has_unused and not from_unused
-    for j in range(cols):
-        if load[j] > kept and not from_unused:
-            seen[j] = True
-            any_source = True
-        if load[j] < kept:
-            any_sink = True
-    if from_unused and has_unused:
-        seen[unused] = True
-        any_source = True
-    if not (any_source and any_sink):
-        return False
-
-    while True:
-        j = -1
-        for k in range(nodes):
-            if seen[k] and not done[k] and (j < 0 or distance[k] < distance[j]):
-                j = k
-        done[j] = True
-        if j == unused:
-            if not from_unused:
-                break
-            base = distance[j] - v[unused]
+    Returns
+    -------
+    bool (p, q): whether the judged masks satisfy the constraint and are optimal.
+    """
+    down, across, rows, cols = importance.shape
+    network = _Network(
+        np.empty((rows + 1, cols + 1), np.int64),
+        np.empty((rows + 1, cols + 1), np.int64),
+        np.empty(cols + 1, np.int64),
+        np.empty(cols + 1, np.int64),
+    )
+    nodes = rows + cols + 2
+    search = _Search(
+        np.empty(nodes, np.int64),
+        # A path visits a column once, and between two columns any row.
+        np.empty(max(nodes, 2 * cols + 1), np.int64),
+        np.empty(cols + 1, np.bool_),
+        np.empty(cols + 1, np.int64),
+        np.empty(rows + 1, np.int64),
+    )
+    mantissas = np.empty((rows, cols), np.int64)
+    exponents = np.empty((rows, cols), np.int64)
+    optimal = np.empty((down, across), np.bool_)
+    for p in range(down):
+        for q in range(across):
+            _split(importance[p, q].view(np.int64), mantissas, exponents)
+            _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials[p, q], network, search)
             for i in range(rows):
-                if row_unused[i] > 0:
-                    _relax_row(c, i, j, base, v, mask, distance, seen, done, from_node, through)
-            if not exact_columns:
-                for k in range(cols):
-                    _relax(k, base + v[k], rows, j, distance, seen, done, from_node, through)
-            continue
-        if load[j] < kept:
+                for j in range(cols):
+                    masks[p, q, i, j] = network.flow[i, j] > 0
+            optimal[p, q] = _is_optimal(judged[p, q], network.reduced, kept)
+    return optimal
+
+
+@kernel
+def _split(bits, mantissas, exponents):
+    """Split float64 weights, given as bits, into mantissa * 2**exponent."""
+    for i in range(bits.shape[0]):
+        for j in range(bits.shape[1]):
+            field = bits[i, j] >> 52 & 0x7FF
+            fraction = bits[i, j] & ((1 << 52) - 1)
+            mantissas[i, j] = fraction if field == 0 else fraction | (1 << 52)
+            exponents[i, j] = max(field, 1) - 1075
+
+
+@kernel
+def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, network, search):
+    rows, cols = mantissas.shape
+    lowest, highest = _span(mantissas, exponents)
+    # A path costs less than 8 (cols + 8) times the largest weight.
+    bits = _BITS_OF_PATHS - _bit_length(8 * (cols + 8))
+    decided_bits = _bit_length(rows + cols + 2)
+    position = max(lowest, highest - bits)
+    has_unused = not (exact_rows and exact_columns)
+
+    _begin(mantissas, exponents, position, bits, exact_rows, exact_columns, potentials, network)
+    _choose(kept, exact_columns, network)
+    _balance(has_unused, network, search)
+    for j in range(cols):
+        potentials[j] = np.ldexp(np.float64(potentials[j] - (network.lowered[j] - network.lowered[cols])), position)
+
+    while position > lowest and not _is_decided(network.reduced):
+        step = min(bits - decided_bits, position - lowest)
+        position -= step
+        _append_bits(mantissas, exponents, position, step, 1 << decided_bits, network)
+        for i in range(rows + 1):
+            _settle(i, network)
+        _count_surplus(kept, network)
+        _balance(has_unused, network, search)
+        for j in range(cols):
+            potentials[j] -= np.ldexp(np.float64(network.lowered[j] - network.lowered[cols]), position)
+
+
+@kernel
+def _bit_length(number):
+    length = 0
+    while number >> length > 0:
+        length += 1
+    return length
+
+
+@kernel
+def _span(mantissas, exponents):
+    """The exponents of the lowest bit that is set in any weight, and of the first above all of them."""
+    lowest, highest = 2000, -2000
+    for i in range(mantissas.shape[0]):
+        for j in range(mantissas.shape[1]):
+            mantissa, exponent = mantissas[i, j], exponents[i, j]
+            if mantissa == 0:
+                continue
+            highest = max(highest, exponent + 53)
+            # Most weights stop here: bits are counted only where they might be the lowest.
+            while exponent < lowest:
+                if mantissa & 1:
+                    lowest = exponent
+                mantissa >>= 1
+                exponent += 1
+    return (lowest, highest) if highest > -2000 else (0, 0)
+
+
+@kernel
+def _begin(mantissas, exponents, position, bits, exact_rows, exact_columns, potentials, network):
+    """Set up reduced costs in units of 2**position, by potentials that are rounded to units, in place."""
+    rows, cols = mantissas.shape
+    reduced, lowered = network.reduced, network.lowered
+    limit = 4.0 * 2.0**bits
+    for j in range(cols):
+        start = np.rint(np.ldexp(potentials[j], -position))
+        potentials[j] = start if abs(start) < limit else 0.0
+        if not exact_columns:
+            potentials[j] = max(potentials[j], 0.0)
+    for i in range(rows):
+        for j in range(cols):
+            reduced[i, j] = _shifted(mantissas[i, j], exponents[i, j] - position) - np.int64(potentials[j])
+        reduced[i, cols] = -_DECIDED if exact_rows else 0
+    for j in range(cols):
+        reduced[rows, j] = -_DECIDED if exact_columns else -np.int64(potentials[j])
+    reduced[rows, cols] = 0
+    lowered[:] = 0
+
+
+@kernel
+def _shifted(mantissa, shift):
+    """floor(mantissa * 2**shift), which fits."""
+    if shift >= 0:
+        return mantissa << shift if mantissa > 0 else 0
+    return mantissa >> min(-shift, 63)
+
+
+@kernel
+def _choose(kept, exact_columns, network):
+    """Give each row its best entries, and columns that need not be full what they lack."""
+    flow, surplus = network.flow, network.surplus
+    rows, cols = flow.shape[0] - 1, flow.shape[1] - 1
+    flow[:] = 0
+    flow[rows, cols] = _PLENTY
+    for i in range(rows):
+        # Among equals a row keeps the entries from column i on, which spreads the ties of a constant tile evenly.
+        for step in range(min(kept, cols)):
+            flow[i, (i + step) % cols] = 1
+        flow[i, cols] = max(0, kept - cols)
+        _settle(i, network)
+    _count_surplus(kept, network)
+    if not exact_columns:
+        for j in range(cols):
+            if surplus[j] < 0 and network.reduced[rows, j] == 0:
+                flow[rows, j] = -surplus[j]
+                surplus[j] = 0
+
+
+@kernel
+def _settle(i, network):
+    """Exchange units of row i until it holds its best entries, and move its potential accordingly."""
+    flow, reduced = network.flow, network.reduced
+    rows, cols = flow.shape[0] - 1, flow.shape[1] - 1
+    while True:
+        worst, best = 2 * _DECIDED, -2 * _DECIDED
+        drop, take = -1, -1
+        for j in range(cols + 1):
+            cost = reduced[i, j]
+            if flow[i, j] > 0 and cost < worst:
+                worst, drop = cost, j
+            if (flow[i, j] == 0 or j == cols or i == rows) and cost > best:
+                best, take = cost, j
+        if worst >= best:
             break
-        for i in range(rows):
-            if mask[i, j]:
-                base = distance[j] + (c[i, j] - v[j])
-                _relax_row(c, i, j, base, v, mask, distance, seen, done, from_node, through)
-                if not exact_rows:
-                    _relax(unused, base + v[unused], i, j, distance, seen, done, from_node, through)
-        if column_unused[j] > 0:
-            _relax(unused, distance[j] - v[j] + v[unused], rows, j, distance, seen, done, from_node, through)
+        flow[i, drop] -= 1
+        flow[i, take] += 1
+    for j in range(cols + 1):
+        reduced[i, j] -= worst
 
-    end = j
-    for k in range(nodes):
-        v[k] -= distance[k] if done[k] else distance[end]
 
-    k = end
-    while from_node[k] >= 0:
-        j, i = from_node[k], through[k]
-        if i == rows:
-            if j != unused:
-                column_unused[j] -= 1
-            if k != unused:
-                column_unused[k] += 1
+@kernel
+def _count_surplus(kept, network):
+    cols = network.flow.shape[1] - 1
+    for j in range(cols):
+        network.surplus[j] = -kept
+    network.surplus[cols] = 0
+    for i in range(network.flow.shape[0]):
+        for j in range(cols):
+            network.surplus[j] += network.flow[i, j]
+
+
+@kernel
+def _balance(has_unused, network, search):
+    """Move units until no column has a surplus or lacks any."""
+    surplus = network.surplus
+    cols = len(surplus) - 1
+    for from_unused in range(2 if has_unused else 1):
+        while True:
+            # The unused capacity takes what is too much at first, and gives what is lacking then.
+            surplus[cols] = 0 if not has_unused else _PLENTY if from_unused else -_PLENTY
+            if not (surplus.max() > 0 and surplus.min() < 0):
+                break
+            length = _find_shortest(network, search)
+            _lower(length, network, search)
+            _send(network, search)
+
+
+@kernel
+def _find_shortest(network, search):
+    """The length of the shortest paths from columns with a surplus to columns that lack units.
+
+    Fills the distance of every node that is not farther, and something not less for others.
+    """
+    flow, reduced, surplus = network.flow, network.reduced, network.surplus
+    distance, stack = search.distance, search.stack
+    rows, cols = flow.shape[0] - 1, flow.shape[1] - 1
+    columns = cols + 1
+    distance[:] = _UNREACHED
+    level, count = 0, 0
+    for j in range(columns):
+        if surplus[j] > 0:
+            distance[j] = 0
+            stack[count] = j
+            count += 1
+    while True:
+        while count > 0:
+            count -= 1
+            node = stack[count]
+            if node < columns:
+                if surplus[node] < 0:
+                    return level
+                for i in range(rows + 1):
+                    length = level + reduced[i, node]
+                    if flow[i, node] > 0 and length < distance[columns + i]:
+                        distance[columns + i] = length
+                        if length == level:
+                            stack[count] = columns + i
+                            count += 1
+            else:
+                i = node - columns
+                for j in range(columns):
+                    length = level - reduced[i, j]
+                    if length < distance[j] and (flow[i, j] == 0 or j == cols or i == rows):
+                        distance[j] = length
+                        if length == level:
+                            stack[count] = j
+                            count += 1
+        following = _UNREACHED
+        for node in range(len(distance)):
+            if level < distance[node] < following:
+                following = distance[node]
+        level = following
+        for node in range(len(distance)):
+            if distance[node] == level:
+                stack[count] = node
+                count += 1
+
+
+@kernel
+def _lower(length, network, search):
+    """Move potentials by the distances, as far as `length`, which makes the shortest paths cost nothing."""
+    reduced, lowered, distance = network.reduced, network.lowered, search.distance
+    columns = len(lowered)
+    if length == 0:
+        return
+    for node in range(len(distance)):
+        distance[node] = min(distance[node], length)
+    for j in range(columns):
+        lowered[j] += distance[j]
+    for i in range(len(distance) - columns):
+        for j in range(columns):
+            reduced[i, j] += distance[j] - distance[columns + i]
+
+
+@kernel
+def _send(network, search):
+    """Send units along paths that cost nothing, depth first, until every column seen is known to lead nowhere."""
+    search.seen[:] = False
+    search.next_row[:] = 0
+    search.next_column[:] = 0
+    for j in range(len(network.surplus)):
+        while network.surplus[j] > 0 and not search.seen[j] and _send_one(j, network, search):
+            pass
+
+
+@kernel
+def _send_one(source, network, search):
+    flow, reduced, surplus = network.flow, network.reduced, network.surplus
+    seen, next_row, next_column, path = search.seen, search.next_row, search.next_column, search.stack
+    rows, cols = flow.shape[0] - 1, flow.shape[1] - 1
+    # path: a column, the row through which it goes on, the next column, ...
+    path[0] = source
+    seen[source] = True
+    length = 1
+    while length > 0:
+        j = path[length - 1]
+        if surplus[j] < 0:
+            for step in range(0, length - 1, 2):
+                flow[path[step + 1], path[step]] -= 1
+                flow[path[step + 1], path[step + 2]] += 1
+                seen[path[step]] = False
+            seen[j] = False
+            surplus[source] -= 1
+            surplus[j] += 1
+            return True
+        found = -1
+        while next_row[j] <= rows:
+            i = next_row[j]
+            if flow[i, j] > 0 and reduced[i, j] == 0:
+                while next_column[i] <= cols:
+                    k = next_column[i]
+                    if reduced[i, k] == 0 and not seen[k] and (flow[i, k] == 0 or k == cols or i == rows):
+                        found = k
+                        break
+                    next_column[i] += 1
+            if found >= 0:
+                break
+            next_row[j] += 1
+        if found >= 0:
+            path[length] = next_row[j]
+            path[length + 1] = found
+            seen[found] = True
+            length += 2
         else:
-            if j == unused:
-                row_unused[i] -= 1
-            else:
-                mask[i, j] = False
-            if k == unused:
-                row_unused[i] += 1
-            else:
-                mask[i, k] = True
-        k = j
-    if k != unused:
-        load[k] -= 1
-    if end != unused:
-        load[end] += 1
+            length -= 2
+    return False
+
+
+@kernel
+def _is_decided(reduced):
+    """Whether all entries are, so that further bits of the weights change nothing."""
+    rows, cols = reduced.shape[0] - 1, reduced.shape[1] - 1
+    for i in range(rows + 1):
+        for j in range(cols + 1):
+            if abs(reduced[i, j]) < rows + cols + 2 and (i < rows or j < cols):
+                return False
     return True
 
 
 @kernel
-def _relax_row(c, i, j, base, v, mask, distance, seen, done, from_node, through):
-    """Offer every column that row i does not hold a path by way of column j."""
-    for k in range(c.shape[1]):
-        if not mask[i, k]:
-            _relax(k, base - (c[i, k] - v[k]), i, j, distance, seen, done, from_node, through)
+def _append_bits(mantissas, exponents, position, step, decided, network):
+    """Go on to units of 2**position, `step` bits further down; entries with |r| >= `decided` are decided."""
+    reduced = network.reduced
+    rows, cols = mantissas.shape
+    lowest_bits = (1 << step) - 1
+    for i in range(rows + 1):
+        for j in range(cols + 1):
+            if abs(reduced[i, j]) >= decided:
+                reduced[i, j] = _DECIDED if reduced[i, j] > 0 else -_DECIDED
+            else:
+                reduced[i, j] <<= step
+                if i < rows and j < cols:
+                    shift = exponents[i, j] - position
+                    if shift < step:
+                        reduced[i, j] += _shifted(mantissas[i, j], shift) & lowest_bits
+    network.lowered[:] = 0
 
 
 @kernel
-def _relax(k, length, row, j, distance, seen, done, from_node, through):
-    if not done[k] and (not seen[k] or length < distance[k]):
-        distance[k] = length
-        seen[k] = True
-        from_node[k] = j
-        through[k] = row
+def _is_optimal(mask, reduced, kept):
+    """Whether a mask with at most `kept` ones in a line is optimal: by complementary slackness, exactly.
+
+    An entry that is worth more than its lines is kept, and one that is worth less is not; a line that is worth
+    something is full.
+    """
+    rows, cols = mask.shape
+    full = True
+    for i in range(rows):
+        count = 0
+        for j in range(cols):
+            count += mask[i, j]
+            if reduced[i, j] < 0 if mask[i, j] else reduced[i, j] > 0:
+                return False
+        full &= count == kept or reduced[i, cols] >= 0
+    for j in range(cols):
+        full &= mask[:, j].sum() == kept or reduced[rows, j] >= 0
+    return full

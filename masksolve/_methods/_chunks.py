@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from masksolve._floating_point import IeeeArithmetic
 from masksolve._inputs import LARGEST_INTEGER
 from masksolve._methods import NotFiniteError
 
@@ -63,25 +64,32 @@ def pieces_of(shape: tuple[int, ...], weights: int) -> list[Piece]:
 def run_pieces(work: Callable[[Piece], None], pieces: list[Piece], threads: int | None) -> None:
     """Call work(piece) for every piece, on several threads, this one among them; an error leaves the rest undone."""
     workers = min(threads or usable_cores(), len(pieces))
-    left = deque(pieces)
+    remaining = deque(pieces)
 
     # Threads take pieces themselves: to wake this one for each that is done costs a third of a second core.
     def take_pieces() -> None:
-        try:
-            while (piece := _next_of(left)) is not None:
-                work(piece)
-        except BaseException:
-            left.clear()
-            raise
+        # A thread of its own has a floating-point mode of its own.
+        with IeeeArithmetic():
+            try:
+                while (piece := _next_of(remaining)) is not None:
+                    work(piece)
+            except BaseException:
+                remaining.clear()
+                raise
 
     if workers <= 1:
         take_pieces()
         return
     with ThreadPoolExecutor(workers - 1) as pool:
-        others = [pool.submit(take_pieces) for _ in range(workers - 1)]
-        take_pieces()
-        for other in others:
-            other.result()
+        try:
+            others = [pool.submit(take_pieces) for _ in range(workers - 1)]
+            take_pieces()
+            for other in others:
+                other.result()
+        except BaseException:
+            # An interrupt that comes while this thread waits; leaving the pool waits for the others.
+            remaining.clear()
+            raise
 
 
 def _next_of(pieces: deque[Piece]) -> Piece | None:

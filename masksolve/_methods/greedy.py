@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from masksolve._inputs import check_flag
 from masksolve._jit import kernel
 from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
 from masksolve._tiles import LineSums
@@ -25,6 +26,7 @@ def solve(
     complete: bool = False,
 ) -> None:
     """Fill masks greedily; with `complete`, fill up lines that must hold exactly N by augmenting paths."""
+    check_flag(complete, "complete")
     fill_rows, fill_columns = complete and line_sums.exact_rows, complete and line_sums.exact_columns
 
     def work(piece: Piece) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from masksolve._api import solve_matrix
 from masksolve._check import check_mask
 from masksolve._errors import InvalidMaskError
+from masksolve._inputs import check_flag
 from masksolve._methods import load_method
 from masksolve._pattern import Pattern
 from masksolve.torch._device import solve_on_device
@@ -29,6 +30,7 @@ class Recipe:
     saturated: bool
 
     def __post_init__(self) -> None:
+        check_flag(self.saturated, "saturated")
         if not callable(self.method):
             load_method(self.method, ())
 
