@@ -19,7 +19,11 @@ from masksolve.torch._device import DeviceSolution, solve_on_device
 from tests import oracle, processes
 from tests.tables import name_of, weights_of
 
-_triton = pytest.importorskip("masksolve.torch._triton", reason="Triton is installed on Linux only")
+pytest.importorskip("triton", reason="Triton is installed on Linux only")
+KERNEL = _device._triton()
+# Where Triton is too old for the kernel, its laws hold for what takes its place.
+_triton: Any = KERNEL or _batched
+needs_kernel = pytest.mark.skipif(KERNEL is None, reason="Triton before 3.4, of PyTorch 2.8, cannot compile the kernel")
 
 # NumPy, in the interpreter, says aloud what a GPU does silently.
 pytestmark = pytest.mark.filterwarnings(
@@ -33,7 +37,7 @@ TIES = ["int8", "uint8", "half zero", "nearly all zero", "constant", "all zero",
 MAGNITUDES = ["tiny", "huge", "subnormal float32", "mixed magnitudes", "largest", "student-t", "near ties"]
 
 
-@pytest.fixture(params=["triton", "batched"])
+@pytest.fixture(params=["batched"] if KERNEL is None else ["triton", "batched"])
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     use(monkeypatch, _triton if request.param == "triton" else _batched)
     return str(request.param)
@@ -247,6 +251,7 @@ def test_tiles_that_are_solved_directly_have_no_potentials(version: str) -> None
     assert solve_on_device(weights.double(), ms.Pattern(3, 4)).potentials is not None
 
 
+@needs_kernel
 @pytest.mark.parametrize(("pattern", "shape"), [("3:8", (2, 16, 72)), ("2:4", (2, 8, 4 * 130))])
 def test_the_strips_of_tiles_that_a_gpu_is_given_cover_the_matrix(
     pattern: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
@@ -258,6 +263,7 @@ def test_the_strips_of_tiles_that_a_gpu_is_given_cover_the_matrix(
     assert_same(solve_on_device(weights, ms.Pattern.parse(pattern)), expected)
 
 
+@needs_kernel
 @pytest.mark.parametrize(
     ("case", "count"),
     [
@@ -293,6 +299,22 @@ for each in options:
     assert len(lines) == count
     assert all(line.endswith(" 0") for line in lines if "float64" not in line)
     assert any("directly" in line for line in lines) == pattern.endswith(":4")
+
+
+def test_where_triton_is_too_old_for_the_kernel_batched_operations_take_its_place_and_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import triton
+
+    if KERNEL is not None:
+        monkeypatch.setattr(triton, "__version__", "3.2.0")
+    monkeypatch.setattr(_device, "_triton", _device._triton.__wrapped__)
+    weights: Any = torch.zeros(1, 2, 2, 4, 4)
+    on_gpu: Any = SimpleNamespace(is_cuda=True, shape=weights.shape, stride=weights.stride)
+    with caplog.at_level("WARNING", "masksolve"):
+        assert _device._solver(on_gpu) is _batched
+    assert f"Triton {triton.__version__} is too old" in caplog.text
+    assert "needs 3.4 or newer (PyTorch 2.8)" in caplog.text
 
 
 LAYOUTS = {

@@ -26,7 +26,7 @@ from masksolve.torch._stages import plan
 _logger = logging.getLogger("masksolve")
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# The first release of Triton, that of PyTorch 2.8, that compiles the kernel.
+# The release of PyTorch 2.8, the first that compiles the kernel: older ones have no tuples, or no tl.gather.
 _OLDEST_TRITON = (3, 4)
 
 
@@ -215,7 +215,12 @@ def _triton() -> ModuleType | None:
     except ImportError:
         return None
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
-        _logger.info("Triton %s is too old for the kernel: masks are found by batched operations", triton.__version__)
+        _logger.warning(
+            "Triton %s is too old for the kernel that finds masks on a GPU, which needs %d.%d or newer (PyTorch 2.8): "
+            "batched PyTorch operations find them, more slowly",
+            triton.__version__,
+            *_OLDEST_TRITON,
+        )
         return None
     return importlib.import_module("masksolve.torch._triton")
 

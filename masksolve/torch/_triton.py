@@ -77,6 +77,7 @@ def solve_directly(tiles: Tensor, masks: Tensor, masked: Tensor | None, halves: 
             MASKED=masked is not None,
             TILES=_DIRECT_TILES,
             num_warps=_DIRECT_WARPS,
+            enable_fp_fusion=False,
         )
     return left.view(torch.bool)
 
@@ -129,7 +130,7 @@ def solve_stage(
             *tiles.stride()[3:],
             masks.stride(0),
             *masks.stride()[3:],
-            int(warm),
+            width if warm else 0,
             0 if warm else stage.first,
             stage.every,
             stage.last,
@@ -151,6 +152,8 @@ def solve_stage(
             LINES=lines,
             HALVINGS=lines.bit_length() - 1,
             num_warps=1,
+            # A fused multiply-add rounds once where both versions have to round twice.
+            enable_fp_fusion=False,
         )
     return left.view(torch.bool)
 
@@ -301,7 +304,7 @@ def _solve(
     mask_batch,
     mask_row,
     mask_column,
-    warm,
+    columns_known,
     first,
     every,
     last,
@@ -366,7 +369,7 @@ def _solve(
     by_columns = _lines_of(tl.permute(c, (0, 2, 1)), HALVINGS)
 
     start = potentials + (tile.to(tl.int64) * WIDTH)[:, None] + line[None, :]
-    v = tl.load(start, mask=waiting[:, None] & in_column & (warm != 0), other=0.0)
+    v = tl.load(start, mask=waiting[:, None] & (line < columns_known)[None, :], other=0.0)
     v = v * _power_of_two(scale >> 1)[:, None] * _power_of_two(scale - (scale >> 1))[:, None]
     v = tl.where(v > -_LIMIT, tl.where(v < _LIMIT, v, _LIMIT), -_LIMIT).to(tl.int32)
     if CLAMP_COLUMNS:
