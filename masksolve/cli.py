@@ -96,6 +96,13 @@ _workers = click.option(
     "--workers", type=click.IntRange(min=1), help="Processes to use.  [default: one a core, fewer if there is little]"
 )
 _scheduler = click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use the workers of this Dask cluster.")
+_SECONDS_WITHOUT_WORKERS = 60.0
+_timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Give up when the cluster has had no worker for so long.  [default: 60, with --scheduler]",
+)
 
 
 class _InterruptedError(Exception):
@@ -131,6 +138,7 @@ def cli() -> None:
 @_resume
 @_workers
 @_scheduler
+@_timeout
 def prune(
     source: Path,
     pattern: Pattern,
@@ -146,6 +154,7 @@ def prune(
     resume: bool,
     workers: int | None,
     scheduler: str | None,
+    timeout: float | None,
 ) -> None:
     """Make every weight matrix of INPUT transposable N:M sparse.
 
@@ -158,7 +167,7 @@ def prune(
     if output is None and masks is None:
         raise click.UsageError("nothing to write: pass --output, --masks, or both")
     _check_report_path(report, [source, output, masks], overwrite)
-    with _progress() as on_progress, _who_works(workers, scheduler) as engine:
+    with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = prune_checkpoint(
             source,
             output,
@@ -187,6 +196,7 @@ def prune(
 @_resume
 @_workers
 @_scheduler
+@_timeout
 def apply(
     source: Path,
     masks: Path,
@@ -197,10 +207,11 @@ def apply(
     resume: bool,
     workers: int | None,
     scheduler: str | None,
+    timeout: float | None,
 ) -> None:
     """Put stored masks on the checkpoint INPUT."""
     _check_report_path(report, [source, output, masks], overwrite)
-    with _progress() as on_progress, _who_works(workers, scheduler) as engine:
+    with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = apply_masks(
             source,
             masks,
@@ -228,6 +239,7 @@ def apply(
 )
 @_workers
 @_scheduler
+@_timeout
 def check(
     source: Path,
     pattern: Pattern,
@@ -238,13 +250,14 @@ def check(
     record: Path | None,
     workers: int | None,
     scheduler: str | None,
+    timeout: float | None,
 ) -> None:
     """Check that the weight matrices of INPUT are transposable N:M sparse; exit with 1 if one is not.
 
     Checked are the tensors that masksolve.json, which a prune leaves in a folder, says were pruned; without it, or with
     --include, --stack or --convolution, those that `masksolve prune` would prune.
     """
-    with _progress() as on_progress, _who_works(workers, scheduler) as engine:
+    with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = check_checkpoint(
             source,
             pattern,
@@ -402,9 +415,10 @@ def plan(
 @click.argument("second", metavar="B", type=click.Path(path_type=Path))
 @_workers
 @_scheduler
-def compare(first: Path, second: Path, workers: int | None, scheduler: str | None) -> None:
+@_timeout
+def compare(first: Path, second: Path, workers: int | None, scheduler: str | None, timeout: float | None) -> None:
     """Show what changed between the checkpoints A and B."""
-    with _progress() as on_progress, _who_works(workers, scheduler) as engine:
+    with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = compare_checkpoints(first, second, workers=engine, on_progress=on_progress)
     changed = [tensor for tensor in result.tensors if not tensor.is_same]
     if changed:
@@ -544,13 +558,15 @@ def _check_report_path(report: Path | None, others: Sequence[Path | None], overw
 
 
 @contextmanager
-def _who_works(workers: int | None, scheduler: str | None) -> Iterator[int | Executor | None]:
+def _who_works(workers: int | None, scheduler: str | None, timeout: float | None) -> Iterator[int | Executor | None]:
     if scheduler is None:
+        if timeout is not None:
+            raise click.UsageError("--timeout is for the workers of a cluster; pass --scheduler with it")
         yield workers
         return
     if workers is not None:
         raise click.UsageError("--workers starts processes here, --scheduler uses those of a cluster; pass one of them")
-    with dask_executor(scheduler) as executor:
+    with dask_executor(scheduler, timeout=_SECONDS_WITHOUT_WORKERS if timeout is None else timeout) as executor:
         yield executor
 
 

@@ -473,6 +473,9 @@ def test_one_engine_is_chosen(run: Run, checkpoint: Path, tmp_path: Path) -> Non
     code, _, err = run("prune", checkpoint, *arguments, "--workers", 2, "--scheduler", "tcp://localhost:1")
     assert code == 2
     assert "--workers starts processes here, --scheduler uses those of a cluster" in err
+    code, _, err = run("prune", checkpoint, *arguments, "--timeout", 3)
+    assert code == 2
+    assert "--timeout is for the workers of a cluster; pass --scheduler with it" in err
     code, _, err = run("prune", checkpoint, "--pattern", "4:8")
     assert code == 2
     assert "nothing to write: pass --output, --masks, or both" in err

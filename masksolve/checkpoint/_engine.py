@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
@@ -9,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     BrokenExecutor,
@@ -22,18 +24,23 @@ from concurrent.futures import (
 )
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from masksolve._errors import MethodNotInstalledError
 from masksolve._inputs import as_count
 from masksolve._methods._chunks import usable_cores
 
+_logger = logging.getLogger("masksolve")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # A process takes a second to start, in which one that runs prunes about so many bytes.
 _BYTES_A_WORKER = 1 << 28
 _SECONDS_TO_ANSWER = 10
+_LOGS_OF_DASK = ("distributed.client", "distributed.core", "distributed.comm.core")
+# A worker that is restarted is away for about two.
+_SECONDS_TO_BE_TOLD = 3.0
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class WorkerLostError(RuntimeError):
@@ -66,13 +73,16 @@ def executor_for(workers: int | Executor | None, nbytes: int) -> Iterator[Execut
 
 
 @contextmanager
-def dask_executor(address: str) -> Iterator[Executor]:
+def dask_executor(address: str, *, timeout: float = 60) -> Iterator[Executor]:
     """The workers of a Dask cluster that runs already.
 
     Parameters
     ----------
     address : str
         Of its scheduler, such as "tcp://10.0.0.1:8786".
+    timeout : float
+        Seconds after which work ends with a WorkerLostError if the cluster has no worker in all that time. It is logged
+        after a few.
 
     Yields
     ------
@@ -97,9 +107,92 @@ def dask_executor(address: str) -> Iterator[Executor]:
         raise MethodNotInstalledError(
             f"--scheduler needs {error.name}, which is not installed; pip install 'masksolve[cluster]'"
         ) from None
-    with Client(address, timeout=_SECONDS_TO_ANSWER) as client:  # type: ignore[no-untyped-call]
+    with (
+        _without_tracebacks(),
+        Client(address, timeout=_SECONDS_TO_ANSWER) as client,  # type: ignore[no-untyped-call]
+        _Cluster(client, address, timeout) as cluster,
+    ):
+        yield cluster
+
+
+class _Cluster(Executor):
+    """The workers of a Dask cluster; without any for too long, all work is cancelled, and `lost` says why."""
+
+    def __init__(self, client: Any, address: str, timeout: float) -> None:
+        self.lost: str | None = None
+        self._client, self._address, self._timeout = client, address, timeout
         # What a task returns depends on files too: Dask must not take it for the same as an earlier one.
-        yield client.get_executor(pure=False)
+        self._executor = client.get_executor(pure=False)
+        self._pending: set[Future[Any]] = set()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = self._executor.submit(work, *arguments, **options)
+        with self._lock:
+            self._pending.add(future)
+        future.add_done_callback(self._forget)
+        if self.lost is not None:
+            future.cancel()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._closing.set()
+        self._watcher.join()
+
+    def _forget(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._pending.discard(future)
+
+    def _watch(self) -> None:
+        """Look for workers every now and then: Dask waits for one without end and without a word."""
+        since, is_told = time.monotonic(), False
+        while not self._closing.wait(_SECONDS_BETWEEN_LOOKS):
+            now = time.monotonic()
+            if self._has_workers():
+                since, is_told = now, False
+            elif now - since > self._timeout:
+                self.lost = (
+                    f"the cluster at {self._address} has had no worker for {self._timeout:g} seconds; start workers "
+                    "(dask worker ADDRESS), or give them more time by --timeout"
+                )
+                with self._lock:
+                    pending = list(self._pending)
+                for future in pending:
+                    future.cancel()
+                return
+            elif now - since > _SECONDS_TO_BE_TOLD and not is_told:
+                is_told = True
+                _logger.warning(
+                    "the cluster at %s has no worker; waiting for one, for %g seconds at most",
+                    self._address,
+                    self._timeout,
+                )
+
+    def _has_workers(self) -> bool:
+        try:
+            return bool(self._client.nthreads())
+        except Exception:  # of Dask or of its sockets: that the scheduler is gone is told by what it was working on
+            return True
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """That a scheduler is lost is an error of ours, in a line; Dask's own log of it is none to show."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.exc_info is None
+
+    loggers = [logging.getLogger(name) for name in _LOGS_OF_DASK]
+    for logger in loggers:
+        logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(keep)
 
 
 def run_all(
@@ -131,6 +224,8 @@ def run_all(
         failure = failure or error
     finally:
         wait([future for future in futures if not future.cancel()])
+    if isinstance(executor, _Cluster) and executor.lost is not None:
+        raise WorkerLostError(executor.lost) from failure
     if isinstance(failure, _lost_worker_errors()):
         cause = str(failure).replace("\n", " ") or "it no longer answers"
         raise WorkerLostError(f"a worker was lost, killed or out of memory: {cause}") from failure
