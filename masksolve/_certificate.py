@@ -164,8 +164,7 @@ def certify_tiles(
         part = np.ascontiguousarray(part) if is_native else importance_of(part)
         judged = np.ascontiguousarray(masks[piece])
         if potentials is None:
-            start = np.zeros((*part.shape[:2], part.shape[3]), part.dtype)
-            exact.solve(part, np.empty(part.shape, np.bool_), line_sums, threads=1, potentials=start)
+            start = exact.find_potentials(part, line_sums)
         else:
             start = np.ascontiguousarray(potentials[piece])
         if shift == 0:

@@ -71,9 +71,9 @@ def solve_tiles(importance, kept, exact_rows, exact_columns, judged, masks, pote
         float64, finite, not negative.
     judged
         bool (p, q, r, c), with at most `kept` ones in a line; the masks themselves if there is nothing to judge.
-    potentials
-        float64 (p, q, c): column potentials to start from; any will do, good ones save work. On return those of an
-        optimal dual solution, rounded.
+    masks, potentials
+        bool (p, q, r, c), with at most `kept` ones in a row, and float64 (p, q, c): what to start from; any will do,
+        good ones save work. Potentials are, on return, those of an optimal dual solution, rounded.
 
     Returns
     -------
@@ -101,6 +101,7 @@ def solve_tiles(importance, kept, exact_rows, exact_columns, judged, masks, pote
     for p in range(down):
         for q in range(across):
             _split(importance[p, q].view(np.int64), mantissas, exponents)
+            _start_from(masks[p, q], kept, exact_rows, network)
             _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials[p, q], network, search)
             for i in range(rows):
                 for j in range(cols):
@@ -118,6 +119,28 @@ def _split(bits, mantissas, exponents):
             fraction = bits[i, j] & ((1 << 52) - 1)
             mantissas[i, j] = fraction if field == 0 else fraction | (1 << 52)
             exponents[i, j] = max(field, 1) - 1075
+
+
+@kernel
+def _start_from(mask, kept, exact_rows, network):
+    """Send `kept` units from every row: where the mask is, then wherever there is room."""
+    flow = network.flow
+    rows, cols = mask.shape
+    flow[:] = 0
+    flow[rows, cols] = _PLENTY
+    for i in range(rows):
+        remaining = kept
+        for j in range(cols):
+            if mask[i, j]:
+                flow[i, j] = 1
+                remaining -= 1
+        j = 0
+        while exact_rows and remaining > 0:
+            if flow[i, j] == 0:
+                flow[i, j] = 1
+                remaining -= 1
+            j += 1
+        flow[i, cols] = remaining
 
 
 @kernel
@@ -209,13 +232,7 @@ def _choose(kept, exact_columns, network):
     """Give each row its best entries, and columns that need not be full what they lack."""
     flow, surplus = network.flow, network.surplus
     rows, cols = flow.shape[0] - 1, flow.shape[1] - 1
-    flow[:] = 0
-    flow[rows, cols] = _PLENTY
     for i in range(rows):
-        # Among equals a row keeps the entries from column i on, which spreads the ties of a constant tile evenly.
-        for step in range(min(kept, cols)):
-            flow[i, (i + step) % cols] = 1
-        flow[i, cols] = max(0, kept - cols)
         _settle(i, network)
     _count_surplus(kept, network)
     if not exact_columns:

@@ -65,14 +65,11 @@ def solve(
             masks[piece] = _best_of_lines(lines, line_sums.kept).reshape(importance.shape)
 
         for_each_chunk(work, tiles.shape, threads)
-    elif rows != cols or not 0 < line_sums.kept < rows or rows > _LARGEST_EQUILIBRATED:
+    elif not _is_equilibrated(tiles.shape, line_sums):
 
         def work(piece: Piece) -> None:
             importance = importance_of(tiles[piece])
-            if potentials is not None and warm:
-                start = potentials[piece].astype(np.float64)
-            else:
-                start = _approach(importance, line_sums.kept, line_sums.exact_rows, line_sums.exact_columns)
+            start = potentials[piece] if potentials is not None and warm else _start(importance, line_sums)
             masks[piece], found, _ = solve_importance(importance, line_sums, start)
             if potentials is not None:
                 with np.errstate(all="ignore"):  # beyond the ends of float32; whoever returns them sees to that
@@ -83,6 +80,30 @@ def solve(
         _equilibrate(tiles, masks, line_sums, threads, potentials, warm)
 
 
+def find_potentials(tiles: NDArray[Any], line_sums: LineSums) -> NDArray[np.floating[Any]]:
+    """Column potentials (P, Q, c) of tiles (P, Q, r, c), optimal for most of them and good to start from for others."""
+    down, across, _, cols = tiles.shape
+    if not _is_equilibrated(tiles.shape, line_sums):
+        return _start(importance_of(tiles), line_sums)
+    potentials = np.zeros((down, across, cols), potentials_dtype(tiles.dtype))
+    _equilibrate(tiles, np.empty(tiles.shape, np.bool_), line_sums, 1, potentials, warm=False, finish=False)
+    return potentials
+
+
+def _is_equilibrated(shape: tuple[int, ...], line_sums: LineSums) -> bool:
+    rows, cols = shape[2:]
+    return rows == cols and 0 < line_sums.kept < rows <= _LARGEST_EQUILIBRATED
+
+
+def _start(importance: NDArray[np.float64], line_sums: LineSums) -> NDArray[np.float64]:
+    down, across, rows, cols = importance.shape
+    # Smaller tiles are solved sooner than potentials are found.
+    if min(rows, cols) <= _LARGEST_EQUILIBRATED:
+        return np.zeros((down, across, cols))
+    start: NDArray[np.float64] = _approach(importance, line_sums.kept, line_sums.exact_rows, line_sums.exact_columns)
+    return start
+
+
 def _equilibrate(
     tiles: NDArray[Any],
     masks: NDArray[np.bool_],
@@ -90,6 +111,7 @@ def _equilibrate(
     threads: int | None,
     potentials: NDArray[Any] | None,
     warm: bool,
+    finish: bool = True,
 ) -> None:
     dtype = potentials_dtype(tiles.dtype)
     in_place = (
@@ -100,10 +122,10 @@ def _equilibrate(
         if not in_place:
             part = _converted(part, dtype)
         if part_potentials is None:
-            _equilibrate_piece(part, part_masks, line_sums, None, warm)
+            _equilibrate_piece(part, part_masks, line_sums, None, warm, finish)
         else:
             found = part_potentials.reshape(-1, part.shape[3])
-            _equilibrate_piece(part, part_masks, line_sums, found, warm)
+            _equilibrate_piece(part, part_masks, line_sums, found, warm, finish)
             part_potentials[...] = found.reshape(part_potentials.shape)
 
     at_once = _WEIGHTS_IN_PLACE if in_place else _WEIGHTS_CONVERTED
@@ -133,7 +155,12 @@ def _converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _equilibrate_piece(
-    tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, potentials: NDArray[Any] | None, warm: bool
+    tiles: NDArray[Any],
+    masks: NDArray[np.bool_],
+    line_sums: LineSums,
+    potentials: NDArray[Any] | None,
+    warm: bool,
+    finish: bool,
 ) -> None:
     left = equilibrate(tiles, masks, line_sums, potentials, warm)
     if left is None:
@@ -141,9 +168,10 @@ def _equilibrate_piece(
     down, across = tiles.shape[:2]
     _logger.debug("%d of %d tiles left to augmenting paths", len(left.where), down * across)
     where = left.where >> 32, left.where & 0xFFFFFFFF
-    importance = importance_of(tiles[where])[np.newaxis]
-    solved, ends, _ = solve_importance(importance, line_sums, left.potentials[np.newaxis])
-    masks[where] = solved[0]
+    ends = left.potentials[np.newaxis]
+    if finish:
+        solved, ends, _ = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, ends)
+        masks[where] = solved[0]
     if potentials is not None:
         with np.errstate(all="ignore"):  # beyond the ends of float32; whoever returns them sees to that
             potentials[where[0] * across + where[1]] = ends[0]
@@ -162,7 +190,12 @@ def solve_importance(
     `start` (p, q, c) are potentials to start from.
     """
     shape = importance.shape
-    masks = np.empty(shape, np.bool_)
+    if judged is None:
+        # Of equal entries a row keeps those it has; this spreads the ties of a constant tile evenly.
+        spread = (np.arange(shape[3]) - np.arange(shape[2])[:, np.newaxis]) % shape[3] < line_sums.kept
+        masks = np.broadcast_to(spread, shape).copy()
+    else:
+        masks = judged.copy()
     potentials = np.zeros((*shape[:2], shape[3])) if start is None else start.astype(np.float64)
     optimal = np.zeros(shape[:2], np.bool_)
     sums = line_sums.kept, line_sums.exact_rows, line_sums.exact_columns
