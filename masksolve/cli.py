@@ -277,6 +277,8 @@ def check(
     verdict = f"{bad} of {count} tensors are not" if bad else f"all {count} tensors are"
     _print_identified(result.identified_by)
     click.echo(f"{source}: {verdict} transposable {pattern.describe()}; {len(result.skipped)} tensors skipped")
+    if bad and not result.recorded:
+        click.echo("if a prune left them dense, --record with its JSON report checks what it pruned, and no others")
     if bad:
         raise click.exceptions.Exit(1)
 

@@ -172,6 +172,9 @@ def test_check_accepts_what_prune_wrote_and_refuses_the_input(run: Run, checkpoi
     code, out, _ = run("check", output, "--pattern", "3:8")
     assert code == 1
     assert "4 of 4 tensors are not" in out
+    assert out.endswith(
+        "if a prune left them dense, --record with its JSON report checks what it pruned, and no others\n"
+    )
     code, out, _ = run("check", checkpoint, "--pattern", "4:8")
     assert code == 1
     assert "BAD layer.weight  mask[0, 0:8] keeps 8 of 8 entries; 4:8 along rows allows at most 4" in out

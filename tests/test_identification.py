@@ -320,9 +320,11 @@ def test_check_reads_which_tensors_were_pruned_from_what_the_prune_left(tmp_path
     assert [(tensor.name, tensor.problem) for tensor in checked.tensors] == [("experts", None)]
     assert {tensor.reason for tensor in checked.skipped} == {f"left dense, says {RECORD}"}
     assert checked.identified_by == RECORD
+    assert checked.recorded
     # The user's word counts more.
     (other,) = check_checkpoint(target, PATTERN, include=["w"]).tensors
     assert other.problem is not None
+    assert not check_checkpoint(target, PATTERN, include=["w"]).recorded
     # A file has its report, where one was written.
     (tmp_path / "report.json").write_text(report.to_json())
     alone = check_checkpoint(target / "model.safetensors", PATTERN, record=tmp_path / "report.json")

@@ -43,11 +43,14 @@ class CheckReport:
         The others, with the reason.
     identified_by : str
         What tells which tensors to check: the record of the prune, the model's config, or names.
+    recorded : bool
+        Whether it is a record, which says what was pruned; the others say what would be.
     """
 
     tensors: tuple[TensorCheck, ...]
     skipped: tuple[SkippedTensor, ...]
     identified_by: str
+    recorded: bool
 
 
 def check_checkpoint(
@@ -125,7 +128,7 @@ def check_checkpoint(
         if unit.tensor is not None and problem is not None:
             first.setdefault(unit.tensor.name, problem)
     checks = tuple(TensorCheck(tensor.name, tensor.shape, first.get(tensor.name)) for tensor in chosen)
-    return CheckReport(checks, tuple(skipped), by)
+    return CheckReport(checks, tuple(skipped), by, path_of_record is not None)
 
 
 def _record_beside(checkpoint: Checkpoint, globs: Globs) -> Path | None:
