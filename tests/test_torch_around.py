@@ -16,16 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from masksolve.torch import Sparsifier, finalize
 from masksolve.torch._masking import GRADIENTS, Gradient
 from tests import oracle
+from tests.masked import held
 
 
 def mlp(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(16, 24, dtype=dtype), nn.ReLU(), nn.Linear(24, 8, dtype=dtype))
-
-
-def held(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    found: Any = layer.parametrizations.weight  # type: ignore[union-attr]
-    return found.original, found[0].mask
 
 
 def data(step: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -263,10 +259,3 @@ def test_an_optimizer_made_before_and_one_made_after_train_the_same() -> None:
             sparsifier.step()
         weights.append(held(model[0])[0].detach())
     assert torch.equal(*weights)
-
-
-def test_parametrize_cached_computes_the_masked_weight_once() -> None:
-    model = mlp()
-    Sparsifier(model, "2:4")
-    with nn.utils.parametrize.cached():
-        assert model[0].weight is model[0].weight

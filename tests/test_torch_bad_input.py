@@ -1,6 +1,5 @@
 """What bad input gets: an error that says what was given and what to do, and the model as it was."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,16 +9,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from masksolve.torch import Sparsifier, finalize
+from tests.masked import held
 
 
 def mlp() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
-
-
-def weight_and_mask(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    found: Any = layer.parametrizations.weight  # type: ignore[union-attr]
-    return found.original, found[0].mask
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -142,15 +137,15 @@ def test_a_refresh_of_weights_that_are_not_finite_names_the_layer_and_keeps_ever
     sparsifier = Sparsifier(model, "2:4")
     with torch.no_grad():
         for layer in (model[0], model[2]):
-            weight_and_mask(layer)[0].normal_()
-        weight_and_mask(model[2])[0][5, 2] = bad
-    before, record = [weight_and_mask(model[k])[1].clone() for k in (0, 2)], sparsifier.last_refresh
+            held(layer)[0].normal_()
+        held(model[2])[0][5, 2] = bad
+    before, record = [held(model[k])[1].clone() for k in (0, 2)], sparsifier.last_refresh
     with pytest.raises(ValueError, match=rf"parameter '2.weight': \[5, 2\] is {bad}; .*no mask was changed"):
         sparsifier.refresh()
-    assert all(torch.equal(mask, weight_and_mask(model[k])[1]) for mask, k in zip(before, (0, 2), strict=True))
+    assert all(torch.equal(mask, held(model[k])[1]) for mask, k in zip(before, (0, 2), strict=True))
     assert sparsifier.last_refresh is record
     with torch.no_grad():
-        weight_and_mask(model[2])[0][5, 2] = 0
+        held(model[2])[0][5, 2] = 0
     sparsifier.refresh()
 
 
@@ -158,7 +153,7 @@ def test_a_position_is_that_in_the_weight_of_a_convolution() -> None:
     model = nn.Conv2d(8, 8, 3, groups=2)
     sparsifier = Sparsifier(model, "2:4")
     with torch.no_grad():
-        weight_and_mask(model)[0][6, 1, 2, 0] = float("nan")
+        held(model)[0][6, 1, 2, 0] = float("nan")
     with pytest.raises(ValueError, match=r"parameter 'weight': \[6, 1, 2, 0\] is nan"):
         sparsifier.refresh()
 
@@ -166,13 +161,13 @@ def test_a_position_is_that_in_the_weight_of_a_convolution() -> None:
 def test_a_changed_shape_is_refused() -> None:
     model = mlp()
     sparsifier = Sparsifier(model, "2:4")
-    before = weight_and_mask(model[0])[1].clone()
-    model[2].parametrizations.weight.original = nn.Parameter(torch.randn(8, 32))
+    before = held(model[0])[1].clone()
+    model[2].weight = nn.Parameter(torch.randn(8, 32))
     calls: list[Callable[[], object]] = [sparsifier.refresh, sparsifier.finalize, lambda: finalize(model)]
     for call in calls:
         with pytest.raises(ValueError, match=r"parameter '2.weight' has shape \(8, 32\) now, and had \(8, 24\)"):
             call()
-        assert torch.equal(weight_and_mask(model[0])[1], before)
+        assert torch.equal(held(model[0])[1], before)
 
 
 def test_a_model_that_went_to_the_meta_device_is_refused() -> None:
@@ -191,7 +186,7 @@ def test_a_replaced_module_is_refused() -> None:
     model = mlp()
     sparsifier = Sparsifier(model, "2:4")
     model[0] = nn.Linear(16, 24)
-    with pytest.raises(RuntimeError, match=r"parameter '0.weight' is not masked any more: its module was replaced"):
+    with pytest.raises(RuntimeError, match=r"parameter '0.weight' is not masked any more: its module was removed, r"):
         sparsifier.refresh()
     del model[2]
     with pytest.raises(RuntimeError, match=r"no module '2' any more|not masked any more"):
@@ -231,10 +226,14 @@ def test_loading_masks_of_another_pattern_into_the_model_is_refused_and_its_mask
         model, source = mlp(), mlp()
         sparsifier = Sparsifier(model, "3:4", refresh_every=None)
         Sparsifier(source, other)
-        before = weight_and_mask(model[0])[1].clone()
-        with pytest.raises(RuntimeError, match=r"0\.mask: mask\[0, 0:4\] keeps . of 4 .* exactly 3; the mask stays as"):
+        before = held(model[0])[1].clone()
+        state = snapshot(model)
+        with pytest.raises(
+            RuntimeError, match=r"0\.weight_mask: mask\[0, 0:4\] keeps . of 4 .* exactly 3; nothing was l"
+        ):
             model.load_state_dict(source.state_dict())
-        assert torch.equal(weight_and_mask(model[0])[1], before)
+        assert same(state, model)
+        assert torch.equal(held(model[0])[1], before)
         sparsifier.finalize()
         assert float((model[0].weight != 0).float().mean()) == 0.75
 
@@ -249,14 +248,14 @@ def test_loading_masks_that_the_sparsifier_can_make_is_not_refused(options: dict
     source(torch.ones(1, 16)).sum().backward()
     saved.step()
     model.load_state_dict(source.state_dict())
-    assert torch.equal(weight_and_mask(model[0])[1], weight_and_mask(source[0])[1])
+    assert torch.equal(held(model[0])[1], held(source[0])[1])
 
 
 def test_masks_without_values_are_loaded_as_torch_loads_them() -> None:
     model = mlp()
     Sparsifier(model, "2:4")
     model.load_state_dict({key: value.to("meta") for key, value in model.state_dict().items()}, assign=True)
-    assert weight_and_mask(model[0])[1].is_meta
+    assert held(model[0])[1].is_meta
 
 
 def test_a_state_dict_whose_masks_break_its_own_pattern_is_refused() -> None:
@@ -277,7 +276,7 @@ def test_an_average_that_averaged_the_masks_too_is_not_finalized() -> None:
     for _ in range(3):
         average.update_parameters(model)
         with torch.no_grad():
-            weight_and_mask(model[2])[0].normal_()
+            held(model[2])[0].normal_()
         sparsifier.refresh()
     before = snapshot(average)
     with pytest.raises(RuntimeError, match=r"'module.2.weight' has a mask that is none .* needs use_buffers=False"):
@@ -310,15 +309,32 @@ def test_a_second_sparsifier_for_the_same_weights_is_refused() -> None:
     assert same(before, model)
 
 
-def test_a_mask_under_another_parametrization_is_not_removed() -> None:
+def test_a_masked_weight_can_be_neither_parametrized_nor_deleted() -> None:
     model = mlp()
     sparsifier = Sparsifier(model, "2:4")
-    nn.utils.parametrize.register_parametrization(model[2], "weight", nn.Identity())
+    before = snapshot(model)
+    with pytest.raises(
+        RuntimeError, match=r"'weight' of this Linear is masked .* neither deleted nor parametrized; fin"
+    ):
+        nn.utils.parametrize.register_parametrization(model[2], "weight", nn.Identity())
+    with pytest.raises(RuntimeError, match=r"'weight' of this Linear is masked by a Sparsifier"):
+        del model[2].weight
+    assert same(before, model)
+    sparsifier.finalize()
+
+
+def test_a_module_that_got_another_class_is_not_finalized() -> None:
+    model = mlp()
+    sparsifier = Sparsifier(model, "2:4")
+    nn.utils.parametrize.register_parametrization(model[2], "bias", nn.Identity())
     before = snapshot(model)
     for call in (sparsifier.finalize, lambda: finalize(model)):
-        with pytest.raises(RuntimeError, match=r"parameter '2.weight' carries MaskedWeight and Identity; remove what"):
+        with pytest.raises(RuntimeError, match=r"of parameter '2.weight' was given the class ParametrizedMaskedLinear"):
             call()
         assert same(before, model)
+    nn.utils.parametrize.remove_parametrizations(model[2], "bias")
+    sparsifier.finalize()
+    assert type(model[2]) is nn.Linear
 
 
 def test_a_failing_schedule_or_importance_is_the_users_own_error() -> None:
@@ -329,11 +345,3 @@ def test_a_failing_schedule_or_importance_is_the_users_own_error() -> None:
     with pytest.raises(KeyError, match=r"0\.weight"):
         Sparsifier(model, "2:4", importance=broken)
     assert list(model.state_dict()) == list(mlp().state_dict())
-
-
-def test_a_masked_model_says_how_it_is_pickled() -> None:
-    model = mlp()
-    Sparsifier(model, "2:4")
-    assert copy.deepcopy(model)(torch.ones(1, 16)).shape == (1, 8)
-    with pytest.raises(RuntimeError, match="only supported through state_dict"):
-        torch.save(model, "/dev/null")

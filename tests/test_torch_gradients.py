@@ -6,13 +6,31 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from masksolve.torch import Sparsifier
-from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight
+from masksolve.torch._masking import GRADIENTS, Gradient, MaskedWeight, attach
+from tests.masked import held
 
 DECAY = 0.03
 
 
 def any_mask(mask: Tensor) -> None:
     """What a weight that takes any mask says of one."""
+
+
+def masked(weight: Tensor, mask: Tensor, gradient: Gradient) -> nn.Module:
+    """A module whose `weight` is masked."""
+    module = nn.Module()
+    module.weight = nn.Parameter(weight.detach().clone())
+    attach(module, "weight", MaskedWeight(module, "weight", mask, gradient, DECAY, any_mask))
+    return module
+
+
+class _Read(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self) -> Tensor:
+        return self.module.weight * 1
 
 
 def closed_form(gradient: Gradient, grad: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
@@ -34,15 +52,21 @@ def problem() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_the_dense_weight_gets_the_closed_form(gradient: Gradient) -> None:
     weight, mask, grad = problem()
-    weight.requires_grad_()
-    MaskedWeight(mask, gradient, DECAY, any_mask)(weight).backward(grad)
-    assert weight.grad is not None
-    torch.testing.assert_close(weight.grad, closed_form(gradient, grad, mask, weight.detach()), rtol=1e-7, atol=1e-9)
+    module = masked(weight, mask, gradient)
+    module.weight.backward(grad)  # type: ignore[operator]
+    torch.testing.assert_close(held(module)[0].grad, closed_form(gradient, grad, mask, weight), rtol=1e-7, atol=1e-9)
 
 
+# PyTorch itself scripts formulas of forward derivatives.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
 def test_masked_is_the_derivative_of_masking() -> None:
     weight, mask, _ = problem()
-    assert gradcheck(MaskedWeight(mask, "masked", DECAY, any_mask), weight.requires_grad_())
+    module = masked(weight, mask, "masked")
+
+    def read(weight: Tensor) -> Tensor:
+        return torch.func.functional_call(_Read(module), {"module.weight": weight}, ())  # type: ignore[no-any-return]
+
+    assert gradcheck(read, weight.requires_grad_(), check_forward_ad=True)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -59,11 +83,10 @@ def test_a_loss_of_the_masked_weight_sends_its_numerical_gradient(gradient: Grad
         step = torch.zeros(at.numel(), dtype=torch.float64)
         step[k] = 1e-6
         numerical.view(-1)[k] = (loss(at + step.view_as(at)) - loss(at - step.view_as(at))) / 2e-6
-    weight.requires_grad_()
-    loss(MaskedWeight(mask, gradient, DECAY, any_mask)(weight)).backward()
-    assert weight.grad is not None
+    module = masked(weight, mask, gradient)
+    loss(module.weight).backward()  # type: ignore[arg-type]
     torch.testing.assert_close(
-        weight.grad, closed_form(gradient, numerical, mask, weight.detach()), rtol=1e-6, atol=1e-6
+        held(module)[0].grad, closed_form(gradient, numerical, mask, weight.detach()), rtol=1e-6, atol=1e-6
     )
 
 
@@ -72,7 +95,7 @@ def test_pruned_weights_stand_still_under_masked_only(gradient: Gradient) -> Non
     torch.manual_seed(0)
     model = nn.Linear(8, 8)
     sparsifier = Sparsifier(model, "1:4", gradient=gradient, refresh_every=None)
-    weight, mask = model.parametrizations.weight.original, model.parametrizations.weight[0].mask
+    weight, mask = held(model)
     before = weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     for _ in range(3):
@@ -88,7 +111,7 @@ def test_pruned_weights_stand_still_under_masked_only(gradient: Gradient) -> Non
 def test_decay_pulls_pruned_weights_to_zero() -> None:
     model = nn.Linear(8, 8, bias=False)
     Sparsifier(model, "2:4", gradient="sr-ste", decay=0.5)
-    weight, mask = model.parametrizations.weight.original, model.parametrizations.weight[0].mask
+    weight, mask = held(model)
     model(torch.zeros(1, 8)).sum().backward()
     torch.testing.assert_close(weight.grad, torch.where(mask, 0, 0.5 * weight.detach()))
 
@@ -105,7 +128,9 @@ def test_the_decay_can_be_set_for_accumulated_and_scaled_gradients() -> None:
         sparsifier.decay = 0.5 * scale / parts
         for part in x.chunk(parts):
             (scale * model(part).square().sum()).backward()
-        grads.append(model.parametrizations.weight.original.grad / scale)
+        grad = held(model)[0].grad
+        assert grad is not None
+        grads.append(grad / scale)
     torch.testing.assert_close(*grads)
 
 
@@ -113,7 +138,7 @@ def test_a_tied_weight_decays_once() -> None:
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     model[1].weight = model[0].weight
     Sparsifier(model, "2:4", gradient="sr-ste", decay=0.5)
-    weight, mask = model[0].parametrizations.weight.original, model[0].parametrizations.weight[0].mask
+    weight, mask = held(model[0])
     model(torch.zeros(1, 8)).sum().backward()
     torch.testing.assert_close(weight.grad, torch.where(mask, 0, 0.5 * weight.detach()))
 

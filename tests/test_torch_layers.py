@@ -11,14 +11,14 @@ from torch.nn import functional
 
 from masksolve.torch import Sparsifier, transposable
 from tests import oracle
+from tests.masked import held
 from tests.tables import Pair, name_of
 
 PATTERNS = [(2, 4), (1, 4), (3, 4), (4, 8)]
 
 
 def mask_of(module: nn.Module, attribute: str = "weight") -> Tensor:
-    found: Any = module.parametrizations[attribute]  # type: ignore[index]
-    return found[0].mask  # type: ignore[no-any-return]
+    return held(module, attribute)[1]
 
 
 def reasons(sparsifier: Sparsifier) -> dict[str, str | None]:
@@ -88,7 +88,7 @@ def test_the_lowered_matrices_are_those_that_the_convolution_multiplies_with(pat
 def test_masks_of_a_convolution_are_optimal_in_every_group_and_position(layer: Any) -> None:
     layer = copy.deepcopy(layer)
     Sparsifier(layer, "3:8")
-    weight = layer.parametrizations.weight.original.detach()
+    weight = held(layer)[0].detach()
     for part, mask in zip(weight.chunk(layer.groups), mask_of(layer).chunk(layer.groups), strict=True):
         for position in np.ndindex(*weight.shape[2:]):
             where = (slice(None), slice(None), *position)
@@ -120,7 +120,7 @@ def test_ragged_matrices_are_masked_or_skipped_as_asked() -> None:
 def test_a_ragged_edge_keeps_at_most_n() -> None:
     model = nn.Linear(10, 9)
     Sparsifier(model, "3:4")
-    weight = model.parametrizations.weight.original.detach().numpy()
+    weight = held(model)[0].detach().numpy()
     assert oracle.is_optimal(weight, mask_of(model).numpy(), 3, 4)
 
 
@@ -162,7 +162,7 @@ def test_any_parameter_of_two_or_more_dimensions_can_be_included() -> None:
     assert [line.name for line in sparsifier.report if line.sparse] == ["experts", "embedding.weight"]
     assert reasons(sparsifier)["head.weight"] == "not included"
     for attribute, owner in (("experts", model), ("weight", model.embedding)):
-        weight = getattr(owner.parametrizations, attribute).original.detach().numpy()
+        weight = held(owner, attribute)[0].detach().numpy()
         assert oracle.is_optimal(weight, mask_of(owner, attribute).numpy(), 3, 4)
 
 
@@ -193,6 +193,22 @@ def test_attention_attends_with_masked_projections_in_training_and_in_evaluation
         final = layer(x)
     torch.testing.assert_close(evaluated, trained)
     torch.testing.assert_close(final, trained)
+
+
+@pytest.mark.parametrize("width", [8, 10])
+def test_queries_keys_and_values_in_one_weight_are_sparse_each_for_itself(width: int) -> None:
+    """Where the width is no multiple of m, tiles of the stack would lie across two of them."""
+    layer = nn.MultiheadAttention(width, 2)
+    sparsifier = Sparsifier(layer, "3:4", refresh_every=1)
+    for _ in range(2):
+        weight, mask = held(layer, "in_proj_weight")
+        for part, ones in zip(weight.detach().chunk(3), mask.chunk(3), strict=True):
+            assert oracle.is_optimal(part.numpy(), ones.numpy(), 3, 4)
+        with torch.no_grad():
+            weight.normal_()
+        sparsifier.refresh()
+    pruned = transposable(nn.MultiheadAttention(width, 2), "in_proj_weight", "3:4")
+    assert all(oracle.is_valid(part.numpy() != 0, 3, 4) for part in pruned.in_proj_weight_mask.chunk(3))  # type: ignore[union-attr, operator]
 
 
 def test_a_recurrent_layer_multiplies_with_the_masked_weights_too() -> None:
@@ -345,6 +361,6 @@ def test_the_bridge_refuses_what_it_cannot_prune() -> None:
         transposable(nn.Linear(8, 8, device="meta"), "weight", "2:4")
     masked = nn.Linear(8, 8)
     Sparsifier(masked, "2:4")
-    with pytest.raises(ValueError, match=r"'weight' is parametrized, as by a Sparsifier; finalize before"):
+    with pytest.raises(ValueError, match="'weight' is masked by a Sparsifier; finalize it before"):
         transposable(masked, "weight", "2:4")
     assert sorted(layer.state_dict()) == ["bias", "weight"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import masksolve as ms
 from masksolve.torch import RefreshRecord, Sparsifier, finalize
-from tests import oracle, processes
+from tests import masked, oracle, processes
 from tests.tables import Pair, name_of
 
 PATTERNS = [(2, 4), (1, 4), (3, 4), (4, 8), (2, 5)]
@@ -59,8 +59,7 @@ def effective(model: nn.Module, name: str) -> Tensor:
 def held(model: nn.Module, name: str) -> tuple[Tensor, Tensor]:
     """The dense weight and the mask."""
     path, _, attribute = name.rpartition(".")
-    found: Any = model.get_submodule(path).parametrizations[attribute]  # type: ignore[index]
-    return found.original, found[0].mask
+    return masked.held(model.get_submodule(path), attribute)
 
 
 def matrices(weight: Tensor) -> np.ndarray[Any, Any]:
@@ -130,7 +129,7 @@ def test_finalize_leaves_a_plain_model_of_the_same_outputs_keys_and_classes() ->
     assert torch.equal(model(images()), expected)
     assert list(model.state_dict()) == keys
     assert [type(module) for module in model.modules()] == classes
-    assert not any("parametrizations" in vars(module)["_modules"] for module in model.modules())
+    assert [vars(module).keys() for module in model.modules()] == [vars(module).keys() for module in net().modules()]
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())  # type: ignore[attr-defined]
     for name in names:
         nonzero = matrices(effective(model, name) != 0)
@@ -359,7 +358,7 @@ def test_parameters_are_looked_up_at_every_refresh() -> None:
     model = nn.Linear(8, 8)
     sparsifier = Sparsifier(model, "2:4")
     other = torch.randn(8, 8)
-    model.parametrizations.weight.original = nn.Parameter(other.clone())
+    model.weight = nn.Parameter(other.clone())
     sparsifier.refresh()
     assert oracle.is_optimal(other.numpy(), held(model, "weight")[1].numpy(), 2, 4)
 
@@ -367,7 +366,7 @@ def test_parameters_are_looked_up_at_every_refresh() -> None:
 def test_a_weight_that_is_assigned_is_the_dense_one() -> None:
     model = nn.Linear(8, 8)
     sparsifier = Sparsifier(model, "2:4")
-    model.weight = torch.ones(8, 8)  # type: ignore[assignment]
+    model.weight = nn.Parameter(torch.ones(8, 8))
     assert held(model, "weight")[0].eq(1).all()
     sparsifier.refresh()
     assert int(model.weight.sum()) == 32

@@ -16,6 +16,8 @@ from torch.distributed.fsdp._fully_shard import _fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from masksolve.torch import Sparsifier, _device, _solve
+from masksolve.torch._masking import masked_attributes
+from tests import masked
 
 STEPS = 3
 # Every scenario, by name; what it returns is saved for the tests to judge.
@@ -111,9 +113,9 @@ def held(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """The dense weight and the mask of every masked layer."""
     found = {}
     for name, module in model.named_modules():
-        if nn.utils.parametrize.is_parametrized(module):
-            inner: Any = module.parametrizations.weight
-            found[name] = inner.original.detach(), inner[0].mask
+        if masked_attributes(module):
+            weight, mask = masked.held(module)
+            found[name] = weight.detach(), mask
     return found
 
 

@@ -7,6 +7,7 @@ from torch.nn.utils import parametrize, prune
 
 from masksolve._pattern import Pattern
 from masksolve.torch._layers import layout_of
+from masksolve.torch._masking import masked_parameter
 from masksolve.torch._solve import MaskFunction, Recipe, as_pattern, solve_masks
 
 
@@ -41,8 +42,8 @@ def transposable(
     Raises
     ------
     ValueError, TypeError
-        For a name that is no parameter, one that is parametrized or on the meta device, scores of another shape or
-        below zero, NaN weights and whatever `solve_matrix` refuses.
+        For a name that is no parameter, one that is masked, parametrized or on the meta device, scores of another shape
+        or below zero, NaN weights and whatever `solve_matrix` refuses.
 
     Examples
     --------
@@ -55,7 +56,9 @@ def transposable(
     if not isinstance(weight, Tensor):
         raise ValueError(f"{type(module).__name__} has no parameter {name!r}")
     if parametrize.is_parametrized(module, name):
-        raise ValueError(f"parameter {name!r} is parametrized, as by a Sparsifier; finalize before pruning")
+        raise ValueError(f"parameter {name!r} is parametrized; remove the parametrization before pruning")
+    if masked_parameter(module, name) is not None:
+        raise ValueError(f"parameter {name!r} is masked by a Sparsifier; finalize it before pruning")
     if weight.is_meta:
         raise ValueError(f"parameter {name!r} is on the meta device and has no values; materialise the module first")
     scores = weight if importance_scores is None else importance_scores

@@ -11,12 +11,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from masksolve.torch._layers import Layout
 from masksolve.torch._solve import Masks, Solution
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
+
+    from masksolve.torch._layers import Layout
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:

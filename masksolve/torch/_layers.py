@@ -30,7 +30,7 @@ from masksolve._kinds import (
 )
 from masksolve._pattern import Pattern
 from masksolve._tiles import convolution_axes
-from masksolve.torch._masking import MaskedWeight
+from masksolve.torch._masking import masked_parameter
 
 Ragged = Literal["allow", "skip"]
 
@@ -42,8 +42,8 @@ _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight
 class Layout:
     """How a weight lies in memory: `groups` matrices along its first axis, and whether a kernel follows the matrix.
 
-    A convolution weight is (groups * out, in, *kernel), a transposed one the same with out and in exchanged; any
-    other weight is (..., R, C).
+    A convolution weight is (groups * out, in, *kernel), a transposed one the same with out and in exchanged; several
+    projections stacked in one weight are (groups * out, in); any other weight is (..., R, C).
     """
 
     groups: int = 1
@@ -51,15 +51,17 @@ class Layout:
 
     def matrices(self, weight: Tensor) -> Tensor:
         """The weight as a stack of matrices, a view: one for each kernel position and group."""
-        if not self.convolution:
+        if self.groups == 1 and not self.convolution:
             return weight
         split: Tensor = weight.unflatten(0, (self.groups, -1))
+        if not self.convolution:
+            return split
         return split.permute(convolution_axes(split.ndim, lead=1))
 
     def weight(self, matrices: Tensor) -> Tensor:
         """The inverse of `matrices`."""
         if not self.convolution:
-            return matrices
+            return matrices if self.groups == 1 else matrices.flatten(0, 1)
         order = [int(axis) for axis in np.argsort(convolution_axes(matrices.ndim, lead=1))]
         return matrices.permute(order).flatten(0, 1)
 
@@ -67,7 +69,11 @@ class Layout:
         """Rows and columns of one matrix of a weight."""
         if self.convolution:
             return shape[0] // self.groups, shape[1]
-        return shape[-2], shape[-1]
+        return shape[-2] // self.groups, shape[-1]
+
+    def for_tiles(self, shape: Sequence[int], m: int) -> Layout:
+        """The layout to solve m x m tiles in: stacked projections are one matrix where no tile lies across two."""
+        return self if self.convolution or self.matrix_shape(shape)[0] % m else Layout()
 
     def matrix_axes(self, ndim: int) -> tuple[int, int]:
         """Which axes of a weight are the rows and the columns of its matrices."""
@@ -134,7 +140,8 @@ def select(
                 "model first (to_empty and its initialisation, or load_state_dict with assign=True)"
             )
         first = names[0].name
-        sites.append(Site(tuple(one.name for one in names), layout_of(chosen.owner, chosen.attribute)))
+        layout = layout_of(chosen.owner, chosen.attribute).for_tiles(chosen.parameter.shape, pattern.m)
+        sites.append(Site(tuple(one.name for one in names), layout))
         report += [
             ParameterReport(one.name, tuple(one.parameter.shape), True, None if one is names[0] else f"tied to {first}")
             for one in names
@@ -168,6 +175,9 @@ def layout_of(owner: nn.Module, attribute: str) -> Layout:
     """The layout of one parameter of a module."""
     if isinstance(owner, _ConvNd) and attribute == "weight":
         return Layout(owner.groups, convolution=True)
+    if isinstance(owner, nn.MultiheadAttention) and attribute == "in_proj_weight":
+        # Queries, keys and values, which attention to other tokens and other libraries take apart.
+        return Layout(3)
     return Layout()
 
 
@@ -263,11 +273,10 @@ def _reason_to_skip(
             if fnmatchcase(other.name, glob):
                 return f"excluded by {glob!r}" + ("" if other is one else f", to which {other.name} is tied")
     for other in names:
+        if masked_parameter(other.owner, other.attribute) is not None:
+            return "already masked by a Sparsifier; finalize it first"
         if isinstance(other.owner, ParametrizationList):
-            kinds = list(other.owner)
-            if any(isinstance(kind, MaskedWeight) for kind in kinds):
-                return "already masked by a Sparsifier; finalize it first"
-            return f"already parametrized by {type(kinds[-1]).__name__}; remove that parametrization first"
+            return f"already parametrized by {type(list(other.owner)[-1]).__name__}; remove that parametrization first"
     parameter = one.parameter
     if is_lazy(parameter):
         return "not initialised yet; run the model once first"

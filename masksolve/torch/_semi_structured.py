@@ -10,18 +10,18 @@ cast or compiled graph can leave a stale form behind. With one backward a step, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from types import MethodType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.utils import parametrize
 
 from masksolve.torch._distributed import is_sharded
-from masksolve.torch._masking import Gradient, MaskedWeight, MaskFault, masked_parameter
+from masksolve.torch._masked_read import plain
+from masksolve.torch._masking import Gradient, MaskedWeight, MaskFault, masked_parameter, unmasked_class
 
 # Tests say "cpu".
 _DEVICE = "cuda"
@@ -61,12 +61,10 @@ def acceleration_reason(module: nn.Module) -> str:
     weight, masked = found
     reasons = []
     if not _is_linear(module):
-        name = type(module).__name__.removeprefix("Parametrized")
+        name = unmasked_class(module).__name__
         reasons.append(f"only the forward of nn.Linear is known, this {name} has its own, or one that calls it")
     elif not _is_attached(module) or not isinstance(masked, PackableWeight):
         reasons.append("the Sparsifier was made without accelerate=True, or the layer has another forward")
-    if len(_parametrizations(module)) > 1:
-        reasons.append("its weight carries another parametrization beside the mask")
     if is_sharded(weight):
         reasons.append("its weight is sharded")
     reasons += _obstacles(weight.device.type, weight.device.index, tuple(weight.shape), _product_dtype(weight))
@@ -75,23 +73,13 @@ def acceleration_reason(module: nn.Module) -> str:
     return f"not accelerated: {'; '.join(reasons)}" if reasons else "accelerated"
 
 
-def replace_forward(module: nn.Module) -> None:
-    """Compute the products of a Linear layer whose weight is masked on sparse tensor cores, wherever that is possible.
-
-    The layer gets a forward of its own; other modules are left alone.
-    """
-    if _is_linear(module) and "forward" not in vars(module):
-        module.forward = MethodType(_forward, module)
-
-
-def restore_forward(module: nn.Module) -> None:
-    """Undo `replace_forward`."""
-    if _is_attached(module):
-        del module.forward
+def packed_forward(module: nn.Module) -> Callable[..., Tensor] | None:
+    """The forward that takes sparse tensor cores wherever that is possible; None for modules other than Linear."""
+    return _forward if _is_linear(module) else None
 
 
 class PackableWeight(MaskedWeight):
-    """The parametrization of a weight whose products may be those of a packed one.
+    """A masked weight whose products may be those of a packed one.
 
     Attributes
     ----------
@@ -99,9 +87,10 @@ class PackableWeight(MaskedWeight):
         Whether the mask lay on a GPU and was 2:4 along both axes when `look` was called last.
     """
 
-    def __init__(self, mask: Tensor, gradient: Gradient, decay: float, fault: MaskFault) -> None:
-        super().__init__(mask, gradient, decay, fault)
-        self.register_load_state_dict_post_hook(PackableWeight._look_at_loaded)  # type: ignore[no-untyped-call]
+    def __init__(
+        self, home: nn.Module, attribute: str, mask: Tensor, gradient: Gradient, decay: float, fault: MaskFault
+    ) -> None:
+        super().__init__(home, attribute, mask, gradient, decay, fault)
         self.look()
 
     def look(self) -> None:
@@ -111,20 +100,13 @@ class PackableWeight(MaskedWeight):
         self._seen = self._moment()
 
     def look_again(self) -> None:
-        """The same, if the mask has changed since."""
-        if self._seen != self._moment():
+        """The same, if the mask may have changed since."""
+        # Averages write the masks of a copy as they like, through `.data` too, which leaves the version as it is.
+        if self.is_copy or self._seen != self._moment():
             self.look()
 
     def _moment(self) -> tuple[int, int]:
         return id(self.mask), self.mask._version
-
-    def _look_at_loaded(self, _: Any) -> None:
-        self.look()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> PackableWeight:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.look()
-        return self
 
 
 def pack(masked: Tensor) -> Tensor:
@@ -181,7 +163,7 @@ def _product(rows: Tensor, masked: Tensor) -> Tensor:
 
 
 def _forward(self: nn.Linear, inputs: Tensor) -> Tensor:
-    weight = self.weight
+    weight = plain(self.weight)
     if not _is_packed(self, inputs, weight):
         return functional.linear(inputs, weight, self.bias)
     dtype = _product_dtype(weight)
@@ -190,8 +172,9 @@ def _forward(self: nn.Linear, inputs: Tensor) -> Tensor:
 
 
 def _is_packed(module: nn.Linear, inputs: Tensor, weight: Tensor) -> bool:
-    # A parametrization that is gone, or not the last, leaves a weight that need not be sparse.
-    if not parametrize.is_parametrized(module, "weight") or len(_parametrizations(module)) > 1:
+    # Under another class that knows nothing of masks, whatever was done to the layer, the weight need not be sparse.
+    found = masked_parameter(module, "weight")
+    if found is None or not isinstance(found[1], PackableWeight):
         return False
     # What the dense product refuses, it has to refuse in its own words; it knows empty and nested inputs too.
     if type(inputs) not in (Tensor, nn.Parameter) or inputs.is_nested or inputs.layout != torch.strided:
@@ -204,12 +187,11 @@ def _is_packed(module: nn.Linear, inputs: Tensor, weight: Tensor) -> bool:
         return False
     if not _is_suited(weight.device.type, weight.device.index, tuple(weight.shape), dtype):
         return False
-    masked = _parametrizations(module)[0]
-    if not isinstance(masked, PackableWeight):
-        return False
-    # An average copies masks behind everyone's back. A compiled graph cannot look.
-    if not torch.compiler.is_compiling():
-        masked.look_again()
+    masked = found[1]
+    # A compiled graph cannot look.
+    if torch.compiler.is_compiling():
+        return masked.is_packable and not masked.is_copy
+    masked.look_again()
     return masked.is_packable
 
 
@@ -275,16 +257,12 @@ def _most_of_four(mask: Tensor) -> int | None:
     return int(torch.stack(most).amax())
 
 
-def _parametrizations(module: nn.Module) -> nn.ModuleList:
-    return cast(nn.ModuleList, cast(nn.ModuleDict, module.parametrizations)["weight"])
-
-
 def _is_linear(module: nn.Module) -> bool:
     """Whether what a module computes is known to be the product with its weight."""
-    is_own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    is_own = isinstance(module, nn.Linear) and unmasked_class(module).forward is nn.Linear.forward
     # The output projection of MultiheadAttention, which takes its weight and calls it not.
     return is_own and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def _is_attached(module: nn.Module) -> bool:
-    return getattr(vars(module).get("forward"), "__func__", None) is _forward
+    return type(module).forward is _forward and "forward" not in vars(module)

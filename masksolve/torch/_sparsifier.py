@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.utils.hooks import RemovableHandle
 
 from masksolve._inputs import nearest
 from masksolve._pattern import Pattern
@@ -24,21 +24,26 @@ from masksolve.torch._distributed import (
     solve_sharded,
     unwrapped,
 )
+from masksolve.torch._first_steps import FirstSteps
 from masksolve.torch._layers import Layout, ParameterReport, Ragged, Site, as_globs, select
+from masksolve.torch._loading import guard_loading, unguard_loading
 from masksolve.torch._masking import (
     GRADIENTS,
     Gradient,
     MaskedWeight,
     MaskFault,
     attach,
+    check_names,
     check_weight,
     masked_parameter,
+    owner_of,
 )
 from masksolve.torch._records import LayerRecord, RefreshRecord, count_changes, kept_share
-from masksolve.torch._removal import remove_masks
+from masksolve.torch._removal import finalize, remove_masks
 from masksolve.torch._schedule import RefreshEvery, Schedule
-from masksolve.torch._semi_structured import PackableWeight, replace_forward
+from masksolve.torch._semi_structured import PackableWeight, packed_forward
 from masksolve.torch._solve import MaskFunction, Masks, Recipe, Solution, as_pattern, mask_fault, solve_masks
+from masksolve.torch._step_count import StepCount
 
 # The name of a parameter and the parameter -> scores of its shape.
 Importance = Callable[[str, nn.Parameter], Tensor]
@@ -56,9 +61,10 @@ class Sparsifier:
     Parameters
     ----------
     model : nn.Module
-        Changed in place, by `torch.nn.utils.parametrize`. Wrapped in DistributedDataParallel, its processes share the
-        solves and all of them have to construct, `step` and `refresh` together; wrapped later, each solves for itself,
-        and after `finalize` the wrapper has to be made anew. FSDP: before `fully_shard`.
+        Changed in place: the modules get classes of their own, whose masked weights are properties. Its parameters
+        stay where they are, under their names, in their order. Wrapped in DistributedDataParallel, its processes share
+        the solves and all of them have to construct, `step` and `refresh` together; wrapped later, each solves for
+        itself. FSDP: before `fully_shard`.
     pattern : str or Pattern
         N **kept** of every M, such as "4:8": 1:4 keeps 1 of every 4 and zeroes 3.
     include, exclude : str or sequence of str, optional
@@ -76,8 +82,8 @@ class Sparsifier:
         What the dense weights get for the gradient g of the masked ones: g; g + decay * (1 - mask) * weight; mask * g.
         What an optimizer does on its own, such as weight decay, reaches pruned weights under all three.
     decay : float
-        For "sr-ste". The term is added at every backward. The attribute `decay` can be set at any time: divide it by
-        the number of accumulated backwards, and multiply it by the scale of a GradScaler.
+        For "sr-ste". The term is added once in every backward. Divide it by the number of accumulated backwards, and
+        multiply it by the scale of a GradScaler.
     importance : callable, optional
         Gets the name and the Parameter (with its `.grad`, if there is one) and returns scores of its shape, not
         negative, to keep most of instead of abs(weight). Where processes share the solves, only one of them calls it.
@@ -98,9 +104,13 @@ class Sparsifier:
 
     Notes
     -----
-    `model.parameters()` lists a module's masked weights after its other parameters. So make an EMA after the Sparsifier
-    (`AveragedModel` with use_buffers=False, the default), and an optimizer whose state is to be saved always before it,
-    or always after it.
+    The attributes `decay`, `refresh_every` and `until` can be set at any time; all others are fixed.
+
+    `module.weight` gives the masked weight. What changes it in place (`module.weight.clamp_()`, `module.weight.data`,
+    `torch.nn.init`) changes the dense one, to which the mask then applies.
+
+    The masks and the number of steps are buffers of the model, so that its `state_dict` resumes a training; with this
+    object's, it goes on bit for bit. An average of the model (`AveragedModel`) needs use_buffers=False, the default.
 
     DistributedDataParallel broadcasts the masks, a byte a weight, with the other buffers at every forward of a model
     that has others; where these need not be synchronised, broadcast_buffers=False spares that.
@@ -124,10 +134,10 @@ class Sparsifier:
     2.weight 3x32 holds no whole 8x8 tile
     2.bias 1-D: not a matrix
     >>> for _ in range(20):
-    ...     optimizer.zero_grad()
     ...     model(torch.ones(1, 16)).sum().backward()
     ...     optimizer.step()
     ...     record = sparsifier.step()
+    ...     optimizer.zero_grad()
     >>> record.step
     20
     >>> sparsifier.finalize()
@@ -166,8 +176,7 @@ class Sparsifier:
         self._sites, self._report = select(
             self._model, self._recipe.pattern, as_globs(include), as_globs(exclude), ragged
         )
-        self._step = 0
-        self._is_dense = False
+        check_names(self._model, (name for site in self._sites for name in site.names))
         self._is_final = False
         self._potentials: dict[str, Tensor] = {}
         self._decay = _checked_decay(decay)
@@ -176,19 +185,23 @@ class Sparsifier:
         start = time.perf_counter()
         parameters = {site.name: self._model.get_parameter(site.name) for site in self._sites}
         solutions = self._solve(parameters)
+        self._owners: dict[str, weakref.ref[nn.Module]] = {}
         for site in self._sites:
             weight = parameters[site.name]
             # In the weight's memory format, so that their product is in it too.
             mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].mask, weight))
             kind = PackableWeight if accelerate else MaskedWeight
-            masked = kind(mask, gradient, decay / len(site.names), self._fault_of(site.layout))
-            for name in site.names:
-                attach(*self._place(name), masked)
-                if accelerate:
-                    replace_forward(self._place(name)[0])
+            owners = [owner_of(self._model, name) for name in site.names]
+            masked = kind(*owners[0], mask, gradient, decay, self._fault_of(site.layout))
+            for name, (owner, attribute) in zip(site.names, owners, strict=True):
+                attach(owner, attribute, masked, packed_forward(owner) if accelerate else None)
+                self._owners[name] = weakref.ref(owner)
+        guard_loading(self._model)
+        self._steps = StepCount(self._masked(self._sites[0].name)[1])
+        # The masks as they were when all of them were filled with True, by their place in memory and version.
+        self._filled: dict[str, tuple[int, int]] = {}
         self._finish_refresh(solutions, start, {site.name: 0 for site in self._sites})
-        self._has_trained = False
-        self._hooks = self._watch_for_gradients()
+        self._first_steps: FirstSteps | None = FirstSteps(self._model)
 
     @property
     def pattern(self) -> Pattern:
@@ -203,7 +216,7 @@ class Sparsifier:
     @property
     def steps(self) -> int:
         """Optimizer steps done, as counted by `step`."""
-        return self._step
+        return self._steps.value
 
     @property
     def last_refresh(self) -> RefreshRecord:
@@ -219,7 +232,37 @@ class Sparsifier:
     def decay(self, value: float) -> None:
         self._decay = _checked_decay(value)
         for site in self._sites:
-            self._masked(site.name)[1].decay.fill_(value / len(site.names))
+            self._masked(site.name)[1].decay = value
+
+    @property
+    def refresh_every(self) -> RefreshEvery:
+        """When masks are refreshed: steps between refreshes, None, or a callable of the step. Can be set."""
+        return self._schedule.refresh_every
+
+    @refresh_every.setter
+    def refresh_every(self, value: RefreshEvery) -> None:
+        self._schedule = Schedule(value, self._schedule.until)
+
+    @property
+    def until(self) -> int | None:
+        """The step with which the final dense phase begins, or None. Can be set."""
+        return self._schedule.until
+
+    @until.setter
+    def until(self, value: int | None) -> None:
+        self._schedule = Schedule(self._schedule.refresh_every, value)
+        for site in self._sites:
+            # It says whether dense masks may be loaded.
+            self._masked(site.name)[1].fault = self._fault_of(site.layout)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_") and getattr(getattr(type(self), name, None), "fset", None) is None:
+            settable = ", ".join(key for key, each in vars(Sparsifier).items() if getattr(each, "fset", None))
+            raise AttributeError(
+                f"a Sparsifier has no attribute {name!r} that can be set to {value!r}, as {settable} can; for another "
+                "pattern, gradient or importance, finalize and make a new one"
+            )
+        super().__setattr__(name, value)
 
     def step(self) -> RefreshRecord | None:
         """Count an optimizer step, and refresh the masks if it is time to. Call it after every `optimizer.step()`.
@@ -232,18 +275,25 @@ class Sparsifier:
         Raises
         ------
         RuntimeError
-            Before any backward, and after `finalize`.
+            After `finalize`; and where nothing in the model has been used yet, so that it cannot follow an optimizer
+            step.
         ValueError
             As for `refresh`.
+
+        Warns
+        -----
+        UserWarning
+            If the first optimizer step that changed any parameter left masked ones as they were that got a gradient:
+            most likely they are missing in the optimizer.
         """
         self._check_attached()
-        if self._step == 0:
-            self._check_trained()
-        self._step += 1
-        if self._schedule.is_dense_at(self._step):
+        self._check_first_steps()
+        step = self.steps + 1
+        self._steps.value = step
+        if self._schedule.is_dense_at(step):
             self._become_dense()
             return None
-        return self.refresh() if self._schedule.refreshes_at(self._step) else None
+        return self.refresh() if self._schedule.refreshes_at(step) else None
 
     def refresh(self) -> RefreshRecord:
         """Find the masks of the current dense weights.
@@ -257,7 +307,7 @@ class Sparsifier:
             After `finalize` and in the final dense phase.
         """
         self._check_attached()
-        if self._is_dense:
+        if self._schedule.is_dense_at(self.steps):
             raise RuntimeError(
                 f"the final dense phase began at step {self._schedule.until}: there is no mask to refresh"
             )
@@ -268,26 +318,37 @@ class Sparsifier:
         for name, (_, masked) in held.items():
             mask = like(solutions[name].mask, masked.mask)
             changed[name] = count_changes(mask, masked.mask)
-            _put(mask, masked)
+            masked.set_mask(mask)
         return self._finish_refresh(solutions, start, changed)
 
-    def finalize(self) -> None:
+    def finalize(self, model: nn.Module | None = None) -> None:
         """Write the zeros into the weights and remove every trace of the masks.
 
-        The model has its own classes, parameters and `state_dict` keys again, in their order. Nothing more can be done
-        with this object.
+        The model has its own classes and `state_dict` keys again. Nothing more can be done with this object.
+
+        Parameters
+        ----------
+        model : nn.Module, optional
+            A copy of the model to finalize in its place, such as an EMA or a `copy.deepcopy`. This object and its own
+            model go on.
 
         Raises
         ------
+        ValueError
+            If nothing in the copy is masked, or a parameter has changed its shape or is on the meta device.
         RuntimeError
-            If it was done before, a parameter carries a parametrization that was registered after the mask, is
-            sharded by FSDP, or has a mask that is not of this pattern. The model is left as it was.
+            If it was done before, a parameter is sharded by FSDP, its module was given another class since, or its
+            mask is not of this pattern. The model is left as it was.
         """
         self._check_attached()
+        if model is not None and model is not self._model:
+            finalize(model)
+            return
         for site in self._sites:
             self._masked(site.name)
         remove_masks([(name, *self._place(name)) for site in self._sites for name in site.names])
-        self._unhook()
+        unguard_loading(self._model)
+        self._forget_first_steps()
         self._is_final = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -295,7 +356,7 @@ class Sparsifier:
         self._check_attached()
         return {
             "pattern": str(self.pattern),
-            "step": self._step,
+            "step": self.steps,
             "masks": {site.name: self._masked(site.name)[1].mask for site in self._sites},
             "potentials": {
                 name: found for name, found in self._potentials.items() if not is_sharded(self._masked(name)[0])
@@ -341,11 +402,10 @@ class Sparsifier:
         }
         placed = {name: like(masks[name], masked.mask) for name, masked in held.items()}
         for name, masked in held.items():
-            _put(placed[name], masked)
+            masked.set_mask(placed[name])
         self._potentials = potentials
-        self._step = state["step"]
-        self._is_dense = False
-        if self._schedule.is_dense_at(self._step):
+        self._steps.value = state["step"]
+        if self._schedule.is_dense_at(self.steps):
             self._become_dense()
 
     def _solve(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Solution]:
@@ -393,43 +453,43 @@ class Sparsifier:
         now = time.perf_counter()
         since = now - self._last_end if self._last_end is not None else math.nan
         self._last_end = now
-        self._last_refresh = RefreshRecord(self._step, now - start, (now - start) / since, layers)
+        self._last_refresh = RefreshRecord(self.steps, now - start, (now - start) / since, layers)
         return self._last_refresh
 
     def _fault_of(self, layout: Layout) -> MaskFault:
-        # A closure and not a method: copies of the model shall not copy this object.
-        recipe, ends_dense = self._recipe, self._schedule.until is not None
-
-        def fault(mask: Tensor) -> str | None:
-            whole = as_plain(mask)
-            return None if ends_dense and bool(whole.all()) else mask_fault(layout.matrices(whole), recipe)
-
-        return fault
+        return _Judge(layout, self._recipe, self._schedule.until is not None)
 
     def _become_dense(self) -> None:
-        if not self._is_dense:
-            for site in self._sites:
-                masked = self._masked(site.name)[1]
-                _put(torch.ones_like(masked.mask), masked)
-            self._potentials = {}
-            self._is_dense = True
+        for site in self._sites:
+            masked = self._masked(site.name)[1]
+            # Once, unless something has written to the mask since: it may have been loaded.
+            if self._filled.get(site.name) != (id(masked.mask), masked.mask._version):
+                masked.set_mask(torch.ones_like(masked.mask))
+                self._filled[site.name] = id(masked.mask), masked.mask._version
+        self._potentials = {}
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
         """The module that owns a parameter now, and its attribute. Never kept: modules and parameters are replaced."""
         path, _, attribute = name.rpartition(".")
         try:
-            return self._model.get_submodule(path), attribute
+            owner = self._model.get_submodule(path)
+            if masked_parameter(owner, attribute) is not None:
+                return owner, attribute
         except AttributeError:
-            raise RuntimeError(f"the model has no module {path!r} any more; finalize before taking it apart") from None
+            pass
+        # Adapters such as PEFT's wrap a layer, which goes by another name then.
+        moved = self._owners[name]()
+        if moved is not None and masked_parameter(moved, attribute) and any(moved is x for x in self._model.modules()):
+            return moved, attribute
+        raise RuntimeError(
+            f"parameter {name!r} is not masked any more: its module was removed, replaced or given another class; make "
+            "a new Sparsifier"
+        )
 
     def _masked(self, name: str) -> tuple[nn.Parameter, MaskedWeight]:
         """The dense weight and the mask of a parameter, as they are now."""
         found = masked_parameter(*self._place(name))
-        if found is None:
-            raise RuntimeError(
-                f"parameter {name!r} is not masked any more: its module was replaced, or the parametrization removed; "
-                "make a new Sparsifier"
-            )
+        assert found is not None
         check_weight(name, *found)
         return found
 
@@ -437,42 +497,51 @@ class Sparsifier:
         if self._is_final:
             raise RuntimeError("this Sparsifier is finalized: the model is a plain one again; make a new Sparsifier")
 
-    def _watch_for_gradients(self) -> list[RemovableHandle]:
-        # Python's collector does not see a cycle through PyTorch's hooks: one that held this object would keep it, the
-        # model and the process group of DDP, with its threads, for ever.
-        this = weakref.ref(self)
-
-        def note(parameter: Tensor) -> None:
-            if (sparsifier := this()) is not None:
-                sparsifier._has_trained = True
-
-        # All of them, as the first batch may pass by every masked one.
-        return [
-            parameter.register_post_accumulate_grad_hook(note)
-            for parameter in self._model.parameters()
-            if parameter.requires_grad and not is_lazy(parameter)
-        ]
-
-    def _unhook(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def _check_trained(self) -> None:
-        """Refuse a step before any backward. Gradients may be gone already, and FSDP sets them behind every hook."""
-        parameters = list(self._model.parameters())
-        trained = self._has_trained or any(p.grad is not None or is_sharded(p) for p in parameters)
-        if not trained and any(p.requires_grad for p in parameters):
+    def _check_first_steps(self) -> None:
+        if self._first_steps is None:
+            return
+        held = {site.name: self._masked(site.name) for site in self._sites}
+        is_used = any(masked.is_read for _, masked in held.values()) or self._first_steps.may_have_begun()
+        if self.steps == 0 and not is_used:
             raise RuntimeError(
                 "step() was called before any backward; call it after optimizer.step(), once for every optimizer step"
             )
-        self._unhook()
+        for weight, masked in held.values():
+            # Where it was unfrozen since, and compiled code does not say that it is read.
+            masked.watch(weight)
+        untrained = self._first_steps.untrained({name: weight for name, (weight, _) in held.items()})
+        if untrained is None:
+            return
+        self._forget_first_steps()
+        if untrained:
+            warnings.warn(
+                f"the optimizer step changed other parameters, but not {_some_of(untrained)}, which got gradients: "
+                "give these to the optimizer too, or freeze them with requires_grad_(False)",
+                stacklevel=3,
+            )
+
+    def _forget_first_steps(self) -> None:
+        if self._first_steps is not None:
+            self._first_steps.forget()
+            self._first_steps = None
 
 
-def _put(mask: Tensor, masked: MaskedWeight) -> None:
-    masked.mask.copy_(mask)
-    if isinstance(masked, PackableWeight):
-        masked.look()
+@dataclass(frozen=True)
+class _Judge:
+    """Judges masks of one weight. No method of a Sparsifier: copies of the model shall not copy that."""
+
+    layout: Layout
+    recipe: Recipe
+    allows_dense: bool
+
+    def __call__(self, mask: Tensor) -> str | None:
+        whole = as_plain(mask)
+        return None if self.allows_dense and bool(whole.all()) else mask_fault(self.layout.matrices(whole), self.recipe)
+
+
+def _some_of(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _check_choice(option: str, given: object, allowed: Sequence[str]) -> None:

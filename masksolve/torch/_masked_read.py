@@ -1,0 +1,153 @@
+"""What reading a masked parameter gives: masked values, and a way for in-place changes to the dense weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Whatever runs under it treats subclasses as plain tensors.
+_DISABLED = torch._C.DisableTorchFunctionSubclass
+_TENSOR: Any = Tensor
+# What users ask of a parameter and mean the dense one: its gradient, hooks on it, whether it trains.
+_OF_THE_DENSE: frozenset[Any] = frozenset(
+    {
+        _TENSOR.grad.__get__,
+        _TENSOR.grad.__set__,
+        _TENSOR.grad.__delete__,
+        _TENSOR.requires_grad.__set__,
+        _TENSOR.data.__set__,
+        _TENSOR.register_hook,
+        _TENSOR.register_post_accumulate_grad_hook,
+    }
+)
+# Views that are none for autograd.
+_DETACHED: frozenset[Any] = frozenset({_TENSOR.data.__get__, _TENSOR.detach})
+
+
+class MaskedRead(Tensor):
+    """The masked values of a parameter, or a view of them.
+
+    It is made anew whenever the parameter is read, so a change of its values would be lost: `module.weight.clamp_()`,
+    `module.weight.data += delta`, `nn.init`. Such changes go to the dense weight, or the same view of it; then the mask
+    applies to what came of it. Everything else is computed with the masked values, and gives plain tensors.
+    """
+
+    _dense: Tensor
+    _mask: Tensor
+
+    @staticmethod
+    def of(value: Tensor, dense: Tensor, mask: Tensor) -> MaskedRead:
+        """Masked values, the dense ones and the mask, all of one shape."""
+        made = value.as_subclass(MaskedRead)
+        made._dense, made._mask = dense, mask
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Compute with the masked values, and change the dense ones."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func in _OF_THE_DENSE:
+            with _DISABLED():
+                return func(args[0]._dense, *args[1:], **kwargs)
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+            return _change(func, args, kwargs)
+        if kwargs.get("inplace"):
+            raise RuntimeError(
+                f"{name}(inplace=True) of a masked parameter would change a copy of it; without inplace, and assign "
+                "the result to the parameter's data"
+            )
+        if isinstance(kwargs.get("out"), MaskedRead):
+            with _DISABLED():
+                func(*args, **{**kwargs, "out": kwargs["out"]._dense})
+                return _renew(kwargs["out"])
+        if len(types) > 1:
+            # Another subclass may have a say in it, but not as long as this one does.
+            return func(*_plain(args), **_plain(kwargs))
+        with _DISABLED():
+            result = func(*args, **kwargs)
+            if func in _DETACHED:
+                return MaskedRead.of(result, args[0]._dense.detach(), args[0]._mask)
+            return _viewed(func, args, kwargs, result)
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return plain(self).detach().clone()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return plain(self).detach().__reduce_ex__(protocol)
+
+
+def _change(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Change the dense weight in place."""
+    # nn.init passes its tensor by name.
+    key = None if args else next(iter(kwargs))
+    target = args[0] if key is None else kwargs[key]
+    dense = _behind(target)
+    with _DISABLED():
+        if key is None:
+            func(dense, *args[1:], **kwargs)
+        else:
+            func(**{**kwargs, key: dense})
+        for each in target if isinstance(target, list | tuple) else [target]:
+            _renew(each)
+    # Not the values that were read: `module.weight *= 2` assigns what it gets to module.weight, which takes parameters
+    # only, and `module.weight.data += 1` to the dense data.
+    return dense
+
+
+def _behind(target: Any) -> Any:
+    if isinstance(target, list | tuple):
+        return [_behind(each) for each in target]
+    return target._dense if isinstance(target, MaskedRead) else target
+
+
+def _renew(read: Any) -> Any:
+    """Let values that were read follow a change of the dense ones."""
+    if isinstance(read, MaskedRead) and read.shape == read._dense.shape == read._mask.shape:
+        with torch.no_grad():
+            read.copy_(read._dense * read._mask)
+    return read
+
+
+def _viewed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+    """The result, with the same view of the dense weight behind it if it is a view of a masked one."""
+    read = next((each for each in args if isinstance(each, MaskedRead)), None)
+    several = isinstance(result, list | tuple)
+    if read is None or not any(_is_view_of(read, each) for each in (result if several else (result,))):
+        return result
+    dense, mask = (
+        func(*(getattr(each, part) if each is read else each for each in args), **kwargs)
+        for part in ("_dense", "_mask")
+    )
+    if several:
+        return type(result)(MaskedRead.of(*each) for each in zip(result, dense, mask, strict=True))
+    return MaskedRead.of(result, dense, mask)
+
+
+def _is_view_of(read: MaskedRead, result: Any) -> bool:
+    if not isinstance(result, Tensor) or not result._is_view() or isinstance(result, MaskedRead):
+        return False
+    return result.untyped_storage().data_ptr() == read.untyped_storage().data_ptr()
+
+
+def plain(read: Tensor) -> Tensor:
+    """The same values as a plain tensor, for what looks at types or does not ask subclasses."""
+    if not isinstance(read, MaskedRead):
+        return read
+    with _DISABLED():
+        return read.as_subclass(Tensor)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, MaskedRead):
+        return plain(value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(each) for each in value)
+    return value
