@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from masksolve._inputs import as_count, nearest
 from masksolve._pattern import Pattern
 from masksolve.torch._adaprune_records import AdaPruneReport, PrunedLayer
 from masksolve.torch._adaprune_tasks import Task, by_inputs, choose_tasks, in_order, without
-from masksolve.torch._batch_norm import batch_norms_after, follow, statistics_of
+from masksolve.torch._batch_norm import Statistics, called_after, follow, running_batch_norms
 from masksolve.torch._calibration import Calibration, Moments, Trace
 from masksolve.torch._distributed import is_sharded
 from masksolve.torch._layer_repair import SOLVERS, LayerInputs, LayerOptions, LayerRepair, Solver, repair_layer
@@ -63,7 +63,8 @@ def adaprune(
         Changed in place. It is run in evaluation mode, and left in the mode that it was in.
     calibration : iterable
         Batches of inputs, without labels: each a tensor, a sequence of arguments or a mapping of keyword arguments. A
-        few hundred samples do. Held in memory, and run once for every layer.
+        few hundred samples do. Held in memory. All in all, a layer runs about twice with each, once more where batch
+        norms follow it; one of a module that is called twice runs more often.
     pattern : str, Pattern or mapping of str to either
         N **kept** of every M, such as "4:8". A mapping gives each weight its own, of one M, and leaves out the others:
         see `patterns_from_zeros`.
@@ -80,8 +81,7 @@ def adaprune(
     keep_first_last : bool
         Leave the layers alone that are called first and last; embeddings count.
     sequential : bool
-        True: inputs X come from the model as pruned so far. False: from the original model, all in one run for
-        "lstsq", which then holds H = X Xᵀ of all layers at once.
+        True: inputs X come from the model as pruned so far. False: from the original model.
     correct_bias : bool
         Move the bias, where a layer has its own, such that the mean output stays what it was; exact for any solver.
     batch_norm : bool
@@ -96,7 +96,8 @@ def adaprune(
     iterations : int
         Steps of "adam".
     memory_mib : int
-        Inputs that "adam" keeps in memory, for one layer at a time; what exceeds it goes to temporary files.
+        Inputs that "adam" keeps in memory, for one layer at a time; what exceeds it goes to temporary files. Without
+        `sequential`, also H = X Xᵀ of the layers that are calibrated in one run.
     seed : int
         For the minibatches of "adam".
     progress : bool
@@ -163,25 +164,34 @@ def adaprune(
         model, pattern, as_globs(include), as_globs(exclude), masks if isinstance(masks, Mapping) else None
     )
     _check_tasks(tasks, masks, direction)
-    with _evaluation_mode(model):
+    with _evaluation_mode(model), progress_bar(progress) as bar:
         runs = Calibration(model, calibration)
-        trace = runs.trace()
+        before = {norm: Statistics.of(norm) for norm in running_batch_norms(model) if batch_norm}
+        trace = runs.trace(
+            {norm: seen.add for norm, seen in before.items()}, bar.phase("running the dense model", len(runs))
+        )
         tasks, lines = in_order(tasks, lines, trace, keep_first_last)
-        batch_norms = batch_norms_after(trace, tasks[0].owners) if batch_norm else []
+        batch_norms = called_after(list(before), trace, tasks[0].owners)
+        rounds = _rounds(by_inputs(tasks, trace), options, sequential)
+        runs.learn(trace, [*map(_owners, rounds), *([norm] for norm in batch_norms)], bar)
         saved = _saved([*_parameters(tasks), *(each for norm in batch_norms for each in norm.buffers())])
-        before = statistics_of(runs, trace, batch_norms)
         layers: list[PrunedLayer] = []
         renewed: list[nn.Module] = []
         interrupted = False
         try:
             try:
-                _prune(runs, trace, tasks, options, sequential, progress, layers)
-                # One by one: those in front change what those behind see.
-                for norm in batch_norms:
-                    after = statistics_of(runs, trace, [norm])[norm]
-                    if after.count:
-                        follow(norm, before[norm], after)
-                        renewed.append(norm)
+                _prune(runs, trace, rounds, options, sequential, bar.phase("repairing", len(tasks)), layers)
+                on_norm = bar.phase("following with batch norms", len(batch_norms))
+                with runs.walk(batch_norms) as finish:
+                    # One by one: those in front change what those behind see.
+                    for norm in batch_norms:
+                        after = Statistics.of(norm)
+                        runs.watch(trace, {norm: after.add})
+                        if after.count:
+                            follow(norm, before[norm], after)
+                            renewed.append(norm)
+                        finish([norm])
+                        on_norm("")
             except KeyboardInterrupt:
                 interrupted = True
                 done = {layer.name for layer in layers}
@@ -203,19 +213,36 @@ def adaprune(
     )
 
 
+def _rounds(groups: Sequence[list[Task]], options: LayerOptions, sequential: bool) -> list[list[list[Task]]]:
+    """The groups whose inputs are seen in one run: one, or as many as memory may hold where none waits for another."""
+    rounds: list[list[list[Task]]] = []
+    left = 0
+    for group in groups:
+        size = sum(Moments.size_of(owner) for owner in group[0].owners)
+        # The inputs that Adam needs are kept for one layer at a time in any case.
+        if sequential or options.solver == "adam" or size > left:
+            rounds.append([])
+            left = options.memory
+        rounds[-1].append(group)
+        left -= size
+    return rounds
+
+
+def _owners(groups: Iterable[Sequence[Task]]) -> list[nn.Module]:
+    """The modules whose inputs are to be seen."""
+    return [owner for group in groups for owner in group[0].owners]
+
+
 def _prune(
     runs: Calibration,
     trace: Trace,
-    tasks: Sequence[Task],
+    rounds: Sequence[Sequence[Sequence[Task]]],
     options: LayerOptions,
     sequential: bool,
-    progress: bool,
+    on_layer: Callable[[str], None],
     layers: list[PrunedLayer],
 ) -> None:
     """Prune and repair every task. `layers` gets the record of each whose parameters have their new values."""
-    groups = by_inputs(tasks, trace)
-    # The inputs that Adam needs are kept for one layer at a time in any case.
-    rounds = [[group] for group in groups] if sequential or options.solver == "adam" else [groups]
     repairs: list[tuple[Task, LayerRepair]] = []
 
     def apply(task: Task, repair: LayerRepair) -> None:
@@ -225,23 +252,24 @@ def _prune(
         layers.append(repair.record)
 
     try:
-        with progress_bar(progress, len(tasks)) as on_layer:
-            for together in rounds:
-                with _inputs(runs, trace, [owner for group in together for owner in group[0].owners], options) as seen:
-                    for group in together:
+        # Where inputs come from the dense model, nothing that a later one depends on changes.
+        with runs.walk([owner for groups in rounds for owner in _owners(groups)] if sequential else []) as finish:
+            for groups in rounds:
+                with _inputs(runs, trace, _owners(groups), options) as seen:
+                    for group in groups:
                         for task in group:
                             repair = repair_layer(task, [seen[owner] for owner in group[0].owners], options)
+                            record = repair.record
                             _logger.info(
-                                "%s: error %.3g, repaired %.3g",
-                                task.name,
-                                repair.record.error_before,
-                                repair.record.error_after,
+                                "%s: error %.3g, repaired %.3g", task.name, record.error_before, record.error_after
                             )
                             if sequential:
                                 apply(task, repair)
                             else:
                                 repairs.append((task, repair))
-                            on_layer(repair.record)
+                            on_layer(f"{task.name}: error {record.error_before:.2%} -> {record.error_after:.2%}")
+                if sequential:
+                    finish(_owners(groups))
     finally:
         for task, repair in repairs:
             apply(task, repair)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from masksolve.torch._calibration import Calibration, Trace
+from masksolve.torch._calibration import Trace
 
 # Of float32 activations, squared, with room for the sums that they are.
 _ROUNDING = 1e-12
@@ -23,6 +23,12 @@ class Statistics:
     count: int
     total: Tensor
     squares: Tensor
+
+    @staticmethod
+    def of(norm: _BatchNorm) -> Statistics:
+        """Those of no input."""
+        zeros = torch.zeros(norm.num_features, dtype=torch.float64, device=cast(Tensor, norm.running_mean).device)
+        return Statistics(0, zeros, zeros.clone())
 
     def add(self, module: nn.Module, x: Tensor) -> None:
         """Count the input of one call."""
@@ -42,21 +48,15 @@ class Statistics:
         return torch.where(variance > _ROUNDING * square, variance, 0.0)
 
 
-def batch_norms_after(trace: Trace, layers: Sequence[nn.Module]) -> list[_BatchNorm]:
-    """Those with running statistics that are called after any of some layers, in the order of their first calls."""
+def running_batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Those of a model that have running statistics."""
+    return [each for each in model.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
+
+
+def called_after(norms: Sequence[_BatchNorm], trace: Trace, layers: Sequence[nn.Module]) -> list[_BatchNorm]:
+    """Those that are called after any of some layers, in the order of their first calls."""
     later = trace.order[min(map(trace.order.index, layers)) :]
-    return [each for each in later if isinstance(each, _BatchNorm) and each.running_mean is not None]
-
-
-def statistics_of(calibration: Calibration, trace: Trace, norms: Sequence[_BatchNorm]) -> dict[_BatchNorm, Statistics]:
-    """Those of the inputs of some batch norms, as the model is now."""
-    found = {}
-    for norm in norms:
-        zeros = torch.zeros(norm.num_features, dtype=torch.float64, device=cast(Tensor, norm.running_mean).device)
-        found[norm] = Statistics(0, zeros, zeros.clone())
-    if found:
-        calibration.watch(trace, {norm: seen.add for norm, seen in found.items()})
-    return found
+    return [each for each in later if isinstance(each, _BatchNorm) and each in norms]
 
 
 def follow(norm: _BatchNorm, before: Statistics, after: Statistics) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, cast
@@ -15,6 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.weak import WeakIdKeyDictionary
 
+from masksolve.torch._progress import ProgressBar
+from masksolve.torch._replay import Replay
+
+# Batches that show how a model can be run again: two, so that one could show what the other leaves behind.
+_TRIED = 2
+# How far a batch's inputs may be off when they are computed again, as a share of their norm; anything else is far off.
+_AGAIN = 1e-2
 # Bytes of unfolded inputs, and of gathered normal equations, at a time.
 CHUNK = 64 << 20
 
@@ -58,11 +66,16 @@ class Moments:
     products: Tensor
 
     @staticmethod
+    def size_of(module: nn.Module) -> int:
+        """The bytes of the products."""
+        groups, inputs = _inputs_of(module)
+        return 8 * groups * inputs**2
+
+    @staticmethod
     def of(module: nn.Module) -> Moments:
         """Those of no input."""
         weight = cast(Tensor, module.weight)
-        groups = module.groups if isinstance(module, _ConvNd) else 1
-        inputs = weight[0].numel()
+        groups, inputs = _inputs_of(module)
         zeros = torch.zeros(groups, inputs, inputs + 1, dtype=torch.float64, device=weight.device)
         return Moments(0, zeros[..., 0].clone(), zeros[..., 0].clone(), zeros[..., 1:].contiguous())
 
@@ -88,6 +101,12 @@ class Moments:
     def mean(self) -> Tensor:
         """The mean input, of shape (groups, inputs)."""
         return self.origin + self.total / max(self.count, 1)
+
+
+def _inputs_of(module: nn.Module) -> tuple[int, int]:
+    """Groups, and the inputs of an output in each."""
+    groups = module.groups if isinstance(module, _ConvNd) else 1
+    return groups, cast(Tensor, module.weight)[0].numel()
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
@@ -139,6 +158,10 @@ class Trace:
         Of each, what tells its inputs from others: two layers of one entry are called with the very same tensors.
     first, last : nn.Module or None
         The layers, embeddings included, that the first batch calls first and last.
+    entered : dict
+        Of each module that holds a layer, how often every batch calls it at all.
+    digests : dict
+        Of each layer and batch norm, those of its first input in each of the first batches.
     """
 
     order: list[nn.Module] = field(default_factory=list)
@@ -146,6 +169,21 @@ class Trace:
     inputs: dict[nn.Module, list[tuple[int, ...]]] = field(default_factory=dict)
     first: nn.Module | None = None
     last: nn.Module | None = None
+    entered: dict[nn.Module, list[int]] = field(default_factory=dict)
+    digests: dict[nn.Module, dict[int, tuple[float, float]]] = field(default_factory=dict)
+
+
+class _Digest:
+    """A number that tells one tensor from others: its product with a random one; and its norm."""
+
+    def __init__(self) -> None:
+        self._random = torch.empty(0)
+
+    def __call__(self, x: Tensor) -> tuple[float, float]:
+        flat = x.flatten().float()
+        if len(self._random) < len(flat):
+            self._random = torch.randn(len(flat), generator=torch.Generator().manual_seed(0)).to(flat.device)
+        return float(flat @ self._random[: len(flat)].to(flat.device)), float(flat.norm())
 
 
 def input_key(module: nn.Module) -> object:
@@ -191,18 +229,31 @@ class Calibration:
         self._batches = list(batches)
         if not self._batches:
             raise ValueError("calibration holds no batch; give a few hundred inputs of the model, in batches")
+        self._replay = Replay(model, {})
 
-    def trace(self) -> Trace:
-        """Run every batch through the whole model and note what is called."""
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def trace(self, watchers: Mapping[nn.Module, Watcher], on_batch: Callable[[str], None]) -> Trace:
+        """Run every batch through the whole model, note what is called, and show some inputs to their watchers."""
         found = Trace()
         # Ids would come again when tensors are freed.
         numbers, counter = WeakIdKeyDictionary(), count()
-        watched = [
+        layers = {
             module
             for module in self._model.modules()
             if isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag, _ConvNd, _BatchNorm))
-        ]
+        }
+        found.entered = {
+            module: [0] * len(self._batches)
+            for module in self._model.modules()
+            if module is not self._model and not layers.isdisjoint(module.modules())
+        }
+        digest = _Digest()
         for index in range(len(self._batches)):
+
+            def enter(module: nn.Module, args: Any, index: int = index) -> None:
+                found.entered[module][index] += 1
 
             def note(module: nn.Module, x: Tensor, index: int = index) -> None:
                 if module not in found.calls:
@@ -216,25 +267,91 @@ class Calibration:
                 if index == 0 and not isinstance(module, _BatchNorm):
                     found.first = found.first or module
                     found.last = module
+                if index < _TRIED and index not in found.digests.setdefault(module, {}):
+                    found.digests[module][index] = digest(x)
+                if module in watchers:
+                    watchers[module](module, x)
 
-            self._run(index, dict.fromkeys(watched, note))
+            handles = [module.register_forward_pre_hook(enter) for module in found.entered]
+            try:
+                self._run(index, dict.fromkeys(layers, note))
+            finally:
+                for handle in handles:
+                    handle.remove()
+            on_batch("")
         return found
+
+    def learn(self, trace: Trace, groups: Sequence[Sequence[nn.Module]], bar: ProgressBar) -> None:
+        """Find out how to run the model up to each group of layers in turn without running all of it, for `walk`."""
+        if len(groups) < 2:
+            return
+        self._replay = Replay(self._model, trace.entered)
+        digest = _Digest()
+
+        def shows(index: int, group: Sequence[nn.Module]) -> bool:
+            told: dict[nn.Module, tuple[float, float]] = {}
+
+            def see(module: nn.Module, x: Tensor) -> None:
+                if module not in told:
+                    told[module] = digest(x)
+
+            try:
+                self._show(index, trace, dict.fromkeys(group, see))
+            except Exception:
+                # Code that gets no numbers may fail in any way; without stand-ins it does not.
+                return False
+            expected = {module: trace.digests[module][index] for module in group if trace.calls[module][index]}
+            return told.keys() == expected.keys() and all(
+                abs(told[module][part] - expected[module][part]) <= _AGAIN * expected[module][1]
+                for module in told
+                for part in (0, 1)
+            )
+
+        on_group = bar.phase("learning what to keep", len(groups))
+        in_order = sorted(groups, key=lambda group: min(map(trace.order.index, group)))
+        self._replay.learn(in_order, range(min(_TRIED, len(self._batches))), shows, on_group)
+
+    @contextmanager
+    def walk(self, layers: Iterable[nn.Module]) -> Iterator[Callable[[Iterable[nn.Module]], None]]:
+        """Within it, `watch` runs only what follows modules that are finished.
+
+        No layers but these change. Yields the function to call with those that change no more.
+        """
+        with self._replay.walk(layers):
+            yield self._replay.finish
 
     def watch(self, trace: Trace, watchers: Mapping[nn.Module, Watcher]) -> None:
         """Show the inputs of some modules to their watchers, and run no batch further than that takes."""
         for index in range(len(self._batches)):
-            left = sum(trace.calls[module][index] for module in watchers)
-            if left == 0:
-                continue
+            shown = 0
 
-            def counted(module: nn.Module, x: Tensor) -> None:
-                nonlocal left
+            def see(module: nn.Module, x: Tensor) -> None:
+                nonlocal shown
+                shown += 1
                 watchers[module](module, x)
-                left -= 1
-                if left == 0:
-                    raise _Stop
 
-            self._run(index, dict.fromkeys(watchers, counted))
+            try:
+                self._show(index, trace, dict.fromkeys(watchers, see))
+            except Exception:
+                # A batch may go ways that those which were tried do not.
+                if shown or not self._replay.run_without(index):
+                    raise
+                self._show(index, trace, watchers)
+
+    def _show(self, index: int, trace: Trace, watchers: Mapping[nn.Module, Watcher]) -> None:
+        """Run one batch until each watched module has been called as often as the trace has it."""
+        left = sum(trace.calls[module][index] for module in watchers)
+        if left == 0:
+            return
+
+        def counted(module: nn.Module, x: Tensor) -> None:
+            nonlocal left
+            watchers[module](module, x)
+            left -= 1
+            if left == 0:
+                raise _Stop
+
+        self._run(index, dict.fromkeys(watchers, counted))
 
     def _run(self, index: int, watchers: Mapping[nn.Module, Watcher]) -> None:
         """Run one batch, showing the watchers the input of every call of their module."""
@@ -254,6 +371,7 @@ class Calibration:
                 raise _Stop(error) from None
 
         handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in watchers]
+        self._replay.start(index)
         try:
             with torch.no_grad():
                 if isinstance(batch, Mapping):

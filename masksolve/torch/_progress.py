@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from masksolve.torch._adaprune_records import PrunedLayer
+
+class ProgressBar(Protocol):
+    """One bar for several phases, each with steps of its own."""
+
+    def phase(self, name: str, steps: int) -> Callable[[str], None]:
+        """Begin a phase; returns the function to call after each of its steps, with the text to show."""
+
+
+class _Silent:
+    def phase(self, name: str, steps: int) -> Callable[[str], None]:
+        return lambda text: None
 
 
 @contextmanager
-def progress_bar(shown: bool, total: int) -> Iterator[Callable[[PrunedLayer], None]]:
-    """What to call with each layer that is done; it shows its errors, if anything is to be shown."""
+def progress_bar(shown: bool) -> Iterator[ProgressBar]:
+    """A bar on stderr, if anything is to be shown.
+
+    Raises
+    ------
+    ImportError
+        If rich is not installed.
+    """
     if not shown:
-        yield lambda layer: None
+        yield _Silent()
         return
     try:
         from rich.console import Console
@@ -22,14 +39,21 @@ def progress_bar(shown: bool, total: int) -> Iterator[Callable[[PrunedLayer], No
             f"progress=True needs {error.name}, which is not installed; pip install 'masksolve[cli]'"
         ) from error
     columns = (
-        TextColumn("repairing"),
+        TextColumn("{task.fields[phase]}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda layer: progress.update(
-            task, advance=1, description=f"{layer.name}: error {layer.error_before:.2%} -> {layer.error_after:.2%}"
-        )
+    # Layers of a block take unlike times: the speed is that of several blocks.
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=300) as progress:
+        task = progress.add_task("", total=None, phase="")
+
+        class Bar:
+            def phase(self, name: str, steps: int) -> Callable[[str], None]:
+                # What was drawn last is overtaken otherwise.
+                progress.refresh()
+                progress.reset(task, description="", total=steps, phase=name)
+                return lambda text: progress.update(task, advance=1, description=text)
+
+        yield Bar()

@@ -1,0 +1,229 @@
+"""Running a model again from where it changed last: outputs of modules that no repair changes any more stand in.
+
+Layer by layer, AdaPrune needs the inputs of the next layer from the model as pruned so far. Running all of it for every
+layer costs the square of the depth. The model's own code is what passes hidden states, masks and positions on, so it
+runs each time; but modules that are finished return what they returned last instead of computing it again.
+
+Of the finished modules that one module calls, the last one's output is kept, one hidden state per batch; outputs that
+were passed on to finished modules alone are dropped, and NaN stands in for them. Whether that is all that the model
+reads is not guessed from types: `Replay.learn` tries it on the model before it is pruned, and keeps what is missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+class _Dropped(NamedTuple):
+    """What is left of a tensor that only finished modules read."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+# Of one batch: the outputs of finished modules by the module that calls them, in the order of the calls. Outer modules
+# stand before those that they call.
+_Kept = dict[nn.Module, dict[nn.Module, Any]]
+
+
+class Replay:
+    """The outputs of finished modules, which stand in for their calls.
+
+    Parameters
+    ----------
+    model : nn.Module
+    calls : mapping of nn.Module to sequence of int
+        How often each batch calls every module, the model's own aside, that holds a layer. Others are cheap, and run.
+    """
+
+    def __init__(self, model: nn.Module, calls: Mapping[nn.Module, Sequence[int]]) -> None:
+        self._model = model
+        self._modules = [module for module in calls if not isinstance(module, torch.jit.ScriptModule)]
+        self._once = {module for module in self._modules if max(calls[module]) <= 1}
+        # What `learn` finds: outputs read after the next module's, modules within which everything has to run again.
+        self._read_later: set[nn.Module] = set()
+        self._rerun: set[nn.Module] = set()
+        self._learning = self._is_spoilt = False
+        self._without: set[int] = set()
+        self._unfinished: dict[nn.Module, RemovableHandle] = {}
+        self._kept: dict[int, _Kept] = {}
+        self._nothing: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self.start(0)
+
+    @contextmanager
+    def walk(self, layers: Iterable[nn.Module]) -> Iterator[None]:
+        """Within it, modules are finished once none of these layers is called before they return, until `finish`."""
+        own = {module: module.__dict__.get("forward") for module in self._modules}
+        try:
+            for module in self._modules:
+                module.__dict__["forward"] = self._standing_in(module, module.forward)
+            for layer in layers:
+                # A hook also keeps torch's fused encoder layers from going past it.
+                self._unfinished[layer] = layer.register_forward_pre_hook(self._meets_unfinished)
+            yield
+        finally:
+            for module, forward in own.items():
+                module.__dict__.pop("forward", None)
+                if forward is not None:
+                    module.__dict__["forward"] = forward
+            self.finish(list(self._unfinished))
+            self._kept.clear()
+            self._nothing.clear()
+
+    def start(self, index: int) -> None:
+        """A run of this batch begins."""
+        self._index = index
+        self._is_final = True
+        self._frames = [self._model]
+        self._called: set[nn.Module] = set()
+
+    def finish(self, layers: Iterable[nn.Module]) -> None:
+        """These layers change no more."""
+        for layer in layers:
+            self._unfinished.pop(layer).remove()
+
+    def run_without(self, index: int) -> bool:
+        """From now on, run all of a batch each time; whether that makes a difference."""
+        self._without.add(index)
+        return bool(self._kept.pop(index, None))
+
+    def learn(
+        self,
+        groups: Sequence[Sequence[nn.Module]],
+        batches: Sequence[int],
+        shows: _Shows,
+        on_group: Callable[[str], None],
+    ) -> None:
+        """Find out which outputs have to be kept, so that each group of layers in turn gets the inputs that it gets.
+
+        Parameters
+        ----------
+        groups : sequence of sequence of nn.Module
+            Layers, in the order of their first calls.
+        batches : sequence of int
+            Which to try it with, in turn: of several, one shows what another has left behind in the model.
+        shows : callable
+            Gets a batch and a group; whether a run shows it what the model without stand-ins did.
+        on_group : callable
+            Called after each group, with no text.
+        """
+        self._learning = True
+        with self.walk(layer for group in groups for layer in group):
+            for group in groups:
+                for index in batches:
+                    if not self._tries(index, group, shows):
+                        self._mend(index, group, shows)
+                self.finish(group)
+                on_group("")
+        self._learning = False
+
+    def _mend(self, index: int, group: Sequence[nn.Module], shows: _Shows) -> None:
+        frames = list(reversed(self._kept[index]))
+        for frame in frames:
+            dropped = [each for each in list(self._kept[index][frame])[:-1] if each not in self._read_later]
+            self._read_later.update(dropped)
+            if dropped and self._tries(index, group, shows, undo=True):
+                for each in dropped:
+                    self._read_later.discard(each)
+                    if not self._tries(index, group, shows, undo=True):
+                        self._read_later.add(each)
+                self._tries(index, group, shows)
+                return
+        for frame in frames:
+            self._rerun.add(frame)
+            for kept in self._kept.values():
+                self._read_later.difference_update(kept.pop(frame, ()))
+            if self._tries(index, group, shows):
+                return
+
+    def _tries(self, index: int, group: Sequence[nn.Module], shows: _Shows, undo: bool = False) -> bool:
+        """Whether a run shows a group what it should; what one that does not has kept is forgotten."""
+        before = {frame: dict(outputs) for frame, outputs in self._kept.get(index, {}).items()}
+        self._is_spoilt = False
+        found = shows(index, group) and not self._is_spoilt
+        if undo or not found:
+            self._kept[index] = before
+        return found
+
+    def _meets_unfinished(self, module: nn.Module, args: Any) -> None:
+        self._is_final = False
+
+    def _standing_in(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            frame, is_first = self._frames[-1], module not in self._called
+            self._called.add(module)
+            outputs = self._kept.get(self._index, {}).get(frame, {})
+            if is_first and module in outputs:
+                return self._returned(module, outputs)
+            self._frames.append(module)
+            try:
+                output = forward(*args, **kwargs)
+            finally:
+                self._frames.pop()
+            if is_first and self._is_final:
+                self._keep(frame, module, output)
+            return output
+
+        return run
+
+    def _keep(self, frame: nn.Module, module: nn.Module, output: Any) -> None:
+        if module not in self._once or frame in self._rerun or self._index in self._without:
+            return
+        kept = self._kept.setdefault(self._index, {})
+        for inner in module.modules():
+            kept.pop(inner, None)
+        outputs = kept.setdefault(frame, {})
+        if outputs and not self._learning:
+            last = next(reversed(outputs))
+            if last not in self._read_later:
+                outputs[last] = _map(_dropped, outputs[last])
+        # The model may write to it in place.
+        outputs[module] = _map(Tensor.clone, output)
+        if self._learning:
+            _map(self._check, output)
+
+    def _check(self, tensor: Tensor) -> None:
+        self._is_spoilt |= bool(tensor.isnan().any())
+
+    def _returned(self, module: nn.Module, outputs: dict[nn.Module, Any]) -> Any:
+        if module in self._read_later or module is next(reversed(outputs)):
+            return _map(Tensor.clone, outputs[module])
+        return _map(self._not_numbers, _map(_dropped, outputs[module]))
+
+    def _not_numbers(self, dropped: Tensor | _Dropped) -> Tensor:
+        """A view of one tensor of NaN for all: whatever reads it shows."""
+        if isinstance(dropped, Tensor):
+            return dropped.clone()
+        key, size = (dropped.dtype, dropped.device), dropped.shape.numel()
+        if key not in self._nothing or len(self._nothing[key]) < size:
+            self._nothing[key] = torch.full((size,), torch.nan, dtype=dropped.dtype, device=dropped.device)
+        return self._nothing[key][:size].view(dropped.shape)
+
+
+_Shows = Callable[[int, Sequence[nn.Module]], bool]
+
+
+def _dropped(tensor: Tensor | _Dropped) -> Tensor | _Dropped:
+    if isinstance(tensor, _Dropped) or not tensor.is_floating_point():
+        return tensor
+    return _Dropped(tensor.shape, tensor.dtype, tensor.device)
+
+
+def _map(function: Callable[[Any], Any], output: Any) -> Any:
+    """The function of every tensor of an output; anything but tensors in tuples, lists and dicts stays as it is."""
+    if isinstance(output, _Dropped) or (isinstance(output, Tensor) and not isinstance(output, nn.Parameter)):
+        return function(output)
+    if type(output) in (tuple, list):
+        return type(output)(_map(function, each) for each in output)
+    if type(output) is dict:
+        return {key: _map(function, each) for key, each in output.items()}
+    return output
