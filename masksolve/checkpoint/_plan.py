@@ -115,7 +115,11 @@ def plan_checkpoint(
     >>> folder.cleanup()
     """
     checkpoint = read_checkpoint(Path(source).absolute())
+    before = _memory()
     identified = identify(checkpoint)
+    after = _memory()
+    # Workers ask no model what a tensor is.
+    of_model = 0 if before is None or after is None else after - before
     globs = Globs(include, exclude, stack, convolution)
     # Once for all patterns: a glob that matches nothing is no misfit of one of them.
     globs.check(checkpoint.tensors)
@@ -132,7 +136,7 @@ def plan_checkpoint(
         seconds = _seconds_of_all(checkpoint, units, Job(checkpoint.folder, pattern, method, None, None))
         memory = _memory()
         if memory is not None:
-            memory = processes * (memory + WEIGHTS_A_PIECE * _BYTES_A_WEIGHT)
+            memory = of_model + processes * (memory - of_model + WEIGHTS_A_PIECE * _BYTES_A_WEIGHT)
         plans.append(
             PatternPlan(pattern, tuple(chosen), tuple(skipped), nbytes, processes, seconds / processes, memory)
         )
