@@ -111,6 +111,21 @@ def test_a_checkpoint_of_conv1d_alone_is_refused_with_reasons_and_pruned_when_in
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_an_output_layer_that_is_stored_beside_the_embedding_it_is_tied_to_stays_dense(tmp_path: Path) -> None:
+    source = save("Llama, tied", tmp_path / "in")
+    tensors = tensors_of(source / "model.safetensors")
+    write_shard(
+        source / "model.safetensors",
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]},
+        {"format": "pt"},
+    )
+    report = prune_checkpoint(source, tmp_path / "out", PATTERN)
+    assert sorted(tensor.name for tensor in report.tensors) == sorted(PRUNED["Llama, tied"])
+    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
+    assert reasons["lm_head.weight"] == ("tied to model.embed_tokens.weight, an embedding; --include it to prune it")
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("single", ["the folder", "its file"])
 def test_a_config_beside_a_file_counts_as_that_of_the_folder(single: str, tmp_path: Path) -> None:
     source = save("T5", tmp_path / "in")
