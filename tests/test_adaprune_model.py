@@ -130,8 +130,33 @@ def test_every_weight_that_cannot_be_repaired_says_why() -> None:
     assert found["never.weight"] == found["bypassed.weight"] == "no calibration batch calls it"
     text = "attention.in_proj_weight is part of MultiheadAttention; only Linear and convolution layers are repaired"
     assert found["attention.in_proj_weight"] == text
-    assert found["attention.out_proj.weight"] == "no calibration batch calls it"
+    text = "MultiheadAttention multiplies with it without calling it, so that its inputs are not seen"
+    assert found["attention.out_proj.weight"] == text
     assert found["up.weight"] == "up.weight is part of ConvTranspose1d; only Linear and convolution layers are repaired"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("include", [None, "*c_attn.weight"])
+def test_what_cannot_be_repaired_does_not_ask_to_be_included(include: str | None) -> None:
+    """GPT-2 has no Linear but its head, which is its embedding."""
+    import transformers
+
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=16, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="can be 3:4 sparse") as caught:
+        adaprune(model, [torch.arange(12).reshape(3, 4)], "3:4", include=include)
+    assert "c_attn.weight is part of Conv1D; only Linear and convolution layers are repaired" in str(caught.value)
+    assert "include it" not in str(caught.value)
+
+
+def test_masks_of_torch_prune_have_to_be_removed_first() -> None:
+    model = mlp()
+    torch.nn.utils.prune.l1_unstructured(model[2], "weight", 0.3)
+    report = adaprune(model, [inputs()], "3:4")
+    assert pruned(report) == ["4.weight"]
+    text = "2.weight_orig is masked by torch.nn.utils.prune; call prune.remove first"
+    assert reasons(report)["2.weight_orig"] == text
+    torch.nn.utils.prune.remove(model[2], "weight")
+    assert pruned(adaprune(model, [inputs()], "3:4", respect_zeros=True)) == ["2.weight", "4.weight"]
 
 
 class Experts(nn.Module):
@@ -258,10 +283,10 @@ def test_a_weight_that_is_tied_to_an_embedding_is_left_alone() -> None:
 
     report = adaprune(Language(), [torch.arange(12).reshape(3, 4)], "2:4")
     assert pruned(report) == ["middle.weight"]
-    assert reasons(report)["head.weight"] == "tied to embedding.weight, an embedding; include it to mask it"
-    report = adaprune(Language(), [torch.arange(12).reshape(3, 4)], "2:4", include=["middle.*t", "head.weight"])
     text = "embedding.weight is part of Embedding; only Linear and convolution layers are repaired"
     assert reasons(report)["head.weight"] == text
+    with pytest.raises(ValueError, match=rf"include 'head.weight' matches nothing .*{text}"):
+        adaprune(Language(), [torch.arange(12).reshape(3, 4)], "2:4", include=["middle.*t", "head.weight"])
 
 
 def test_a_frozen_layer_is_pruned_and_stays_frozen() -> None:

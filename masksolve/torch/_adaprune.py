@@ -170,7 +170,7 @@ def adaprune(
         trace = runs.trace(
             {norm: seen.add for norm, seen in before.items()}, bar.phase("running the dense model", len(runs))
         )
-        tasks, lines = in_order(tasks, lines, trace, keep_first_last)
+        tasks, lines = in_order(model, tasks, lines, trace, keep_first_last)
         batch_norms = called_after(list(before), trace, tasks[0].owners)
         rounds = _rounds(by_inputs(tasks, trace), options, sequential)
         runs.learn(trace, [*map(_owners, rounds), *([norm] for norm in batch_norms)], bar)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from masksolve import conversion
 from masksolve._pattern import Pattern
@@ -73,7 +74,7 @@ def choose_tasks(
     if isinstance(pattern, Mapping) and not patterns:
         raise ValueError("pattern is an empty mapping; give the pattern of at least one weight")
     common = next(iter(patterns.values())) if isinstance(pattern, Mapping) else as_pattern(pattern)
-    sites, lines = select(model, common, include, exclude, "allow")
+    sites, lines = select(model, common, include, exclude, "allow", _unfit(model))
     _check_names("pattern", patterns, lines)
     _check_names("masks", given or (), lines)
     uses = Counter(id(module.bias) for module in model.modules() if is_layer(module))
@@ -82,7 +83,7 @@ def choose_tasks(
     for site in sites:
         owners = tuple(model.get_submodule(name.rpartition(".")[0]) for name in site.names)
         chosen = patterns.get(site.name) if patterns else common
-        if (reason := _reason_to_skip(site, owners, chosen, given)) is not None or chosen is None:
+        if (reason := _reason_to_skip(site, chosen, given)) is not None or chosen is None:
             reasons.update(dict.fromkeys(site.names, reason))
         else:
             own = [each.bias for each in owners if isinstance(each.bias, nn.Parameter) and uses[id(each.bias)] == 1]
@@ -91,7 +92,7 @@ def choose_tasks(
 
 
 def in_order(
-    tasks: Sequence[Task], lines: Sequence[ParameterReport], trace: Trace, keep_first_last: bool
+    model: nn.Module, tasks: Sequence[Task], lines: Sequence[ParameterReport], trace: Trace, keep_first_last: bool
 ) -> tuple[list[Task], list[ParameterReport]]:
     """The tasks by the order in which they are first called, without those that are not called or stay dense.
 
@@ -107,7 +108,7 @@ def in_order(
         if task.pattern.zeros == 0:
             reasons.update(dict.fromkeys(task.site.names, f"{task.pattern} keeps everything"))
         elif not all(owner in places for owner in task.owners):
-            reasons.update(dict.fromkeys(task.site.names, "no calibration batch calls it"))
+            reasons.update({name: _reason_not_called(model, name) for name in task.site.names})
         elif keep_first_last and trace.first in task.owners:
             reasons.update(dict.fromkeys(task.site.names, "the first layer; keep_first_last=False prunes it"))
         elif keep_first_last and trace.last in task.owners:
@@ -188,14 +189,38 @@ def patterns_from_zeros(
     )
 
 
-def _reason_to_skip(
-    site: Site, owners: Sequence[nn.Module], pattern: Pattern | None, given: Collection[str] | None
-) -> str | None:
-    for name, owner in zip(site.names, owners, strict=True):
-        if not is_layer(owner) or name.rpartition(".")[2] != "weight":
+def _reason_not_called(model: nn.Module, name: str) -> str:
+    parent = model.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention):
+        return f"{type(parent).__name__} multiplies with it without calling it, so that its inputs are not seen"
+    return "no calibration batch calls it"
+
+
+def _unfit(model: nn.Module) -> dict[str, str]:
+    """The weights that cannot be repaired, and why."""
+    uses: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        uses.setdefault(id(parameter), []).append((name, model.get_submodule(name.rpartition(".")[0])))
+    reasons = ((names, _reason_of_owners(names)) for names in uses.values())
+    return {name: reason for names, reason in reasons if reason is not None for name, _ in names}
+
+
+def _reason_of_owners(names: Sequence[tuple[str, nn.Module]]) -> str | None:
+    for name, owner in names:
+        attribute = name.rpartition(".")[2]
+        if isinstance(owner, ParametrizationList):
+            # That has a reason of its own.
+            return None
+        if attribute.endswith("_orig") and hasattr(owner, f"{attribute.removesuffix('_orig')}_mask"):
+            return f"{name} is masked by torch.nn.utils.prune; call prune.remove first"
+        if not is_layer(owner) or attribute != "weight":
             return f"{name} is part of {type(owner).__name__}; only Linear and convolution layers are repaired"
-    if len({layout_of(owner, "weight") for owner in owners}) > 1:
+    if len({layout_of(owner, "weight") for _, owner in names}) > 1:
         return "tied to a layer of another kind"
+    return None
+
+
+def _reason_to_skip(site: Site, pattern: Pattern | None, given: Collection[str] | None) -> str | None:
     if pattern is None:
         return "no pattern was given for it"
     if given is not None and site.name not in given:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -114,9 +114,16 @@ class _Found:
 
 
 def select(
-    model: nn.Module, pattern: Pattern, include: Sequence[str] | None, exclude: Sequence[str] | None, ragged: Ragged
+    model: nn.Module,
+    pattern: Pattern,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    ragged: Ragged,
+    unfit: Mapping[str, str] | None = None,
 ) -> tuple[list[Site], tuple[ParameterReport, ...]]:
     """Split the parameters of a model into those that are masked and those that are skipped.
+
+    `unfit` has the names that the caller cannot mask even if they are included, and why.
 
     Raises
     ------
@@ -129,7 +136,10 @@ def select(
     kinds = kinds_of(model)
     sites, report = [], []
     for names in _tied(found):
-        reasons = [_reason_to_skip(one, names, kinds[one.name], pattern, include, exclude, ragged) for one in names]
+        reasons = [
+            _reason_to_skip(one, names, kinds[one.name], pattern, include, exclude, ragged, unfit or {})
+            for one in names
+        ]
         chosen = next((one for one, reason in zip(names, reasons, strict=True) if reason is None), None)
         if chosen is None:
             report += [_line(one, reason) for one, reason in zip(names, reasons, strict=True)]
@@ -267,6 +277,7 @@ def _reason_to_skip(
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
     ragged: Ragged,
+    unfit: Mapping[str, str],
 ) -> str | None:
     for glob in exclude or ():
         for other in names:
@@ -284,6 +295,8 @@ def _reason_to_skip(
         return f"{parameter.ndim}-D: not a matrix"
     if include is not None and not any(fnmatchcase(one.name, glob) for glob in include):
         return "not included"
+    if one.name in unfit:
+        return unfit[one.name]
     if include is None and kind.dense is not None:
         return f"{kind.dense}; include it to mask it"
     if parameter.dtype not in _DTYPES:
