@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
 from masksolve.torch import Sparsifier, finalize
 from masksolve.torch._masking import GRADIENTS, Gradient
@@ -108,6 +109,45 @@ def test_compiled_in_one_graph_that_no_refresh_compiles_again(backend: str, grad
         losses = compiled_training(mlp(), gradient, counter)
         assert counter.frame_count == 1
     assert losses == pytest.approx(compiled_training(mlp(), gradient, None), rel=1e-5)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs).relu()  # type: ignore[no-any-return]
+
+
+def test_blocks_that_are_compiled_one_by_one_share_what_is_compiled() -> None:
+    """One class for all masked layers of a kind: with a class for each, all would be compiled anew, up to a limit."""
+    model = nn.Sequential(*[Block() for _ in range(10)])
+    Sparsifier(model, "2:4")
+    with compiling():
+        counter = CompileCounterWithBackend("eager")
+        for block in model:
+            block.compile(backend=counter)
+        with torch.no_grad():
+            found = model(data(0))
+        assert counter.frame_count == 1
+    plain = copy.deepcopy(model)
+    finalize(plain)
+    torch.testing.assert_close(plain(data(0)), found)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool, gradient: Gradient) -> None:
+    grads = []
+    for checkpointed in (False, True):
+        model = mlp()
+        Sparsifier(model, "2:4", gradient=gradient, decay=0.5)
+        inputs = data(0).requires_grad_()
+        output = checkpoint(model, inputs, use_reentrant=reentrant) if checkpointed else model(inputs)
+        output.square().sum().backward()
+        grads.append([each.grad for each in model.parameters()])
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.slow

@@ -271,7 +271,7 @@ def _look(module: nn.Module) -> None:
 
 
 def _masks(module: nn.Module) -> dict[str, MaskedWeight]:
-    found: dict[str, MaskedWeight] = vars(module).get("_masked", {})
+    found: dict[str, MaskedWeight] = getattr(module, "_masked", {})
     return found if hasattr(type(module), "_unmasked") else {}
 
 
