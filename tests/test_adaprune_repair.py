@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import masksolve as ms
 from masksolve.torch import AdaPruneReport, Conversion, adaprune
 from masksolve.torch._pool import InputPool
+from masksolve.torch._repair import damped, least_squares
 
 ALONE: dict[str, Any] = {"keep_first_last": False}
 
@@ -391,3 +392,24 @@ def test_a_layer_that_fits_already_is_left_as_it_is() -> None:
     assert (found.conversion.touched, found.conversion.fitting, found.error_before) == (0, 1.0, 0.0)
     assert torch.equal(layer.weight, before.weight)
     assert torch.equal(layer.bias, before.bias)
+
+
+@pytest.mark.parametrize("damping", [1e-2, 1e-6, 1e-11])
+@pytest.mark.parametrize("size", [1e-140, 1.0, 1e140])
+def test_least_squares_are_as_exact_as_float64_for_inputs_of_any_size_and_condition(
+    damping: float, size: float
+) -> None:
+    """Factors in float32 carry the first two; the last needs float64 from the start."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1, 12, 48, generator=generator, dtype=torch.float64)
+    mask = torch.rand(1, 12, 48, generator=generator) < torch.linspace(0, 1, 12).unsqueeze(1)
+    x = torch.randn(48, 30, generator=generator, dtype=torch.float64) * torch.logspace(0, -4, 48).double().unsqueeze(1)
+    gram = (x @ x.mT * size**2).unsqueeze(0)
+    found = least_squares(weight, mask, gram, damping)
+    system = damped(gram, damping)[0]
+    for row in range(12):
+        kept = mask[0, row]
+        right = (torch.where(kept, 0.0, weight[0, row]) @ gram[0])[kept]
+        expected = weight[0, row][kept] + torch.linalg.solve(system[kept][:, kept], right)
+        torch.testing.assert_close(found[0, row][kept], expected, rtol=1e-5 if damping < 1e-9 else 1e-9, atol=1e-9)
+        assert not bool(found[0, row][~kept].any())
