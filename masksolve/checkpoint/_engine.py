@@ -108,7 +108,7 @@ def dask_executor(address: str, *, timeout: float = 60) -> Iterator[Executor]:
             f"--scheduler needs {error.name}, which is not installed; pip install 'masksolve[cluster]'"
         ) from None
     with (
-        _without_tracebacks(),
+        _without_errors_of_dask(),
         Client(address, timeout=_SECONDS_TO_ANSWER) as client,  # type: ignore[no-untyped-call]
         _Cluster(client, address, timeout) as cluster,
     ):
@@ -140,7 +140,8 @@ class _Cluster(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._closing.set()
-        self._watcher.join()
+        # Not for ever: it may be asking a scheduler that is gone.
+        self._watcher.join(2 * _SECONDS_BETWEEN_LOOKS)
 
     def _forget(self, future: Future[Any]) -> None:
         with self._lock:
@@ -179,11 +180,11 @@ class _Cluster(Executor):
 
 
 @contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """That a scheduler is lost is an error of ours, in a line; Dask's own log of it is none to show."""
+def _without_errors_of_dask() -> Iterator[None]:
+    """That a scheduler is lost is an error of ours, in a line; Dask logs it with tracebacks, and again later."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return record.exc_info is None
+        return record.levelno < logging.ERROR
 
     loggers = [logging.getLogger(name) for name in _LOGS_OF_DASK]
     for logger in loggers:
