@@ -124,12 +124,13 @@ def solve_sharded(scores: DTensor, layout: Layout, m: int, solve: Callable[[Tens
     A shard whose edges are multiples of m holds whole tiles and is solved where it lies. Otherwise every process
     gathers the tensor and solves all of it.
     """
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
-    if not bool(as_plain(torch.isfinite(scores).all())):
-        # Found together, so that no process waits for one that gave up.
-        raise ValueError("a shard of the weights holds NaN or infinities, which have no importance; replace them first")
     mesh, placements = scores.device_mesh, scores.placements
+    faults = (~torch.isfinite(scores.to_local())).sum()
+    # Found together, so that no process waits for one that gave up. DTensor's `all` of PyTorch 2.8 is a shard's.
+    if bool(DTensor.from_local(faults, mesh, [Partial()] * mesh.ndim).full_tensor()):
+        raise ValueError("a shard of the weights holds NaN or infinities, which have no importance; replace them first")
     if not _holds_whole_tiles(scores, layout, m):
         found = solve(scores.full_tensor())
         return found._replace(masks=distribute_tensor(found.masks, mesh, placements))
