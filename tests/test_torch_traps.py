@@ -206,6 +206,11 @@ def assign_data(weight: Tensor) -> None:
     weight.data = torch.linspace(1, 2, 256).view(16, 16)
 
 
+def assign_what_was_read(weight: Tensor) -> None:
+    weight.data = weight.data.contiguous()
+    weight.data = weight.data
+
+
 def assign_rows(weight: Tensor) -> None:
     with torch.no_grad():
         weight[2:4] = 7.0
@@ -230,7 +235,7 @@ def together(weight: Tensor) -> None:
     torch._foreach_mul_([weight.data], 2.0)
 
 
-CHANGES = [clamp, multiply, add_to_data, assign_data, assign_rows, initialise, into_out, together]
+CHANGES = [clamp, multiply, add_to_data, assign_data, assign_what_was_read, assign_rows, initialise, into_out, together]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -295,6 +300,9 @@ def test_the_gradient_hooks_and_freezing_of_a_masked_weight_are_those_of_the_den
     assert not parameter.requires_grad
     model[0].weight.requires_grad = True
     assert parameter.requires_grad
+    with torch.no_grad():
+        assert model[0].weight.requires_grad
+    assert not model[0].weight.detach().requires_grad
 
 
 def test_results_are_plain_tensors_and_what_is_saved_needs_no_masksolve() -> None:
@@ -453,7 +461,7 @@ def test_finalizing_a_copy_by_its_sparsifier_leaves_the_model_in_training() -> N
     assert list(average.state_dict()) == list(mlp().state_dict())
     assert float((average[0].weight != 0).float().mean()) == 0.5
     assert train(model, torch.optim.SGD(model.parameters(), 0.1), sparsifier, range(1)) == [1]
-    sparsifier.finalize(model)
+    sparsifier.finalize(nn.Sequential(model))
     with pytest.raises(RuntimeError, match="this Sparsifier is finalized"):
         sparsifier.finalize()
 

@@ -17,6 +17,7 @@ _OF_THE_DENSE: frozenset[Any] = frozenset(
         _TENSOR.grad.__get__,
         _TENSOR.grad.__set__,
         _TENSOR.grad.__delete__,
+        _TENSOR.requires_grad.__get__,
         _TENSOR.requires_grad.__set__,
         _TENSOR.data.__set__,
         _TENSOR.register_hook,
@@ -53,8 +54,9 @@ class MaskedRead(Tensor):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if func in _OF_THE_DENSE:
+            # What is assigned may have been read too, as in `weight.data = weight.data.contiguous()`.
             with _DISABLED():
-                return func(args[0]._dense, *args[1:], **kwargs)
+                return func(args[0]._dense, *map(_behind, args[1:]), **kwargs)
         if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
             return _change(func, args, kwargs)
         if kwargs.get("inplace"):

@@ -256,7 +256,9 @@ class Sparsifier:
             self._masked(site.name)[1].fault = self._fault_of(site.layout)
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not name.startswith("_") and getattr(getattr(type(self), name, None), "fset", None) is None:
+        is_settable = name.startswith("_") or getattr(getattr(type(self), name, None), "fset", None) is not None
+        # Classes derived from this one may have attributes of their own.
+        if type(self) is Sparsifier and not is_settable:
             settable = ", ".join(key for key, each in vars(Sparsifier).items() if getattr(each, "fset", None))
             raise AttributeError(
                 f"a Sparsifier has no attribute {name!r} that can be set to {value!r}, as {settable} can; for another "
@@ -341,7 +343,7 @@ class Sparsifier:
             mask is not of this pattern. The model is left as it was.
         """
         self._check_attached()
-        if model is not None and model is not self._model:
+        if model is not None and not any(each is self._model for each in model.modules()):
             finalize(model)
             return
         for site in self._sites:
