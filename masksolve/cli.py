@@ -19,6 +19,7 @@ from masksolve._methods import extras_of_methods
 try:
     import click
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -326,14 +327,18 @@ def adaprune_model(
     weights in other formats, the report adaprune.json, and masksolve.json, by which `masksolve check` knows what was
     pruned. Ctrl-C ends it early: what is finished is written.
     """
-    from masksolve.torch import adaprune
-    from masksolve.torch._model_files import load_model, new_folder, read_batches, save_model
+    # Before torch is imported: that and the model take a while.
+    with Console(stderr=True).status(f"loading {escape(source)}"):
+        from masksolve.torch import adaprune
+        from masksolve.torch._model_files import load_model, new_folder, read_batches, save_model
 
     with new_folder(output) as folder:
-        loaded = load_model(source)
+        with Console(stderr=True).status(f"loading {escape(source)}"):
+            loaded = load_model(source)
+            batches = read_batches(calibration, loaded, samples=samples, length=length, size=batch)
         report = adaprune(
             loaded.model,
-            read_batches(calibration, loaded, samples=samples, length=length, size=batch),
+            batches,
             pattern,
             masks=masks,
             direction=direction,

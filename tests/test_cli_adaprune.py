@@ -83,6 +83,17 @@ def test_a_model_from_code_is_pruned_and_reported(run: Run, tmp_path: Path) -> N
     ]
 
 
+def test_a_terminal_sees_every_phase_from_the_loading_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "150")
+    code, _, err = run(*CODE, "--calibration", "x.npy", "--all-layers")
+    assert code == 0
+    phases = ["loading zoo_of_tests:make", "running the dense model", "learning what to keep", "repairing"]
+    places = [err.find(phase) for phase in phases]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
 def test_a_factory_may_import_what_lies_beside_it_when_it_is_called(run: Run, tmp_path: Path) -> None:
     before = list(sys.path)
     assert run(*CODE, "--calibration", "x.npy", "--model", "zoo_of_tests:lazy")[0] == 0
