@@ -79,7 +79,7 @@ def count(n: int, m: int, family: str, saturated: bool) -> Count:
     import masksolve as ms
     from benchmarks.families import random_matrix
     from masksolve._methods import _equilibrate
-    from masksolve._methods._vectors import VECTOR_BYTES
+    from masksolve._methods._machine_code import VECTOR_BYTES
 
     calls: Counter[tuple[int, str]] = Counter()
     kernels = {name: getattr(_equilibrate, name) for name in ("equilibrate_strict", "equilibrate_perturbed")}
@@ -110,7 +110,8 @@ def functions_of(n: int, m: int, itemsize: int) -> dict[str, Counter[str]]:
     """Executed instructions, by kind, of one call of each function that the solver compiles for float32 weights."""
     from llvmlite import binding
 
-    from masksolve._methods._vectors import target_machine, write_module
+    from masksolve._methods._machine_code import target_machine
+    from masksolve._methods._vectors import write_module
 
     assembly = target_machine().emit_assembly(binding.parse_assembly(write_module(n, m, itemsize, 4)))
     return {name: _instructions(body, m) for name, body in _BODY.findall(assembly)}
@@ -146,22 +147,23 @@ def _kinds_of(line: str) -> list[str]:
 
 def _interpreted(kernel: Any, calls: Counter[tuple[int, str]]) -> FunctionType:
     """The kernel, and those that it calls, as Python functions that note the calls of machine code."""
-    from numba.core.registry import CPUDispatcher
+    from numba.extending import is_jitted
 
-    from masksolve._methods._vectors import _CODE, _LAYOUT, Code, Layout
+    from masksolve._methods._layout import Code, Layout
 
     names: dict[int, str] = {}
 
     def unpack(program: Any) -> tuple[Code, Code, Layout, int, int]:
         numbers = [int(number) for number in program]
-        code, clamped = Code(*numbers[:_CODE]), Code(*numbers[_CODE : 2 * _CODE])
+        functions, fields = len(Code._fields), len(Layout._fields)
+        code, clamped = Code(*numbers[:functions]), Code(*numbers[functions : 2 * functions])
         for kind, prefix in ((clamped, "clamped_"), (code, "")):
             names.update({address: prefix + name for name, address in kind._asdict().items()})
-        return code, clamped, Layout(*numbers[2 * _CODE : 2 * _CODE + _LAYOUT]), *numbers[-2:]
+        return code, clamped, Layout(*numbers[2 * functions :][:fields]), *numbers[-2:]
 
-    def call(address: int, work: Any, a: int, b: int, c: int, x: float) -> None:
-        calls[work.itemsize, names[address]] += 1
-        _FUNCTION(address)(work.ctypes.data, int(a), int(b), int(c), float(x))
+    def call(address: int, vectors: Any, a: int, b: int, c: int, x: float) -> None:
+        calls[vectors.numbers.itemsize, names[address]] += 1
+        _FUNCTION(address)(vectors.numbers.ctypes.data, int(a), int(b), int(c), float(x))
 
     instead = {"unpack": unpack, "call": call, "lowest_bit": lambda word: (int(word) & -int(word)).bit_length() - 1}
     scopes: dict[str, dict[str, Any]] = {}
@@ -172,7 +174,7 @@ def _interpreted(kernel: Any, calls: Counter[tuple[int, str]]) -> FunctionType:
         if name not in scopes:
             scopes[name] = {**module, **{key: value for key, value in instead.items() if key in module}}
             for key, value in scopes[name].items():
-                if isinstance(value, CPUDispatcher):
+                if is_jitted(value):
                     function = value.py_func
                     scopes[name][key] = FunctionType(function.__code__, scope_of(function.__globals__), key)
         return scopes[name]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,11 @@ import numpy as np
 import pytest
 from llvmlite import binding
 
-from masksolve._jit import stored
+from masksolve._methods import _machine_code
+from masksolve._methods._layout import layout, new_vectors
+from masksolve._methods._machine_code import VECTOR_BYTES, stored, target_machine
 from masksolve._methods._networks import selection_network
-from masksolve._methods._vectors import VECTOR_BYTES, layout, new_vectors, target_machine, write_module
+from masksolve._methods._vectors import write_module
 from tests import processes
 
 SOLVE_BOTH_DTYPES = """
@@ -87,6 +91,60 @@ def test_stored_code_is_used_again_only_if_it_is_whole_and_made_of_the_same(
     assert stored(eval("lambda: 0"), "vectors", b"a", lambda: b"not kept") == b"not kept"
 
 
+def test_machine_code_on_the_disk_is_bounded_and_what_was_used_last_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(_machine_code, "STORED_BYTES", 5000)
+
+    def get(number: int) -> bytes:
+        return stored(start, f"vectors-{number}", b"", lambda: bytes(900))
+
+    def kept() -> set[str]:
+        return {file.name.rsplit("-", 1)[0] for file in tmp_path.rglob("*.o")}
+
+    get(0)
+    (folder,) = {file.parent for file in tmp_path.rglob("*.o")}
+    (folder / "kernel-1.py311.1.nbc").write_bytes(bytes(9000))
+    (folder / "vectors-of-an-older-version.o").write_bytes(bytes(900))
+    # A process that was killed has left this.
+    (folder / "vectors-7-0.o.123").write_bytes(bytes(900))
+    for age, file in enumerate(folder.iterdir()):
+        os.utime(file, (1000 + age, 1000 + age))
+    for number in range(1, 9):
+        get(number)
+        get(0)
+    assert kept() == {f"vectors-{number}" for number in (0, 5, 6, 7, 8)}
+    assert not list(folder.glob("*.123"))
+    assert (folder / "kernel-1.py311.1.nbc").exists()
+
+
+def test_a_cache_that_vanishes_or_cannot_be_written_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def get(number: int) -> bytes:
+        def make() -> bytes:
+            # Another process removes everything while this one compiles.
+            for folder in tmp_path.iterdir():
+                shutil.rmtree(folder)
+            return bytes(number)
+
+        return stored(start, f"vectors-{number}", b"", make)
+
+    assert [get(1), get(2)] == [bytes(1), bytes(2)]
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError
+
+    for name in ("remove", "utime", "scandir", "replace"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(_machine_code, "STORED_BYTES", 0)
+    for number in (2, 3):
+        assert stored(start, f"vectors-{number}", b"", functools.partial(bytes, number)) == bytes(number)
+
+
 def test_a_kernel_is_compiled_anew_when_one_that_it_calls_has_changed(tmp_path: Path) -> None:
     script = """
 import sys
@@ -144,6 +202,51 @@ for m in range(2, 65):
 print("compiled")
 """
     assert processes.run(script, tmp_path) == "compiled\n"
+
+
+TARGET = """
+import re
+from llvmlite import binding
+from masksolve._methods._machine_code import VECTOR_BYTES, compiler_identity, target_cpu, target_machine
+from masksolve._methods._vectors import write_module
+assembly = target_machine().emit_assembly(binding.parse_assembly(write_module(4, 8, 4, 4)))
+registers = [name for name in ("xmm", "ymm", "zmm") if re.search(rf"%{name}\\d", assembly)]
+print(target_cpu().name, VECTOR_BYTES, registers[-1])
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPUs' names are those of x86-64")
+@pytest.mark.parametrize(
+    ("name", "features", "expected"),
+    [
+        ("generic", None, "generic 32 xmm"),
+        ("x86-64", "", "x86-64 32 xmm"),
+        ("x86-64-v3", "", "x86-64-v3 32 ymm"),
+        ("haswell", "", "haswell 32 ymm"),
+        ("haswell", "-avx", "haswell 32 xmm"),
+        ("x86-64", "+avx2", "x86-64 32 ymm"),
+        ("x86-64", "+avx512f,+avx512vl", "x86-64 64 zmm"),
+        ("x86-64-v4", "", "x86-64-v4 64 zmm"),
+        ("skylake-avx512", "-avx512f", "skylake-avx512 32 ymm"),
+    ],
+)
+def test_machine_code_is_for_the_cpu_that_numba_is_told(name: str, features: str | None, expected: str) -> None:
+    told = {"NUMBA_CPU_NAME": name} | ({} if features is None else {"NUMBA_CPU_FEATURES": features})
+    assert processes.run(TARGET, **told) == f"{expected}\n"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPUs' names are those of x86-64")
+def test_the_cache_keeps_code_for_several_cpus_apart(tmp_path: Path) -> None:
+    script = """
+import numpy as np
+from masksolve._methods._vectors import program
+program(1, 4, 4, 4)
+"""
+    files: list[set[str]] = []
+    for features in ("", "+avx", "", "+avx"):
+        processes.run(script, NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))
+        files.append({file.name for file in tmp_path.rglob("vectors-1-4-*.o")})
+    assert [len(each) for each in files] == [1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

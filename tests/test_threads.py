@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import masksolve as ms
-from masksolve._methods import _equilibrate, _vectors, exact
+from masksolve._methods import _equilibrate, _layout, exact
 from masksolve._methods._chunks import Piece, run_pieces
 from tests.tables import PATTERNS, Pair, name_of, weights_of
 
@@ -49,8 +50,8 @@ def test_nothing_is_read_of_what_an_earlier_call_of_the_thread_has_left(
     weights = weights_of(family, (10 * m, 12 * m))
 
     def all_solved_after(fill: int) -> list[bytes]:
-        def vectors_of(m: int, itemsize: int) -> _vectors.Vectors:
-            vectors = _vectors.new_vectors(m, itemsize)
+        def vectors_of(m: int, itemsize: int) -> _layout.Vectors:
+            vectors = _layout.new_vectors(m, itemsize)
             vectors.words[:] = fill
             return vectors
 
@@ -90,3 +91,25 @@ def test_an_interrupt_waits_for_the_few_tiles_in_work_only(what: str, m: int, mo
     # Each of the two threads solves and judges the tiles that it has taken: 2**16 weights, or a tile.
     assert sum(called) * m * m <= 4 * (1 << 16)
     assert sum(called) < 100
+
+
+def test_a_thread_that_has_met_every_m_keeps_half_a_mebibyte_at_most() -> None:
+    def meet_every_m() -> None:
+        for m in [*range(2, 65), *range(64, 1, -1)]:
+            for itemsize in (4, 8):
+                vectors = _equilibrate._vectors_of(m, itemsize)
+                assert vectors.words.nbytes == _layout.new_vectors(m, itemsize).words.nbytes
+                # The next call gets the same.
+                assert _equilibrate._vectors_of(m, itemsize) is vectors
+        kept.append(tracemalloc.get_traced_memory()[0] - before)
+
+    kept: list[int] = []
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        thread = threading.Thread(target=meet_every_m)
+        thread.start()
+        thread.join()
+    finally:
+        tracemalloc.stop()
+    assert kept[0] <= 1 << 19

@@ -36,10 +36,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksolve._methods import NotFiniteError
+from masksolve._methods._inner_loops import program
 from masksolve._methods._lanes import Tiles
+from masksolve._methods._layout import Vectors, is_large_enough, new_memory, vectors_in
 from masksolve._methods._perturbed import equilibrate_perturbed
 from masksolve._methods._strict import equilibrate_strict
-from masksolve._methods._vectors import Vectors, new_vectors, program
 from masksolve._tiles import LineSums
 
 
@@ -106,6 +107,7 @@ def equilibrate(
 
 class _Memory(threading.local):
     def __init__(self) -> None:
+        self.block = np.zeros(0, np.int8)
         self.vectors: dict[tuple[int, int], Vectors] = {}
 
 
@@ -114,10 +116,17 @@ _memory = _Memory()
 
 
 def _vectors_of(m: int, itemsize: int) -> Vectors:
-    """The vectors of the thread that asks, kept for its next call; nothing is read of what they hold."""
-    if (m, itemsize) not in _memory.vectors:
-        _memory.vectors[m, itemsize] = new_vectors(m, itemsize)
-    return _memory.vectors[m, itemsize]
+    """The vectors of the thread that asks, kept for its next call; nothing is read of what they hold.
+
+    All lie in one block of memory, that of the largest tiles so far.
+    """
+    vectors = _memory.vectors.get((m, itemsize))
+    if vectors is None:
+        if not is_large_enough(_memory.block, m, itemsize):
+            _memory.block = new_memory(m, itemsize)
+            _memory.vectors.clear()
+        vectors = _memory.vectors[m, itemsize] = vectors_in(_memory.block, m, itemsize)
+    return vectors
 
 
 @functools.lru_cache(maxsize=8)

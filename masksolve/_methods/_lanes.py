@@ -7,18 +7,8 @@ from numpy.typing import NDArray
 
 from masksolve._jit import inner_kernel
 from masksolve._methods._fill import fill_with_zeros
-from masksolve._methods._vectors import (
-    LARGEST,
-    LEAST,
-    LOWEST,
-    OFFSETS,
-    SHORT,
-    STRICT,
-    WRONG,
-    ZEROS,
-    Layout,
-    call,
-)
+from masksolve._methods._inner_loops import call
+from masksolve._methods._layout import LARGEST, LEAST, LOWEST, OFFSETS, SHORT, STRICT, WRONG, ZEROS, Layout
 
 # What is to become of a tile: it is to be equilibrated as "exactly n" or as "at most n", in the dtype of the weights or
 # in float64, perturbed; or it is to be solved by other means.
@@ -79,7 +69,7 @@ def load(code, task, vectors, tiles, start, first, in_group, warm):
         if warm:
             for j in range(task.m):
                 work[(at.v + j) * at.lanes + lane] = start[given, j]
-    call(code.load, work, task.grid[0], task.grid[3], 0, 0.0)
+    call(code.load, vectors, task.grid[0], task.grid[3], 0, 0.0)
     for k in range(at.u * at.lanes, (at.v if warm else at.best) * at.lanes):
         work[k] = 0
 
@@ -148,7 +138,7 @@ def store_proven(code, task, vectors, tiles, first, proven, clamp, least, roundi
 def _store(code, task, vectors, tile, lane, lowest):
     """Store the mask of a lane, and its column potentials less `lowest`."""
     at, grid = task.at, task.grid
-    call(code.store, vectors.numbers, grid[4] + _place(tile, grid[5], grid[6]), grid[7], lane, 0.0)
+    call(code.store, vectors, grid[4] + _place(tile, grid[5], grid[6]), grid[7], lane, 0.0)
     if len(task.potentials) > 0:
         where = _place(tile, grid[8], 1)
         for j in range(task.m):

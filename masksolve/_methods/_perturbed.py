@@ -1,6 +1,7 @@
 """Equilibration in float64, of tiles that tie: they are perturbed, until one optimum is left."""
 
 from masksolve._jit import inner_kernel, kernel
+from masksolve._methods._inner_loops import call
 from masksolve._methods._lanes import (
     FEW,
     SLOW,
@@ -18,7 +19,7 @@ from masksolve._methods._lanes import (
     strict_lanes,
     take,
 )
-from masksolve._methods._vectors import (
+from masksolve._methods._layout import (
     LARGEST,
     LESS_NONZERO,
     LESS_ZERO,
@@ -31,7 +32,6 @@ from masksolve._methods._vectors import (
     ZERO,
     ZEROS,
     Vectors,
-    call,
     unpack,
 )
 
@@ -69,7 +69,7 @@ def equilibrate_perturbed(
     Parameters
     ----------
     program
-        `_vectors.program` for float64.
+        `_inner_loops.program` for float64.
     rounds
         (first round that is checked, last round, rounds between checks).
     shares_address
@@ -101,25 +101,25 @@ def equilibrate_perturbed(
             load(code, task, vectors, some, some_start, first, in_group, True)
             if clamp:
                 clamp_potentials(task, vectors)
-            call(code.measure, numbers, 0, 0, 0, 0.0)
-            call(code.find_zeros, numbers, 0, 0, 0, 0.0)
+            call(code.measure, vectors, 0, 0, 0, 0.0)
+            call(code.find_zeros, vectors, 0, 0, 0, 0.0)
             _choose_perturbation(task, vectors, clamp)
             _add_perturbation(code, task, vectors, shares_address)
 
             for round_ in range(rounds[1] + 1):
                 if count_bits(waiting) <= (SLOW * at.lanes if in_haste else 0):
                     break
-                call(moves.move_rows, numbers, 0, 0, 0, relaxation if round_ > 0 else 1.0)
-                call(moves.move_columns, numbers, 0, 0, 0, relaxation)
+                call(moves.move_rows, vectors, 0, 0, 0, relaxation if round_ > 0 else 1.0)
+                call(moves.move_columns, vectors, 0, 0, 0, relaxation)
                 if round_ < rounds[0] or (round_ - rounds[0]) % rounds[2] != 0:
                     continue
-                call(moves.choose, numbers, 0, 0, 0, 0.0)
+                call(moves.choose, vectors, 0, 0, 0, 0.0)
                 candidates = strict_lanes(task, vectors, waiting)
                 if candidates == 0:
                     continue
-                call(moves.weigh, numbers, shares_address, 0, 0, 0.0)
+                call(moves.weigh, vectors, shares_address, 0, 0, 0.0)
                 if clamp and not at_most:
-                    call(code.fill, numbers, 0, 0, 0, 0.0)
+                    call(code.fill, vectors, 0, 0, 0, 0.0)
                 certain = _proven_unperturbed(task, vectors, candidates)
                 failed = store_proven(code, task, vectors, some, first, certain, clamp, THRESHOLD, _ROUNDING)
                 waiting &= ~certain
@@ -200,7 +200,7 @@ def _refine_perturbation(task, vectors, lanes):
 @inner_kernel
 def _add_perturbation(code, task, vectors, shares_address):
     at, work = task.at, vectors.numbers
-    call(code.perturb, work, shares_address, LESS_ZERO, LESS_NONZERO, 0.0)
+    call(code.perturb, vectors, shares_address, LESS_ZERO, LESS_NONZERO, 0.0)
     for lane in range(at.lanes):
         work[NONZERO * at.lanes + lane] += work[LESS_NONZERO * at.lanes + lane]
         work[ZERO * at.lanes + lane] += work[LESS_ZERO * at.lanes + lane]

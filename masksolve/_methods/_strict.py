@@ -1,6 +1,7 @@
 """Equilibration in the dtype of the weights, of tiles that have one optimum only."""
 
 from masksolve._jit import inner_kernel, kernel
+from masksolve._methods._inner_loops import call
 from masksolve._methods._lanes import (
     AS_AT_MOST,
     AS_EXACTLY,
@@ -22,7 +23,7 @@ from masksolve._methods._lanes import (
     store_proven,
     take,
 )
-from masksolve._methods._vectors import LARGEST, WORST, Vectors, call, unpack
+from masksolve._methods._layout import LARGEST, WORST, Vectors, unpack
 
 # Stages, and whether in haste. The first is that of all tiles; none goes back to an earlier one.
 _PASSES = ((AS_EXACTLY, True), (AS_EXACTLY, False), (AS_AT_MOST, True), (AS_AT_MOST, False))
@@ -56,7 +57,7 @@ def equilibrate_strict(
     Parameters
     ----------
     program
-        `_vectors.program` for numbers of the dtype of the weights.
+        `_inner_loops.program` for numbers of the dtype of the weights.
     grid
         (address of the weights; their strides, in elements, of a tile row, a tile column and a row in a tile;
         address of the masks; the same strides of theirs, in bytes; tiles in a tile row).
@@ -65,7 +66,7 @@ def equilibrate_strict(
     start
         (k, m): column potentials to start from; or empty.
     numbers, integers, words
-        `_vectors.new_vectors`.
+        `_layout.new_vectors`.
     rounds, relaxations
         (first round that is checked, last round, both where most tiles tie, first that is checked of tiles left), and
         how far potentials move, in units of the way to the middle: (in round 0, more each round, at most, under clamp).
@@ -100,12 +101,12 @@ def equilibrate_strict(
             load(code, task, vectors, some, some_start, first, in_group, warm)
             clamp, ties = stage == AS_AT_MOST, False
             if clamp and not at_most:
-                call(code.find_zeros, numbers, 0, 0, 0, 0.0)
+                call(code.find_zeros, vectors, 0, 0, 0, 0.0)
             if tied_groups >= _TIED_GROUPS and not clamp:
                 waiting = solve_constant(code, task, vectors, some, first, waiting)
                 if waiting == 0:
                     continue
-                call(code.find_zeros, numbers, 0, 0, 0, 0.0)
+                call(code.find_zeros, vectors, 0, 0, 0, 0.0)
                 clamp = 2 * _count_full_of_zeros(task, vectors) > at.lanes
                 # Rounds are wasted on tiles that tie.
                 ties = not clamp
@@ -138,7 +139,7 @@ def equilibrate_strict(
             waiting = solve_constant(code, task, vectors, some, first, waiting)
             late = in_haste and count_bits(waiting) <= SLOW * at.lanes
             if waiting != 0 and not late and not clamp:
-                call(code.find_zeros, numbers, 0, 0, 0, 0.0)
+                call(code.find_zeros, vectors, 0, 0, 0, 0.0)
             for lane in range(in_group):
                 if (failed >> lane) & 1:
                     following = AS_AT_MOST if at_most else TIES_EXACTLY
@@ -179,16 +180,15 @@ def _do_rounds(
 
     Return the lanes that still wait, as bits, and those whose masks turned out not to do.
     """
-    work = vectors.numbers
     fills = clamp and not task.at_most
     # Halfway leaves the rows their half of what "at most n" shares out.
     step = 0.5 if clamp else 1.0
     uncertain, stalled, failed = count_bits(waiting), 0, 0
     for round_ in range(last + 1):
         if round_ > 0 or not warm:
-            call(code.move_columns, work, 0, 0, 0, step)
+            call(code.move_columns, vectors, 0, 0, 0, step)
         if round_ >= first_check:
-            call(code.choose, work, 0, 0, 0, 0.0)
+            call(code.choose, vectors, 0, 0, 0, 0.0)
             certain = proven_lanes(task, vectors, waiting)
             before, uncertain = uncertain, count_bits(waiting & ~certain)
             stalled = stalled + 1 if uncertain == before else 0
@@ -197,7 +197,7 @@ def _do_rounds(
             # To fill takes longer than a round; most that are proven now will be so in the end.
             if is_last or not fills:
                 if fills:
-                    call(code.fill, work, 0, 0, 0, 0.0)
+                    call(code.fill, vectors, 0, 0, 0, 0.0)
                 failed |= store_proven(code, task, vectors, tiles, first, certain, clamp, WORST, 0.0)
                 waiting &= ~certain
             if is_last:
@@ -208,7 +208,7 @@ def _do_rounds(
             step = min(relaxations[2], relaxations[0] + relaxations[1] * round_)
         else:
             step = relaxations[2]
-        call(code.move_rows, work, 0, 0, 0, step if round_ > 0 else 1.0)
+        call(code.move_rows, vectors, 0, 0, 0, step if round_ > 0 else 1.0)
     return waiting, failed
 
 

@@ -4,9 +4,6 @@ What LLVM makes of scalar code that ought to be vectorised changes with its vers
 selection networks; and Numba has no vector type. So the vector code of a pattern is emitted here as LLVM IR and
 compiled by llvmlite, which Numba brings along. It is straight-line code over packed min and max, in loops over the
 lines of a tile, and takes a fraction of a second to compile.
-
-All vectors of a group of tiles live in one block of memory, `work`, as `Layout` says. Integers as wide as the
-numbers, and words of 64 bits for each lane (two vectors where numbers have 32 bits), lie there bit for bit.
 """
 
 from __future__ import annotations
@@ -14,185 +11,84 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import llvmlite
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
-from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
-from numba.np.unsafe import ndarray as _unsafe
 from numpy.typing import NDArray
 
-from masksolve._jit import inner_kernel, stored
-from masksolve._methods import _networks
-
-# On narrower machines the networks would spill their registers to memory.
-VECTOR_BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
+from masksolve._jit import PLAIN_VARIABLE, inner_kernel, internals
+from masksolve._methods import _layout, _networks
+from masksolve._methods._layout import (
+    ENTRIES,
+    LARGEST,
+    LEAST,
+    LOWEST,
+    MARGIN,
+    NONZERO,
+    OFFSETS,
+    QUANTUM,
+    SHORT,
+    SMALLEST,
+    STRICT,
+    THRESHOLD,
+    WORST,
+    WRONG,
+    ZERO,
+    ZEROS,
+    Code,
+    layout,
+    new_program,
+)
+from masksolve._methods._machine_code import VECTOR_BYTES, compiler_identity, stored, target_machine
 
 _BOOL = ir.IntType(1)
 _BYTE = ir.IntType(8)
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
-_ADDRESS = _BYTE.as_pointer()
 
 
-# The vectors of `work` that are the same for all tiles: one number or integer a lane.
-#
-# STRICT, LARGEST, LEAST: integers: not 0 where the choice is strictly best in every row and puts n in every column;
-#     the largest and the least bit pattern of an entry, which for floats that are not negative grow with the value,
-#     infinity and NaN last.
-# SHORT: integers: not 0 where a row that was to be filled holds fewer than n.
-# WORST, LOWEST: the least n-th best of all rows, and the least column potential.
-# ZEROS, QUANTUM, SMALLEST: how many entries are 0; the largest power of two that divides them all; the smallest other
-#     than 0.
-# NONZERO, ZERO, LESS_NONZERO, LESS_ZERO: how far entries that are not zero, or are, are perturbed, and what is to be
-#     added to that.
-# WRONG, MARGIN, THRESHOLD: of the choice, judged without the perturbation: by how much entries lie on the wrong side of
-#     the middle of their row, altogether; how far the others lie on the right side; the least middle.
-# OFFSETS: words, of up to two vectors: where the lane's tile is.
-STRICT, LARGEST, LEAST, SHORT, WORST, LOWEST, ZEROS, QUANTUM, SMALLEST = range(9)
-NONZERO, ZERO, LESS_NONZERO, LESS_ZERO, WRONG, MARGIN, THRESHOLD, OFFSETS = range(9, 17)
-# Then come the entries of a tile, row by row.
-_ENTRIES = OFFSETS + 2
+def _pointer_to(kind: ir.Type) -> ir.Type:
+    """A pointer without a type, the only ones from LLVM 17 on; llvmlite 0.44, with LLVM 15, reads typed ones."""
+    return ir.PointerType() if binding.llvm_version_info >= (17,) else kind.as_pointer()
 
 
-class Layout(NamedTuple):
-    """Which vector of `work` holds what, after those that are the same for all tiles, and the entries.
-
-    u, v
-        Potentials of the rows and of the columns.
-    best
-        Two a row: its n-th best reduced entry, and the middle between that and the (n+1)-th.
-    counts
-        Integers, one a column: how often it is chosen.
-    bits, zero_bits
-        Words: the choice of each row, and its zeros.
-    scratch
-        4 m words for whoever wants them.
-    size, lanes, words
-        Vectors in all; numbers, and words, in a vector.
-    """
-
-    u: int
-    v: int
-    best: int
-    counts: int
-    bits: int
-    zero_bits: int
-    scratch: int
-    size: int
-    lanes: int
-    words: int
-
-
-@cache
-def layout(m: int, itemsize: int) -> Layout:
-    """The layout for m x m tiles of numbers of 4 or 8 bytes."""
-    word = 8 // itemsize
-    starts = [_ENTRIES + m * m]
-    for size in (m, m, 2 * m, m, m * word, m * word, m):
-        starts.append(starts[-1] + size)
-    return Layout(*[*starts, VECTOR_BYTES // itemsize, VECTOR_BYTES // 8])
-
-
-class Code(NamedTuple):
-    """Addresses of the machine code for one pattern, for `call`; with what each takes as a, b, c and x.
-
-    load
-        a: address of the weights, b: elements from one row of a tile to the next. Fills the entries with abs(weights).
-    move_rows, move_columns
-        x: how far each potential moves towards the middle between the n-th and the (n+1)-th largest reduced entry
-        of its line, in units of the way.
-    choose
-        The n best entries of every row. Under clamp only those above 0, and columns may hold fewer than n; what
-        their potentials miss is WRONG.
-    fill
-        Adds zeros to the choice in rows and columns that hold fewer than n, as long as both have room.
-    find_zeros, measure
-        Fill ZEROS and the `zero_bits`; QUANTUM and SMALLEST.
-    perturb
-        Adds shares (a: their address) times b, a vector, to entries up to ZERO, and times c, a vector, to those
-        above.
-    weigh
-        a: the address of the shares. Fills MARGIN and THRESHOLD, and adds to WRONG.
-    store
-        a: address of a tile's mask, b: bytes from row to row, c: the lane. Writes the chosen bits as bytes, 0 or 1.
-    """
-
-    load: int
-    move_rows: int
-    move_columns: int
-    choose: int
-    fill: int
-    find_zeros: int
-    measure: int
-    perturb: int
-    weigh: int
-    store: int
-
-
-def _call(typingctx, address, work, a, b, c, x):
-    """Call one of the functions of `Code`."""
-    signature = types.void(types.int64, work, types.int64, types.int64, types.int64, types.float64)
-
-    def codegen(context, builder, signature, arguments):
-        memory = context.make_array(signature.args[1])(context, builder, value=arguments[1]).data
-        function = builder.inttoptr(arguments[0], _PROTOTYPE.as_pointer())
-        builder.call(function, [builder.bitcast(memory, _ADDRESS), *arguments[2:]])
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-call: Any = intrinsic(_call)
+_ADDRESS = _pointer_to(_BYTE)
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [_ADDRESS, _I64, _I64, _I64, ir.DoubleType()])
-_tuple_of: Any = _unsafe.to_fixed_tuple
-_CODE, _LAYOUT = len(Code._fields), len(Layout._fields)
+
+
+def _call_address(typingctx, address, memory, a, b, c, x):
+    def codegen(context, builder, signature, arguments):
+        # In llvmlite, only the type of a pointer says what function is called.
+        function = builder.inttoptr(arguments[0], _PROTOTYPE.as_pointer())
+        builder.call(function, [builder.inttoptr(arguments[1], _ADDRESS), *arguments[2:]])
+        return _I64(0)
+
+    return types.int64(*[types.int64] * 5, types.float64), codegen
+
+
+_call_address_: Any = intrinsic(_call_address)
+
+
+@inner_kernel
+def call(address, vectors, a, b, c, x):
+    """Call one of the functions of `Code`."""
+    _call_address_(address, vectors.numbers.ctypes.data, a, b, c, x)
 
 
 @cache
 def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
     """All that a kernel needs to know for a pattern, numbers and weights of so many bytes: for `unpack`."""
-    with global_compiler_lock:
+    with internals.global_compiler_lock:
         engine = _engine_of(n, m, itemsize, source_itemsize)
         addresses = [
             engine.get_function_address(_clamped(name) if clamp and name in _CLAMPED else name)
             for clamp in (False, True)
             for name in Code._fields
         ]
-    return np.array([*addresses, *layout(m, itemsize), n, m])
-
-
-@inner_kernel
-def unpack(program):
-    """The code without and with clamp, the layout, n and m of a `program`."""
-    code = Code(*_tuple_of(program[:_CODE], _CODE))
-    clamped = Code(*_tuple_of(program[_CODE : 2 * _CODE], _CODE))
-    at = Layout(*_tuple_of(program[2 * _CODE : 2 * _CODE + _LAYOUT], _LAYOUT))
-    return code, clamped, at, program[-2], program[-1]
-
-
-class Vectors(NamedTuple):
-    """The vectors of a group of tiles, as the numbers, the integers and the words that lie in them."""
-
-    numbers: NDArray[Any]
-    integers: NDArray[Any]
-    words: NDArray[np.int64]
-
-
-def new_vectors(m: int, itemsize: int) -> Vectors:
-    """Zeros for all vectors of a `Layout`.
-
-    Memory comes at multiples of 16 bytes. A vector of 64 that is not at a multiple of 64 lies in two lines of the
-    cache, and takes two accesses.
-    """
-    size = layout(m, itemsize).size * VECTOR_BYTES
-    memory = np.zeros(size + VECTOR_BYTES, np.int8)
-    first = -memory.ctypes.data % VECTOR_BYTES
-    work = memory[first : first + size]
-    return Vectors(work.view(f"f{itemsize}"), work.view(f"i{itemsize}"), work.view(np.int64))
+    return new_program(addresses, n, m, itemsize)
 
 
 @cache
@@ -201,33 +97,27 @@ def _engine_of(n: int, m: int, itemsize: int, source_itemsize: int) -> binding.E
     machine = target_machine()
 
     def compiled() -> bytes:
-        code: bytes = machine.emit_object(binding.parse_assembly(write_module(n, m, itemsize, source_itemsize)))
+        try:
+            module = binding.parse_assembly(write_module(n, m, itemsize, source_itemsize))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"LLVM {'.'.join(map(str, binding.llvm_version_info))} does not read the code for {n}:{m}; "
+                f"with the environment variable {PLAIN_VARIABLE}=1 none is needed"
+            ) from error
+        code: bytes = machine.emit_object(module)
         return code
 
     try:
-        sources = [Path(file).read_bytes() for file in (__file__, _networks.__file__)]
+        sources = [Path(file).read_bytes() for file in (__file__, _layout.__file__, _networks.__file__)]
     except OSError:  # imported from an archive, or without sources
         code = compiled()
     else:
-        made_of = [llvmlite.__version__, machine.triple, *_host(), str((n, m, itemsize, source_itemsize))]
-        key = b"".join([*sources, *map(str.encode, made_of)])
+        key = b"".join([*sources, compiler_identity(), str((n, m, itemsize, source_itemsize)).encode()])
         code = stored(_engine_of.__wrapped__, f"vectors-{n}-{m}-{itemsize}-{source_itemsize}", key, compiled)
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return engine
-
-
-def _host() -> tuple[str, str]:
-    return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
-
-
-def target_machine() -> binding.TargetMachine:
-    """The machine that this runs on, as LLVM knows it."""
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    cpu, features = _host()
-    return binding.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
 
 
 def write_module(n: int, m: int, itemsize: int, source_itemsize: int) -> str:
@@ -280,7 +170,7 @@ class _Writer:
         self.integers = ir.VectorType(ir.IntType(self.bits), self.lanes)
         self.words = ir.VectorType(_I64, self.lanes)
         self.zero = self.constant(0.0)
-        self.work = builder.bitcast(memory, self.vector.as_pointer())
+        self.work = builder.bitcast(memory, _pointer_to(self.vector))
 
     # Values and memory
 
@@ -303,10 +193,12 @@ class _Writer:
         return _I64(value) if isinstance(value, int) else value
 
     def place(self, vector: ir.Value | int, kind: ir.Type) -> ir.Value:
-        return self.builder.bitcast(self.builder.gep(self.work, [self.index(vector)]), kind.as_pointer())
+        place = self.builder.gep(self.work, [self.index(vector)], source_etype=self.vector)
+        return self.builder.bitcast(place, _pointer_to(kind))
 
     def load_vector(self, vector: ir.Value | int, kind: ir.Type | None = None) -> ir.Value:
-        return self.builder.load(self.place(vector, kind or self.vector), align=8)
+        kind = kind or self.vector
+        return self.builder.load(self.place(vector, kind), align=8, typ=kind)
 
     def store_vector(self, value: ir.Value, vector: ir.Value | int) -> None:
         self.builder.store(value, self.place(vector, value.type), align=8)
@@ -358,7 +250,7 @@ class _Writer:
 
     def entries(self, line: ir.Value, rows: bool) -> list[ir.Value]:
         """The vector numbers of a line's entries."""
-        first = self.times(line, self.m, _ENTRIES) if rows else self.times(line, 1, _ENTRIES)
+        first = self.times(line, self.m, ENTRIES) if rows else self.times(line, 1, ENTRIES)
         return [self.builder.add(first, _I64(k if rows else k * self.m)) for k in range(self.m)]
 
     def reduced(self, line: ir.Value, rows: bool) -> list[ir.Value]:
@@ -374,14 +266,17 @@ class _Writer:
     def load(self, source_itemsize: int) -> None:
         builder = self.builder
         source = _number(source_itemsize)
-        base = builder.inttoptr(self.a, source.as_pointer())
+        base = builder.inttoptr(self.a, _pointer_to(source))
         offsets = self.load_vector(OFFSETS, self.words)
-        tiles = [builder.gep(base, [builder.extract_element(offsets, _I32(lane))]) for lane in range(self.lanes)]
+        tiles = [
+            builder.gep(base, [builder.extract_element(offsets, _I32(lane))], source_etype=source)
+            for lane in range(self.lanes)
+        ]
         self.store_vector(self.integer(0), LARGEST)
         self.store_vector(self.integer((1 << (self.bits - 1)) - 1), LEAST)
 
         def load_row(row: ir.Value) -> None:
-            starts = [builder.gep(tile, [builder.mul(row, self.b)]) for tile in tiles]
+            starts = [builder.gep(tile, [builder.mul(row, self.b)], source_etype=source) for tile in tiles]
             top = self.load_vector(LARGEST, self.integers)
             bottom = self.load_vector(LEAST, self.integers)
             entries = iter(self.entries(row, rows=True))
@@ -390,8 +285,8 @@ class _Writer:
                 piece = ir.VectorType(source, width)
                 pieces = []
                 for start in starts:
-                    place = builder.bitcast(builder.gep(start, [_I64(k)]), piece.as_pointer())
-                    part = builder.load(place, align=source_itemsize)
+                    place = builder.bitcast(builder.gep(start, [_I64(k)], source_etype=source), _pointer_to(piece))
+                    part = builder.load(place, align=source_itemsize, typ=piece)
                     widens = source_itemsize * 8 < self.bits
                     pieces.append(builder.fpext(part, ir.VectorType(self.number, width)) if widens else part)
                 k += width
@@ -542,9 +437,10 @@ class _Writer:
 
     def shares_of(self, row: ir.Value) -> list[ir.Value]:
         """The shares of a row's entries, numbers of this type at address a, each in all lanes."""
-        base = self.builder.inttoptr(self.a, self.number.as_pointer())
-        places = [self.builder.gep(base, [self.times(row, self.m, k)]) for k in range(self.m)]
-        return [self.splat(self.builder.load(place)) for place in places]
+        number = self.number
+        base = self.builder.inttoptr(self.a, _pointer_to(number))
+        places = [self.builder.gep(base, [self.times(row, self.m, k)], source_etype=number) for k in range(self.m)]
+        return [self.splat(self.builder.load(place, typ=number)) for place in places]
 
     def perturb(self) -> None:
         builder = self.builder
@@ -594,14 +490,13 @@ class _Writer:
 
         def store_row(row: ir.Value) -> None:
             words = self.place(self.times(row, self.word, self.at.bits), _I64)
-            word = builder.load(builder.gep(words, [self.c]))
+            word = builder.load(builder.gep(words, [self.c], source_etype=_I64), typ=_I64)
             chosen = word if width == 64 else builder.trunc(word, ir.IntType(width))
             bits = builder.bitcast(chosen, ir.VectorType(_BOOL, width))
             ones = builder.zext(bits, ir.VectorType(_BYTE, width))
             start = builder.add(self.a, builder.mul(row, self.b))
-            builder.store(
-                builder.shuffle_vector(ones, ones, first), builder.inttoptr(start, spread.as_pointer()), align=1
-            )
+            place = builder.inttoptr(start, _pointer_to(spread))
+            builder.store(builder.shuffle_vector(ones, ones, first), place, align=1)
 
         self.for_each_line(store_row)
 

@@ -1,0 +1,122 @@
+"""Machine code: the CPU that it is made for, and where it is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from typing import Any, NamedTuple
+
+import llvmlite
+import numba
+from llvmlite import binding
+
+from masksolve._jit import internals
+
+# What all machine code in a folder takes together: that of a hundred patterns or so.
+STORED_BYTES = 16 << 20
+
+_CHECKSUM = hashlib.sha256().digest_size
+_IS_CODE = re.compile(r"\.o(\.\d+)?$")
+
+
+class Cpu(NamedTuple):
+    """A CPU as LLVM knows it: its name, and what it has beyond or lacks, as in "+avx2,-avx512f"."""
+
+    name: str
+    features: str
+
+
+@cache
+def target_cpu() -> Cpu:
+    """The CPU that this runs on, unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say otherwise, as they do to Numba."""
+    config: Any = numba.config
+    name, features = config.CPU_NAME, config.CPU_FEATURES
+    return Cpu(
+        binding.get_host_cpu_name() if name is None else name, _host_features() if features is None else features
+    )
+
+
+def _host_features() -> str:
+    try:
+        features: str = binding.get_host_cpu_features().flatten()
+    except RuntimeError:  # LLVM knows them of some architectures only
+        return ""
+    return features
+
+
+def target_machine() -> binding.TargetMachine:
+    """What compiles for the target CPU; a new one each time, for an execution engine takes it over."""
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    cpu, features = target_cpu()
+    return binding.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
+
+
+def _vector_bytes() -> int:
+    config: Any = numba.config
+    if config.CPU_NAME is None and config.CPU_FEATURES is None:
+        has_avx512 = "+avx512f" in target_cpu().features.split(",")
+    else:
+        # Only LLVM knows what the name of a CPU stands for, and what a feature brings along.
+        sum_of_two = "define <16 x float> @f(<16 x float> %a, <16 x float> %b) {{\n{}\nret <16 x float> %c\n}}"
+        module = binding.parse_assembly(sum_of_two.format("%c = fadd <16 x float> %a, %b"))
+        has_avx512 = "zmm" in target_machine().emit_assembly(module)
+    # On narrower machines the networks would spill their registers to memory.
+    return 64 if has_avx512 else 32
+
+
+VECTOR_BYTES = _vector_bytes()
+
+
+def compiler_identity() -> bytes:
+    """What machine code depends on beyond its source: the versions of the compiler, and the target CPU."""
+    return repr((llvmlite.__version__, binding.llvm_version_info, target_machine().triple, target_cpu())).encode()
+
+
+def stored(beside: Callable[..., Any], name: str, made_of: bytes, make: Callable[[], bytes]) -> bytes:
+    """Machine code that make() compiles, kept on disk where a kernel's would be while `made_of` is the same."""
+    folder = internals.cache_folder(beside)
+    if folder is None:
+        return make()
+    path = os.path.join(folder, f"{name}-{hashlib.sha256(made_of).hexdigest()[:16]}.o")
+    with suppress(OSError), open(path, "rb") as file:
+        checksum, code = file.read(_CHECKSUM), file.read()
+        if hashlib.sha256(code).digest() == checksum:
+            with suppress(OSError):
+                os.utime(path)  # the files used longest ago are removed first
+            return code
+    code = make()
+    with suppress(OSError):
+        os.makedirs(folder, exist_ok=True)
+        # Other processes that compile the same at the same moment put the same in its place.
+        part = f"{path}.{os.getpid()}"
+        with open(part, "wb") as new:
+            new.write(hashlib.sha256(code).digest() + code)
+        os.replace(part, path)
+        _remove_oldest(folder)
+    return code
+
+
+def _remove_oldest(folder: str) -> None:
+    """Remove the machine code that was used longest ago, whatever it is made of, until the rest takes STORED_BYTES."""
+    kept = 0
+    for _, size, path in sorted(_files_of_code(folder), reverse=True):
+        kept += size
+        if kept > STORED_BYTES:
+            # Another process may have removed it, or, on Windows, be reading it.
+            with suppress(OSError):
+                os.remove(path)
+
+
+def _files_of_code(folder: str) -> Iterator[tuple[float, int, str]]:
+    """When each file was used last, its size and its path; those that a process left half written are among them."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _IS_CODE.search(entry.name):
+                with suppress(OSError):
+                    status = entry.stat()
+                    yield status.st_mtime, status.st_size, entry.path
