@@ -328,8 +328,8 @@ def write_zeros(owner: nn.Module, attribute: str) -> None:
     """Write the zeros into a masked parameter."""
     weight, masked = cast(tuple[nn.Parameter, MaskedWeight], masked_parameter(owner, attribute))
     with torch.no_grad():
-        # Adding zero turns the -0.0 of a negative weight into 0.0.
-        weight.mul_(masked.mask).add_(0.0)
+        # Adding zero turns the -0.0 of a negative weight into 0.0; DTensor of PyTorch 2.6 refuses a float.
+        weight.mul_(masked.mask).add_(torch.zeros_like(weight))
 
 
 def detach(owner: nn.Module, attribute: str) -> None:
