@@ -174,10 +174,21 @@ def certify_tiles(
         if len(left[0]):
             importance, to_judge = importance_of(part[left])[np.newaxis], judged[left][np.newaxis]
             best, _, verdicts = exact.solve_importance(importance, line_sums, start[left][np.newaxis], to_judge)
-            found = add_up(np.ldexp(importance, -shift), to_judge, best)
-            for array, values in zip((total, kept, bound, optimal), (*found, verdicts), strict=True):
+            of_all, of_judged, of_best = add_up(np.ldexp(importance, -shift), to_judge, best)
+            # Sums of nearly equal masks are rounded each in its own way; none that is allowed keeps more than the best.
+            of_best = np.where(_fills(to_judge, line_sums), np.maximum(of_judged, of_best), of_best)
+            found = of_all, of_judged, of_best, verdicts
+            for array, values in zip((total, kept, bound, optimal), found, strict=True):
                 array[piece][left] = values[0]
 
     for_each_chunk(work, tiles.shape, threads)
     # The same sum, added up in another order, may differ in its last bits.
     return TileCertificates(total, kept, np.where(optimal, kept, bound), optimal)
+
+
+def _fills(masks: NDArray[np.bool_], line_sums: LineSums) -> NDArray[np.bool_]:
+    """Whether masks (..., r, c), with at most `kept` ones in a line, hold exactly that many where they have to."""
+    rows, columns = masks.sum(axis=-1), masks.sum(axis=-2)
+    full_rows = not line_sums.exact_rows or (rows == line_sums.kept).all(axis=-1)
+    full_columns = not line_sums.exact_columns or (columns == line_sums.kept).all(axis=-1)
+    return np.broadcast_to(np.logical_and(full_rows, full_columns), masks.shape[:-2])

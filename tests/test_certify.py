@@ -198,6 +198,15 @@ def test_a_short_mask_is_optimal_only_where_at_most_n_are_asked_for() -> None:
     assert found.gap == 0
 
 
+@READINGS
+def test_the_gap_of_a_mask_that_is_worse_by_less_than_sums_are_rounded_is_not_negative(saturated: bool) -> None:
+    rng = np.random.default_rng(3)
+    for weights in weights_of("near ties", (300, 5, 5)):
+        found = ms.certify(weights, saturated_mask(rng, 2, 5), 2, 5, saturated=saturated)
+        assert found.gap >= 0
+        assert found.kept <= found.upper_bound
+
+
 def test_a_short_mask_that_beats_every_saturated_one_has_a_negative_gap() -> None:
     weights = np.array([[0, 1, 1], [0, 1, 1], [0, 0, 0]])
     found = ms.certify(weights, weights, 2, 3)

@@ -9,11 +9,16 @@ One more column and one more row stand for "capacity left unused", where lines h
 its units to the one, a column may be served by the other, at no importance.
 
 Weights whose bits span more than 64-bit sums can hold are solved from their leading bits down (scaling, as Gabow and
-Tarjan do): solve for the leading bits, append the next ones to the *reduced* costs, and mend the flow. What makes
-that possible is that large reduced costs need not be told apart. Let x be optimal for weights cut after some bit,
-with reduced costs r in units of that bit. The bits cut off add less than one unit to an entry, so less than the
-number of its edges to a cycle. So no later optimum differs from x in an entry with |r| of at least the number of
-lines: such entries are decided, and only the others need more bits.
+Tarjan do): solve for the leading bits, append the next ones to the *reduced* costs, and mend the flow. That never
+overflows, because entries with large reduced costs are decided for good:
+
+Let x be optimal for weights cut after some bit, with reduced costs r in units of that bit, and x* optimal for the
+whole weights. Where they differ, entries form cycles in which x* gives up entries of x for others. Of each cycle,
+potentials cancel: for the cut weights it gains the sum of r over what is taken less that over what is given up, in
+which no term is positive. The bits cut off add less than one unit to each entry taken, and a cycle takes less than one
+entry per line. So a cycle through an entry with |r| of at least the number of lines loses: x* agrees with x in all such
+entries. Only the others, whose r are small, need more bits, and there is room to append them. The unused capacity
+counts as one more row and one more column here, and none of its weights has any bits.
 """
 
 from typing import NamedTuple
@@ -23,11 +28,14 @@ from numpy.typing import NDArray
 
 from masksolve._jit import kernel
 
-# No path costs as much, which takes less than so many bits.
+# A path costs less than 2**_BITS_OF_PATHS (`_solve` says why), and so does any entry that a path may use; the sum of
+# both is less than this.
 _UNREACHED = 1 << 59
 _BITS_OF_PATHS = 58
-# The reduced cost of entries that no path may use any more, and of those that do not exist: whatever potentials do to
-# it, it stays above that of any path.
+# The reduced cost of entries that no path may use any more, and of those that do not exist, with a sign. Between two
+# calls of `_append_bits` potentials move by less than 2**_BITS_OF_PATHS, so that it stays above _UNREACHED. Only rows
+# that hold nothing but decided entries (or nothing at all, where `kept` is 0) move further, by 1 or 2 times this: then
+# no path leaves them, and no sum exceeds 4 times this, which 64 bits hold.
 _DECIDED = 1 << 60
 # Units that the unused capacity exchanges with itself: more than a tile has.
 _PLENTY = 1 << 40
@@ -147,7 +155,12 @@ def _start_from(mask, kept, exact_rows, network):
 def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, network, search):
     rows, cols = mantissas.shape
     lowest, highest = _span(mantissas, exponents)
-    # A path costs less than 8 (cols + 8) times the largest weight.
+    # Let W = 2**bits, more than any weight. A shortest path comes to a column once, and potentials cancel along it: it
+    # costs at most cols times the largest difference in a row, and the difference of the potentials at its ends. At
+    # first that is at most W a row, and potentials start within 4 W: paths to the unused capacity cost up to
+    # (cols + 8) W, and those from it, after the potentials have moved, twice that. After bits are appended, differences
+    # are up to 2 W and potentials start from 0: 2 cols W, and twice that. Either way potentials have moved by less than
+    # 6 (cols + 8) W in the end, and reduced costs are less than 8 (cols + 8) W.
     bits = _BITS_OF_PATHS - _bit_length(8 * (cols + 8))
     decided_bits = _bit_length(rows + cols + 2)
     position = max(lowest, highest - bits)
@@ -160,6 +173,7 @@ def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, ne
         potentials[j] = np.ldexp(np.float64(potentials[j] - (network.lowered[j] - network.lowered[cols])), position)
 
     while position > lowest and not _is_decided(network.reduced):
+        # Reduced costs that are not decided have `decided_bits`, and as many more as leaves them below W.
         step = min(bits - decided_bits, position - lowest)
         position -= step
         _append_bits(mantissas, exponents, position, step, 1 << decided_bits, network)
@@ -206,6 +220,7 @@ def _begin(mantissas, exponents, position, bits, exact_rows, exact_columns, pote
     limit = 4.0 * 2.0**bits
     for j in range(cols):
         start = np.rint(np.ldexp(potentials[j], -position))
+        # NaN is below no limit either.
         potentials[j] = start if abs(start) < limit else 0.0
         if not exact_columns:
             potentials[j] = max(potentials[j], 0.0)
@@ -244,7 +259,10 @@ def _choose(kept, exact_columns, network):
 
 @kernel
 def _settle(i, network):
-    """Exchange units of row i until it holds its best entries, and move its potential accordingly."""
+    """Exchange units of row i until it holds its best entries, and move its potential accordingly.
+
+    Decided entries stay as they are: those held have the largest reduced costs, and the others the smallest.
+    """
     flow, reduced = network.flow, network.reduced
     rows, cols = flow.shape[0] - 1, flow.shape[1] - 1
     while True:
@@ -316,6 +334,7 @@ def _find_shortest(network, search):
                 if surplus[node] < 0:
                     return level
                 for i in range(rows + 1):
+                    # Of decided entries this is above _UNREACHED, so that they are never taken.
                     length = level + reduced[i, node]
                     if flow[i, node] > 0 and length < distance[columns + i]:
                         distance[columns + i] = length
@@ -437,6 +456,7 @@ def _append_bits(mantissas, exponents, position, step, decided, network):
                 reduced[i, j] <<= step
                 if i < rows and j < cols:
                     shift = exponents[i, j] - position
+                    # A shift to the left may lose leading bits, which are not asked for.
                     if shift < step:
                         reduced[i, j] += _shifted(mantissas[i, j], shift) & lowest_bits
     network.lowered[:] = 0
