@@ -305,12 +305,77 @@ def test_the_gradient_hooks_and_freezing_of_a_masked_weight_are_those_of_the_den
     assert not model[0].weight.detach().requires_grad
 
 
+def take_grad_of_detached(read: Tensor) -> Tensor:
+    return read.detach().requires_grad_()
+
+
+def take_grad_of_data(read: Tensor) -> Tensor:
+    values = read.data
+    values.requires_grad = True
+    return values
+
+
+@pytest.mark.parametrize("take", [take_grad_of_detached, take_grad_of_data])
+def test_detached_values_that_get_gradients_of_their_own_are_the_masked_ones(take: Callable[[Tensor], Tensor]) -> None:
+    model = mlp()
+    Sparsifier(model, "2:4")
+    values = take(model[0].weight)
+    output = nn.functional.linear(data(), values, model[0].bias)
+    assert torch.equal(output, model[0](data()))
+    output.sum().backward()
+    assert values.grad is not None
+    assert values.is_leaf
+    assert held(model[0])[0].grad is None
+
+
+def test_what_a_change_of_detached_values_returns_is_the_masked_values() -> None:
+    model = mlp()
+    Sparsifier(model, "2:4")
+    for changed in (model[0].weight.detach().mul_(2), model[0].weight.data.clamp_(-0.1, 0.1)):
+        assert int((changed != 0).sum()) == changed.numel() // 2
+    assert torch.equal(changed, model[0].weight)
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_parameter_made_of_a_masked_weight_is_a_plain_one_of_its_own(is_trained: bool) -> None:
+    model = mlp()
+    Sparsifier(model, "2:4")
+    dense = held(model[0])[0].detach().clone()
+    for read in (model[0].weight, model[0].weight.data, model[0].weight[:4]):
+        made = nn.Parameter(read, requires_grad=is_trained)
+        assert type(made) is nn.Parameter
+        assert made.requires_grad is is_trained
+        assert made.is_leaf
+        assert torch.equal(made, read)
+        assert not vars(made)
+        with torch.no_grad():
+            made.add_(1)
+    assert torch.equal(held(model[0])[0], dense)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_autograd_grad_of_the_attribute_is_that_of_the_parameter(gradient: Gradient) -> None:
+    model = mlp()
+    Sparsifier(model, "2:4", gradient=gradient)
+    loss = model(data()).sum()
+    wanted = torch.autograd.grad(loss, [held(model[0])[0], model[0].bias], retain_graph=True)
+    got = torch.autograd.grad(loss, [model[0].weight, model[0].bias], retain_graph=True)
+    (alone,) = torch.autograd.grad(loss, model[0].weight)
+    assert all(map(torch.equal, got, wanted))
+    assert torch.equal(alone, wanted[0])
+
+
 def test_results_are_plain_tensors_and_what_is_saved_needs_no_masksolve() -> None:
     model = mlp()
     Sparsifier(model, "2:4")
     read = model[0].weight
     for result in (read * 2, read.sum(), read @ data().t(), model(data()), read.clone(), copy.deepcopy(read)):
         assert type(result) is Tensor
+    rows = torch.zeros(4, *read.shape[1:])
+    rows[:2] = read[:2]
+    held(model[2])[0].detach()[2:4, : read.shape[1]] = read[2:4]
+    assert torch.equal(rows[:2], read[:2])
+    assert torch.equal(held(model[2])[0][2:4, : read.shape[1]], read[2:4])
     buffer = io.BytesIO()
     torch.save({"read": read, "detached": read.detach()}, buffer)
     assert b"masksolve" not in buffer.getvalue()

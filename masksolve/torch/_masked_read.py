@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Whatever runs under it treats subclasses as plain tensors.
 _DISABLED = torch._C.DisableTorchFunctionSubclass
@@ -53,7 +53,11 @@ class MaskedRead(Tensor):
         """Compute with the masked values, and change the dense ones."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if func in _OF_THE_DENSE:
+        if func is torch.autograd.grad:
+            outputs, inputs, *rest = args
+            with _DISABLED():
+                return func(outputs, [_leaf_behind(each) for each in inputs], *rest, **kwargs)
+        if func in _OF_THE_DENSE and _is_leaf(args[0]):
             # What is assigned may have been read too, as in `weight.data = weight.data.contiguous()`.
             with _DISABLED():
                 return func(args[0]._dense, *map(_behind, args[1:]), **kwargs)
@@ -77,6 +81,16 @@ class MaskedRead(Tensor):
                 return MaskedRead.of(result, args[0]._dense.detach(), args[0]._mask)
             return _viewed(func, args, kwargs, result)
 
+    @property
+    def _is_param(self) -> bool:
+        return False
+
+    @_is_param.setter
+    def _is_param(self, _: bool) -> None:
+        # How nn.Parameter(values) marks the detached values of a subclass: they become a Parameter of their own.
+        self.__class__ = nn.Parameter  # type: ignore[assignment]
+        self.__dict__.clear()
+
     def __deepcopy__(self, memo: Any) -> Tensor:
         return plain(self).detach().clone()
 
@@ -89,7 +103,14 @@ def _change(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     # nn.init passes its tensor by name.
     key = None if args else next(iter(kwargs))
     target = args[0] if key is None else kwargs[key]
+    if func is _TENSOR.requires_grad_ and not _is_leaf(target):
+        # Detached values that shall get gradients of their own are computed with: the masked ones.
+        with _DISABLED():
+            return func(*args, **kwargs)
     dense = _behind(target)
+    if func is _TENSOR.__setitem__ and _share_memory(dense, value := _behind(args[2])):
+        # `module.weight.data[0] += 1` assigns what it has changed.
+        args = (*args[:2], value)
     with _DISABLED():
         if key is None:
             func(dense, *args[1:], **kwargs)
@@ -97,9 +118,17 @@ def _change(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
             func(**{**kwargs, key: dense})
         for each in target if isinstance(target, list | tuple) else [target]:
             _renew(each)
-    # Not the values that were read: `module.weight *= 2` assigns what it gets to module.weight, which takes parameters
-    # only, and `module.weight.data += 1` to the dense data.
-    return dense
+    # `module.weight *= 2` assigns what it gets to module.weight, which takes parameters only; the rest is used.
+    return dense if _is_leaf(target) else target
+
+
+def _is_leaf(read: Any) -> bool:
+    """Whether values were read from a parameter itself, and are no view of it and not detached."""
+    return isinstance(read, MaskedRead) and isinstance(read._dense, nn.Parameter)
+
+
+def _leaf_behind(read: Any) -> Any:
+    return read._dense if _is_leaf(read) else read
 
 
 def _behind(target: Any) -> Any:
@@ -134,7 +163,11 @@ def _viewed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 def _is_view_of(read: MaskedRead, result: Any) -> bool:
     if not isinstance(result, Tensor) or not result._is_view() or isinstance(result, MaskedRead):
         return False
-    return result.untyped_storage().data_ptr() == read.untyped_storage().data_ptr()
+    return _share_memory(result, read)
+
+
+def _share_memory(tensor: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def plain(read: Tensor) -> Tensor:
