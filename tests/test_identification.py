@@ -325,6 +325,17 @@ def test_stacked_experts_are_named_by_the_config_and_pruned_when_the_user_says_s
         assert ms.is_valid_mask(experts != 0, 4, 8)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_config_of_a_model_with_weight_norm_tells_its_other_weights(tmp_path: Path) -> None:
+    source = save("Wav2Vec2", tmp_path / "in")
+    report = prune_checkpoint(source, tmp_path / "out", PATTERN)
+    assert report.identified_by == "the model of config.json (Wav2Vec2ForCTC)"
+    assert "wav2vec2.feature_extractor.conv_layers.1.conv.weight" in {tensor.name for tensor in report.tensors}
+    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
+    name = "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original1"
+    assert reasons[name] == "what a parametrization computes a weight from; --include it to prune it"
+
+
 def test_check_reads_which_tensors_were_pruned_from_what_the_prune_left(tmp_path: Path) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     source.mkdir()

@@ -51,6 +51,19 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "max_target_positions": 24,
         },
     ),
+    "Wav2Vec2": (
+        "Wav2Vec2ForCTC",
+        "Wav2Vec2Config",
+        {
+            **_SIZES,
+            "num_attention_heads": 2,
+            "conv_dim": (8, 8),
+            "conv_stride": (2, 2),
+            "conv_kernel": (3, 3),
+            "num_conv_pos_embeddings": 4,
+            "num_conv_pos_embedding_groups": 2,
+        },
+    ),
 }
 
 

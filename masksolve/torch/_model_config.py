@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from masksolve._kinds import Kind
+from masksolve._kinds import Axes, Kind
 from masksolve.torch._layers import kinds_of
 
 Shape = Sequence[int]
@@ -37,8 +37,10 @@ def kinds_by_config(folder: Path, tensors: Mapping[str, Shape]) -> tuple[str, di
         found = {}
         for name, shape in tensors.items():
             own = name_in_model(name)
-            if own in parameters:
+            if own in parameters and own in kinds:
                 found[name] = _kind_of(shape, kinds[own], parameters[own].shape)
+            elif own in parameters:
+                found[name] = Kind(_axes_of(shape), "what a parametrization computes a weight from")
             elif own in buffers:
                 found[name] = Kind("matrix", "a buffer, not a weight")
     return type(model).__name__, found
@@ -97,7 +99,12 @@ def _kind_of(shape: Shape, kind: Kind, own: Shape) -> Kind:
     if kind.axes == "stack" and len(shape) == 2:
         # Of one expert, which the model stacks with the others.
         return Kind("matrix")
-    return Kind("matrix" if len(shape) == 2 else "convolution" if len(shape) > 3 else None, kind.dense)
+    return Kind(_axes_of(shape), kind.dense)
+
+
+def _axes_of(shape: Shape) -> Axes | None:
+    """How the axes are read of a tensor of which nothing but its shape tells that."""
+    return "matrix" if len(shape) < 3 else "convolution" if len(shape) > 3 else None
 
 
 @contextmanager
