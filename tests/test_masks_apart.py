@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import masksolve as ms
 from masksolve import Pattern
@@ -127,6 +129,19 @@ def test_masks_that_break_the_pattern_are_named(tmp_path: Path) -> None:
     content[-1] = 255
     (tmp_path / "masks").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"masks of tensor 'w' are not 3:8: mask\[15, 8:16\] keeps 8"):
+        apply_masks(tmp_path / "in", tmp_path / "masks", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("name", "value"), [("shape", [16, 16.0]), ("shape", 16), ("stack", "no"), ("stack", None)])
+def test_masks_whose_metadata_is_spoilt_are_refused(name: str, value: Any, tmp_path: Path) -> None:
+    write_shard(tmp_path / "in", {"w": np.ones((16, 16), np.float32)})
+    prune_checkpoint(tmp_path / "in", None, PATTERN, masks=tmp_path / "masks")
+    with safe_open(tmp_path / "masks", framework="numpy") as file:
+        metadata, masks = file.metadata(), {"w": file.get_tensor("w")}
+    weights = json.loads(metadata["weights"])
+    weights["w"][name] = value
+    save_file(masks, tmp_path / "masks", {**metadata, "weights": json.dumps(weights)})
+    with pytest.raises(CheckpointError, match=r"masks holds masks, but says .*; write it again"):
         apply_masks(tmp_path / "in", tmp_path / "masks", tmp_path / "out")
 
 

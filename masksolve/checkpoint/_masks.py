@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,8 @@ def read_masks(path: Path) -> MaskFile:
     try:
         pattern = Pattern.parse(metadata["pattern"])
         weights = parse_json(metadata["weights"].encode(), path)
-        shapes = {tensor.name: tuple(weights[tensor.name]["shape"]) for tensor in header.tensors}
-        stacks = {tensor.name: weights[tensor.name]["stack"] for tensor in header.tensors}
+        shapes = {tensor.name: tuple(map(index, weights[tensor.name]["shape"])) for tensor in header.tensors}
+        stacks = {tensor.name: bool(index(weights[tensor.name]["stack"])) for tensor in header.tensors}
         hashes = {tensor.name: weights[tensor.name]["hash"] for tensor in header.tensors}
         flat = {name: flat_shape(shape, stacks[name]) for name, shape in shapes.items()}
         fits = all(
