@@ -204,6 +204,12 @@ def test_bad_usage_gets_one_line_and_writes_nothing(case: str, run: Run, tmp_pat
     }
 
 
+def test_an_output_that_is_a_broken_link_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    code, out, err = run(*CODE, "--calibration", "x.npy", "--output", "link")
+    assert (code, out, err) == (2, "", "masksolve: --output link exists; name another folder\n")
+
+
 def test_a_hugging_face_folder_without_transformers_names_the_extra(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,6 +348,15 @@ def test_a_folder_is_replaced_when_asked(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [source, target]
 
 
+@pytest.mark.parametrize("name", ["out", "masks"])
+def test_an_output_that_is_a_broken_link_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
+    source = write_sharded(tmp_path / "in")
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match=rf"/{name} is a broken link; remove it"):
+        prune_checkpoint(source, tmp_path / "out", Pattern(4, 8), masks=tmp_path / "masks", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in", name])
+
+
 @pytest.mark.parametrize("where", ["in/out", "."])
 def test_the_output_never_lies_in_the_input_nor_the_input_in_it(where: str, tmp_path: Path) -> None:
     source = write_sharded(tmp_path / "in")

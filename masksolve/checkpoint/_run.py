@@ -270,6 +270,9 @@ def _check_targets(request: Request) -> None:
         if target is None:
             continue
         is_folder = checkpoint.is_folder and target == request.output
+        if target.is_symlink() and not target.exists():
+            # No folder can be given its name.
+            raise FileExistsError(f"the output {target} is a broken link; remove it, or name another")
         if target.exists():
             if any(target.samefile(path) for path in inputs):
                 raise CheckpointError(f"the output {target} is the input, or a file of it; name another")

@@ -178,7 +178,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     ValueError
         If the name is taken, or where it is to be cannot be written.
     """
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise ValueError(f"--output {path} exists; name another folder")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(f"--output {path}: {path.parent} is no folder that can be written; create it first")
