@@ -130,3 +130,24 @@ def test_a_matrix_is_solved_and_certified_exactly_up_to_its_ragged_edges(
         mask[:m] = mask[:m][::-1]
         expected = oracle.is_optimal(weights, mask, n, m, saturated)
         assert ms.certify(weights, mask, n, m, **options).optimal == expected
+
+
+@pytest.mark.parametrize("length", range(2, 9))
+def test_leading_bits_decide_no_entry_that_the_bits_below_them_change(length: int) -> None:
+    """A large weight moves the place where bits are cut: a cycle loses above that place, and gains more below it."""
+    rng = np.random.default_rng(2)
+    best = np.roll(np.eye(length, dtype=bool), 1, axis=1)
+    for large in range(1, 60):
+        cut_bits = int(rng.integers(4, 8))
+        unit = 2.0 ** (cut_bits - 52)
+        weights = np.zeros((length + 1, length + 1))
+        weights[0, 0] = 2.0**large
+        tile = np.where(best, 1 + unit - 2.0**-52, np.where(np.eye(length), 1.0, 0.5))
+        # All cut bits are set in the best entries: together they gain nearly a unit each.
+        tile[0, 0] += (length - 1) * unit
+        weights[1:, 1:] = tile[:, rng.permutation(length)]
+        for start in (np.zeros(length + 1), rng.standard_normal(length + 1) * unit, any_start(rng, weights)):
+            found, *_ = solve_importance(
+                weights[np.newaxis, np.newaxis], LineSums(1, True, True), start[np.newaxis, np.newaxis]
+            )
+            assert oracle.is_optimal_tile(weights, found[0, 0], 1)
