@@ -172,7 +172,7 @@ def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, ne
     for j in range(cols):
         potentials[j] = np.ldexp(np.float64(potentials[j] - (network.lowered[j] - network.lowered[cols])), position)
 
-    while position > lowest and not _is_decided(network.reduced):
+    while position > lowest:
         # Reduced costs that are not decided have `decided_bits`, and as many more as leaves them below W.
         step = min(bits - decided_bits, position - lowest)
         position -= step
@@ -429,17 +429,6 @@ def _send_one(source, network, search):
         else:
             length -= 2
     return False
-
-
-@kernel
-def _is_decided(reduced):
-    """Whether all entries are, so that further bits of the weights change nothing."""
-    rows, cols = reduced.shape[0] - 1, reduced.shape[1] - 1
-    for i in range(rows + 1):
-        for j in range(cols + 1):
-            if abs(reduced[i, j]) < rows + cols + 2 and (i < rows or j < cols):
-                return False
-    return True
 
 
 @kernel
