@@ -30,10 +30,7 @@ class IeeeArithmetic:
         If the mode is another one and cannot be changed on this platform.
     """
 
-    __slots__ = ("_saved",)
-
-    def __init__(self) -> None:
-        self._saved: ctypes.Array[ctypes.c_char] | int | None = None
+    _saved: ctypes.Array[ctypes.c_char] | int | None = None
 
     def __enter__(self) -> None:
         if _is_ieee(_SMALLEST_NORMAL, _HALF_AN_ULP):

@@ -484,7 +484,7 @@ class _Writer:
     def store(self) -> None:
         builder = self.builder
         spread = ir.VectorType(_BYTE, self.m)
-        # LLVM 20 for AVX2 ends the process over bits that are not a multiple of eight; so a power of two is spread.
+        # Newer LLVM for AVX2 ends the process over bits that are not a multiple of eight; so a power of two is spread.
         width = 1 << (self.m - 1).bit_length()
         first = ir.Constant(ir.VectorType(_I32, self.m), list(range(self.m)))
 
