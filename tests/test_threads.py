@@ -81,12 +81,17 @@ def test_an_interrupt_waits_for_the_few_tiles_in_work_only(what: str, m: int, mo
 
     exact_solve_tiles = exact.solve_tiles
     monkeypatch.setattr(exact, "solve_tiles", solve_tiles)
+    # In a background job of a shell, SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     calls = {
         "solve": lambda: ms.solve_matrix(weights, 1, m, threads=2),
         "certify": lambda: ms.certify(weights, mask, 1, m),
     }
-    with pytest.raises(KeyboardInterrupt):
-        calls[what]()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            calls[what]()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert max(called) * m * m <= max(m * m, 1 << 13)
     # Each of the two threads solves and judges the tiles that it has taken: 2**16 weights, or a tile.
     assert sum(called) * m * m <= 4 * (1 << 16)
