@@ -151,3 +151,16 @@ def test_leading_bits_decide_no_entry_that_the_bits_below_them_change(length: in
                 weights[np.newaxis, np.newaxis], LineSums(1, True, True), start[np.newaxis, np.newaxis]
             )
             assert oracle.is_optimal_tile(weights, found[0, 0], 1)
+
+
+@pytest.mark.parametrize("m", [2, 5, 8])
+def test_no_bit_is_lost_wherever_the_bits_are_cut(m: int) -> None:
+    # The last bit of one weight decides, at every place that it can have below the largest weights.
+    for gap in range(160):
+        tile = np.full((m, m), 2.0**gap)
+        tile[:, 0] = 1.0
+        for best in range(m):
+            weights = tile.copy()
+            weights[best, 0] += 2.0**-52
+            masks, _, _ = solve_importance(weights[np.newaxis, np.newaxis], LineSums(1, True, True))
+            assert masks[0, 0, best, 0], (gap, best)
