@@ -53,8 +53,7 @@ def solve(
 ) -> None:
     """Fill masks (P, Q, r, c) with optimal masks of tiles (P, Q, r, c).
 
-    `potentials` (P, Q, c) is filled with column potentials; where `warm`, it holds
-    those to start from.
+    `potentials` (P, Q, c) is filled with column potentials; where `warm`, it holds those to start from.
     """
     rows, cols = tiles.shape[2:]
     if rows == 1 or cols == 1:
