@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import masksolve as ms
 from masksolve.torch import AdaPruneReport, Conversion, adaprune
+from masksolve.torch._calibration import Moments
 from masksolve.torch._pool import InputPool
 from masksolve.torch._repair import damped, least_squares
 
@@ -413,3 +414,39 @@ def test_least_squares_are_as_exact_as_float64_for_inputs_of_any_size_and_condit
         expected = weight[0, row][kept] + torch.linalg.solve(system[kept][:, kept], right)
         torch.testing.assert_close(found[0, row][kept], expected, rtol=1e-5 if damping < 1e-9 else 1e-9, atol=1e-9)
         assert not bool(found[0, row][~kept].any())
+
+
+@pytest.mark.parametrize("kind", ["linear", "grouped convolution"])
+def test_moments_of_wide_layers_are_those_of_their_inputs(kind: str) -> None:
+    """Wider than the strips that their products are found in."""
+    torch.manual_seed(0)
+    linear = kind == "linear"
+    layer = nn.Linear(450, 8) if linear else nn.Conv1d(900, 8, 1, groups=2)
+    x = torch.randn(2, 40, 450) + 1 if linear else torch.randn(2, 900, 40) + 1
+    moments = Moments.of(layer)
+    for sample in x:
+        moments.add(layer, sample)
+    rows = x.reshape(1, 80, 450) if linear else x.mT.reshape(80, 2, 450).transpose(0, 1)
+    rows = rows.double()
+    about_mean = rows - rows.mean(1, keepdim=True)
+    torch.testing.assert_close(moments.gram(), rows.mT @ rows, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(moments.centred(), about_mean.mT @ about_mean, rtol=1e-12, atol=1e-9)
+
+
+def test_any_number_of_threads_finds_the_same_and_torch_keeps_its_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 300, 96, generator=generator, dtype=torch.float64)
+    mask = torch.rand(2, 300, 96, generator=generator) < 0.5
+    x = torch.randn(2, 200, 96, generator=generator, dtype=torch.float64)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(least_squares(weight, mask, x.mT @ x, 1e-2))
+            assert torch.get_num_threads() == threads
+            with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                least_squares(weight, mask, -(x.mT @ x), 1e-2)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)

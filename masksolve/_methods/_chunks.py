@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from masksolve._methods import NotFiniteError
 _CHUNK_WEIGHTS = 1 << 16
 
 Piece = tuple[slice, slice]
+_Piece = TypeVar("_Piece")
 
 
 def importance_of(tiles: NDArray[Any]) -> NDArray[np.float64]:
@@ -61,7 +62,7 @@ def pieces_of(shape: tuple[int, ...], weights: int) -> list[Piece]:
     ]
 
 
-def run_pieces(work: Callable[[Piece], None], pieces: list[Piece], threads: int | None) -> None:
+def run_pieces(work: Callable[[_Piece], None], pieces: Sequence[_Piece], threads: int | None) -> None:
     """Call work(piece) for every piece, on several threads, this one among them; an error leaves the rest undone."""
     workers = min(threads or usable_cores(), len(pieces))
     remaining = deque(pieces)
@@ -92,7 +93,7 @@ def run_pieces(work: Callable[[Piece], None], pieces: list[Piece], threads: int 
             raise
 
 
-def _next_of(pieces: deque[Piece]) -> Piece | None:
+def _next_of(pieces: deque[_Piece]) -> _Piece | None:
     try:
         return pieces.popleft()
     except IndexError:  # another thread took the last

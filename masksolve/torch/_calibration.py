@@ -25,6 +25,8 @@ _TRIED = 2
 _AGAIN = 1e-2
 # Bytes of unfolded inputs, and of gathered normal equations, at a time.
 CHUNK = 64 << 20
+# Columns of a Gram matrix at a time.
+_STRIP = 192
 
 
 # Gets a module and the input of one of its calls.
@@ -57,7 +59,7 @@ class Moments:
     total : Tensor of float64, shape (groups, inputs)
         The sum of x - origin.
     products : Tensor of float64, shape (groups, inputs, inputs)
-        The sum of (x - origin) (x - origin)ᵀ.
+        The sum of (x - origin) (x - origin)ᵀ, on and below the diagonal; what is above it counts for nothing.
     """
 
     count: int
@@ -87,16 +89,22 @@ class Moments:
             self.count += rows.shape[1]
             moved = rows - self.origin.unsqueeze(1)
             self.total += moved.sum(1)
-            self.products.baddbmm_(moved.mT, moved)
+            # It is symmetric: strips from the diagonal down are little more than half of it.
+            for column in range(0, moved.shape[2], _STRIP):
+                strip = moved[..., column : column + _STRIP]
+                self.products[:, column:, column : column + _STRIP].baddbmm_(moved[..., column:].mT, strip)
 
     def gram(self) -> Tensor:
         """The Gram matrix X Xᵀ, the sum of x xᵀ."""
         half = (self.total + self.origin * (self.count / 2)).unsqueeze(2) * self.origin.unsqueeze(1)
-        return self.products + half + half.mT
+        return self._symmetric() + half + half.mT
 
     def centred(self) -> Tensor:
         """The Gram matrix about the mean."""
-        return self.products - self.total.unsqueeze(2) * self.total.unsqueeze(1) / max(self.count, 1)
+        return self._symmetric() - self.total.unsqueeze(2) * self.total.unsqueeze(1) / max(self.count, 1)
+
+    def _symmetric(self) -> Tensor:
+        return self.products.tril() + self.products.tril(-1).mT
 
     def mean(self) -> Tensor:
         """The mean input, of shape (groups, inputs)."""

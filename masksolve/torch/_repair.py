@@ -7,13 +7,15 @@ Matrices are (groups, outputs, inputs), float64; one group but for grouped convo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from masksolve._methods._chunks import run_pieces
 from masksolve.torch._calibration import CHUNK
 from masksolve.torch._pool import InputPool
 
@@ -80,18 +82,43 @@ def _solve_rows(system: Tensor, right: Tensor, mask: Tensor) -> Tensor:
     scale = system.diagonal().rsqrt()
     rough = (scale.unsqueeze(1) * system * scale).float()
     is_solved = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
-    few = max(1, (_CACHED if system.device.type == "cpu" else CHUNK) // (8 * width * width))
-    for rows in torch.arange(len(mask), device=mask.device).split(max(few, CHUNK // (8 * width * width))):
+    on_cpu = system.device.type == "cpu"
+    few = max(1, (_CACHED if on_cpu else CHUNK) // (8 * width * width))
+    pieces = torch.arange(len(mask), device=mask.device).split(max(few, CHUNK // (8 * width * width)))
+    solved: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def solve(rows: Tensor) -> None:
         parts = zip(kept[rows].split(few), filled[rows].split(few), strict=True)
-        factors, failed = zip(*(torch.linalg.cholesky_ex(_parts(rough, *part)) for part in parts), strict=True)
+        # Symmetric, and copied faster from the order of LAPACK.
+        factors, failed = zip(*(torch.linalg.cholesky_ex(_parts(rough, *part).mT) for part in parts), strict=True)
         solution, is_refined = _refined(system, factors, scale, wanted[rows], kept[rows], filled[rows])
+        solved.append((rows, solution, is_refined & (torch.cat(failed) == 0)))
+
+    with _one_thread_each() as threads:
+        run_pieces(solve, pieces, threads if on_cpu else 1)
+    # Here, as other threads may not write to what is made in inference mode.
+    for rows, solution, succeeded in solved:
         found[rows] = torch.zeros_like(right[rows]).scatter_(1, kept[rows], solution)
-        is_solved[rows] = is_refined & (torch.cat(failed) == 0)
+        is_solved[rows] = succeeded
     for rows in (~is_solved).nonzero().flatten().split(few):
         factor = torch.linalg.cholesky(_parts(system, kept[rows], filled[rows]))
         solution = torch.cholesky_solve(wanted[rows].unsqueeze(2), factor).squeeze(2)
         found[rows] = torch.zeros_like(right[rows]).scatter_(1, kept[rows], solution)
     return found
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[int]:
+    """Within it, torch uses one core in each thread of Python; yields how many cores it used before.
+
+    Two threads that factor a small matrix each take half the time of two that share the work on it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _parts(system: Tensor, columns: Tensor, fill: Tensor) -> Tensor:
