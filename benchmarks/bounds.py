@@ -78,18 +78,18 @@ def count(n: int, m: int, family: str, saturated: bool) -> Count:
     """Solve a matrix and count what a tile takes on average."""
     import masksolve as ms
     from benchmarks.families import random_matrix
-    from masksolve._methods import _equilibrate
-    from masksolve._methods._machine_code import VECTOR_BYTES
+    from masksolve._methods.exact import equilibrate
+    from masksolve._methods.exact.machine_code import VECTOR_BYTES
 
     calls: Counter[tuple[int, str]] = Counter()
-    kernels = {name: getattr(_equilibrate, name) for name in ("equilibrate_strict", "equilibrate_perturbed")}
+    kernels = {name: getattr(equilibrate, name) for name in ("equilibrate_strict", "equilibrate_perturbed")}
     for name, kernel in kernels.items():
-        setattr(_equilibrate, name, _interpreted(kernel, calls))
+        setattr(equilibrate, name, _interpreted(kernel, calls))
     try:
         ms.solve_matrix(random_matrix(family, _SIDE), n, m, saturated=saturated, threads=1)
     finally:
         for name, kernel in kernels.items():
-            setattr(_equilibrate, name, kernel)
+            setattr(equilibrate, name, kernel)
 
     tiles = (_SIDE // m) ** 2
     instructions: Counter[str] = Counter()
@@ -110,8 +110,8 @@ def functions_of(n: int, m: int, itemsize: int) -> dict[str, Counter[str]]:
     """Executed instructions, by kind, of one call of each function that the solver compiles for float32 weights."""
     from llvmlite import binding
 
-    from masksolve._methods._machine_code import target_machine
-    from masksolve._methods._vectors import write_module
+    from masksolve._methods.exact.codegen import write_module
+    from masksolve._methods.exact.machine_code import target_machine
 
     assembly = target_machine().emit_assembly(binding.parse_assembly(write_module(n, m, itemsize, 4)))
     return {name: _instructions(body, m) for name, body in _BODY.findall(assembly)}
@@ -149,7 +149,7 @@ def _interpreted(kernel: Any, calls: Counter[tuple[int, str]]) -> FunctionType:
     """The kernel, and those that it calls, as Python functions that note the calls of machine code."""
     from numba.extending import is_jitted
 
-    from masksolve._methods._layout import Code, Layout
+    from masksolve._methods.exact.layout import Code, Layout
 
     names: dict[int, str] = {}
 

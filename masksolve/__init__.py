@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from masksolve import conversion, diversity
-    from masksolve._api import solve_block, solve_blocks, solve_matrix
+    from masksolve import diversity, odds
     from masksolve._certificate import Certificate, certify
     from masksolve._check import check_mask, is_valid_mask
     from masksolve._errors import InvalidMaskError, MethodNotInstalledError
     from masksolve._methods import available_methods
     from masksolve._pattern import Pattern
-    from masksolve._sampling import random_mask
+    from masksolve._solve import solve_block, solve_blocks, solve_matrix
+    from masksolve.diversity._sample import random_mask
 
 __version__ = "0.1.0"
 
@@ -25,9 +25,9 @@ __all__ = [
     "available_methods",
     "certify",
     "check_mask",
-    "conversion",
     "diversity",
     "is_valid_mask",
+    "odds",
     "random_mask",
     "solve_block",
     "solve_blocks",
@@ -44,15 +44,15 @@ _HOMES = {
     "certify": "_certificate",
     "check_mask": "_check",
     "is_valid_mask": "_check",
-    "random_mask": "_sampling",
-    "solve_block": "_api",
-    "solve_blocks": "_api",
-    "solve_matrix": "_api",
+    "random_mask": "diversity._sample",
+    "solve_block": "_solve",
+    "solve_blocks": "_solve",
+    "solve_matrix": "_solve",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("conversion", "diversity"):
+    if name in ("conversion", "diversity", "odds"):
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -148,9 +148,9 @@ def certify_tiles(
         turned = LineSums(line_sums.kept, line_sums.exact_columns, line_sums.exact_rows)
         return certify_tiles(tiles.swapaxes(2, 3), masks.swapaxes(2, 3), turned, shift, threads=threads)
     # Numba is imported on first use, not with the package.
+    from masksolve._certificate_kernels import add_up, prove_tiles
     from masksolve._methods import exact
-    from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
-    from masksolve._weak_duality import add_up, prove_tiles
+    from masksolve._threads import Piece, for_each_chunk, importance_of
 
     total = np.empty(tiles.shape[:2])
     kept = np.empty(tiles.shape[:2])

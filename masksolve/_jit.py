@@ -1,10 +1,10 @@
 """How every kernel of the package is compiled and kept on disk.
 
 Kernels use parts of Numba that are not public (`_numba_internals`), and the default method emits machine code of its
-own (`_methods/_vectors`). With the environment variable MASKSOLVE_PLAIN_NUMBA=1 they use neither: everything is
-compiled by Numba's public API alone, in every process again, and the inner loops are plain Numba (`_methods/_plain`).
-Masks and potentials are the same, bit for bit. Where a version of Numba lacks what is relied on, or does not compile
-the machine code, that happens by itself, with a warning of the logger `masksolve`.
+own (`_methods/exact/codegen`). With the environment variable MASKSOLVE_PLAIN_NUMBA=1 they use neither: everything is
+compiled by Numba's public API alone, in every process again, and the inner loops are plain Numba
+(`_methods/exact/plain`). Masks and potentials are the same, bit for bit. Where a version of Numba lacks what is relied
+on, or does not compile the machine code, that happens by itself, with a warning of the logger `masksolve`.
 """
 
 from __future__ import annotations

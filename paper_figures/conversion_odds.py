@@ -13,7 +13,7 @@ from _figure import BLUE, DARK_ORANGE, GREY, PURPLE, arguments, encoder_matrices
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from masksolve.conversion import group_odds, share_of_groups, share_of_tiles, tile_odds
+from masksolve.odds import group_odds, share_of_groups, share_of_tiles, tile_odds
 
 PATTERNS = {(2, 4): BLUE, (4, 8): DARK_ORANGE, (8, 16): PURPLE}
 SPARSITIES = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 import masksolve as ms
+from masksolve import _threads
 from masksolve._floating_point import IeeeArithmetic
-from masksolve._methods import _chunks
 from tests import floating_point, oracle
 from tests.tables import APPROXIMATE_METHODS, EXACT_METHODS, FAMILIES, Method, Pair, name_of, weights_of
 
@@ -75,7 +75,7 @@ def test_worker_threads_in_another_mode_prove_as_well(dtype: type, monkeypatch: 
             floating_point.set_mode("both")
             started.append(True)
 
-    monkeypatch.setattr(_chunks, "ThreadPoolExecutor", Flushing)
+    monkeypatch.setattr(_threads, "ThreadPoolExecutor", Flushing)
     # More than one piece for each of the threads, and ragged edges.
     weights = subnormal(dtype, (900, 1001))
     with floating_point.mode("both"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from masksolve._methods._networks import selection_network
+from masksolve._networks import selection_network
 
 
 def run(n: int, values: NDArray[np.int8]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:

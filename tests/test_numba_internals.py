@@ -60,10 +60,10 @@ def remove(owner, name):
         delattr(owner, name)
 {REMOVALS[name]}
 logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s: %(message)s")
-import masksolve._methods._strict
+import masksolve._methods.exact.strict
 from masksolve import _jit
-from masksolve._methods import _inner_loops, _plain
-assert _jit.internals is None and _inner_loops.call is _plain.call
+from masksolve._methods.exact import inner_loops, plain
+assert _jit.internals is None and inner_loops.call is plain.call
 """
     printed = processes.run(script).splitlines()
     assert len(printed) == 1
@@ -82,11 +82,11 @@ def refuse_vector_code(text, *context):
     return parse(text, *context)
 binding.parse_assembly = refuse_vector_code
 logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s: %(message)s")
-import masksolve._methods._machine_code as machine_code
+import masksolve._methods.exact.machine_code as machine_code
 machine_code.stored = lambda beside, name, made_of, make: make()
-import masksolve._methods._strict
-from masksolve._methods import _inner_loops, _plain
-assert _inner_loops.call is _plain.call
+import masksolve._methods.exact.strict
+from masksolve._methods.exact import inner_loops, plain
+assert inner_loops.call is plain.call
 """
     printed = processes.run(script).splitlines()
     assert len(printed) == 1

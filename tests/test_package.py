@@ -19,7 +19,7 @@ def test_all_is_the_public_face() -> None:
     of_others = {"TYPE_CHECKING", "Any", "annotations", "import_module"}
     values = {name: getattr(ms, name) for name in dir(ms) if not name.startswith("_") and name not in of_others}
     public = {name for name, value in values.items() if not isinstance(value, types.ModuleType)}
-    assert public | {"conversion", "diversity"} == set(ms.__all__)
+    assert public | {"diversity", "odds"} == set(ms.__all__)
     assert list(ms.__all__) == sorted(ms.__all__)
 
 
@@ -47,6 +47,15 @@ def test_every_public_name_is_documented(name: str) -> None:
 def test_importing_the_package_loads_no_library() -> None:
     script = f"import sys, masksolve; print(*[name for name in {['numpy', *HEAVY.split()]} if name in sys.modules])"
     assert processes.run(script) == "\n"
+
+
+def test_the_former_name_of_odds_warns() -> None:
+    with pytest.warns(
+        DeprecationWarning, match=r"masksolve\.conversion\.group_odds is masksolve\.odds\.group_odds now"
+    ):
+        assert ms.conversion.group_odds is ms.odds.group_odds
+    with pytest.raises(AttributeError, match=r"'masksolve\.conversion' has no attribute 'weather'"):
+        _ = ms.conversion.weather
 
 
 def test_a_name_that_the_package_does_not_have_is_an_attribute_error() -> None:

@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 import masksolve as ms
-from masksolve._methods import _equilibrate, _layout, exact
-from masksolve._methods._chunks import Piece, run_pieces
+from masksolve._methods import exact
+from masksolve._methods.exact import equilibrate, layout
+from masksolve._threads import Piece, run_pieces
 from tests.tables import PATTERNS, Pair, name_of, weights_of
 
 PIECES: list[Piece] = [(slice(i, i + 1), slice(0, 1)) for i in range(1000)]
@@ -50,12 +51,12 @@ def test_nothing_is_read_of_what_an_earlier_call_of_the_thread_has_left(
     weights = weights_of(family, (10 * m, 12 * m))
 
     def all_solved_after(fill: int) -> list[bytes]:
-        def vectors_of(m: int, itemsize: int) -> _layout.Vectors:
-            vectors = _layout.new_vectors(m, itemsize)
+        def vectors_of(m: int, itemsize: int) -> layout.Vectors:
+            vectors = layout.new_vectors(m, itemsize)
             vectors.words[:] = fill
             return vectors
 
-        monkeypatch.setattr(_equilibrate, "_vectors_of", vectors_of)
+        monkeypatch.setattr(equilibrate, "_vectors_of", vectors_of)
         found = []
         for saturated in (True, False):
             solved = ms.solve_matrix(weights, n, m, saturated=saturated, return_potentials=True)
@@ -102,10 +103,10 @@ def test_a_thread_that_has_met_every_m_keeps_half_a_mebibyte_at_most() -> None:
     def meet_every_m() -> None:
         for m in [*range(2, 65), *range(64, 1, -1)]:
             for itemsize in (4, 8):
-                vectors = _equilibrate._vectors_of(m, itemsize)
-                assert vectors.words.nbytes == _layout.new_vectors(m, itemsize).words.nbytes
+                vectors = equilibrate._vectors_of(m, itemsize)
+                assert vectors.words.nbytes == layout.new_vectors(m, itemsize).words.nbytes
                 # The next call gets the same.
-                assert _equilibrate._vectors_of(m, itemsize) is vectors
+                assert equilibrate._vectors_of(m, itemsize) is vectors
         kept.append(tracemalloc.get_traced_memory()[0] - before)
 
     kept: list[int] = []

@@ -19,8 +19,9 @@ from benchmarks.environment import OUTPUT, describe
 from benchmarks.gpu import peers
 from benchmarks.gpu.timing import milliseconds
 from benchmarks.report import aligned, significant
-from masksolve.torch import _batched, _device
-from masksolve.torch._device import solve_on_device
+from masksolve.torch._solver import batched as batched_operations
+from masksolve.torch._solver import device
+from masksolve.torch._solver.device import solve_on_device
 
 _DEVICE = "cuda"
 PATTERNS = ((2, 4), (4, 8), (8, 16), (16, 32))
@@ -102,7 +103,7 @@ def _measure(pattern: ms.Pattern, dtype: torch.dtype, side: int, *, with_peers: 
         yield row("exact, warm", time, None)
     if side > PEER_SIDE or not with_peers:
         return
-    with mock.patch.object(_device, "_solver", return_value=_batched):
+    with mock.patch.object(device, "_solver", return_value=batched_operations):
         batched = solve_on_device(weights, pattern)
         time = milliseconds(lambda: solve_on_device(weights, pattern))
     yield row("exact, batched PyTorch", time, batched.masks, exact=True, repaired=batched.repaired)

@@ -20,10 +20,10 @@ from triton.runtime import driver
 
 import masksolve as ms
 from masksolve._tiles import Region, regions
-from masksolve.torch import _triton
-from masksolve.torch._device import _tiles
-from masksolve.torch._direct import halves, is_direct
-from masksolve.torch._stages import plan
+from masksolve.torch._solver import kernels as kernel
+from masksolve.torch._solver.device import _tiles
+from masksolve.torch._solver.direct_4x4 import halves, is_direct
+from masksolve.torch._solver.fixed_point import plan
 
 HOPPER = GPUTarget("cuda", 90, 32)
 
@@ -62,11 +62,11 @@ def compile_variants(
             launches: list[tuple[str, Callable[[], object]]] = []
             if is_direct(region.tile_shape, region.line_sums, tiles):
                 launches.append(
-                    ("directly", partial(_triton.solve_directly, tiles, mask_tiles, None, halves(pattern.n)))
+                    ("directly", partial(kernel.solve_directly, tiles, mask_tiles, None, halves(pattern.n)))
                 )
             for index, stage in enumerate(plan(*region.tile_shape, region.line_sums)):
                 which = torch.arange(count) if launches else None
-                solve = partial(_triton.solve_stage, tiles, mask_tiles, None, potentials, which, stage, index > 0)
+                solve = partial(kernel.solve_stage, tiles, mask_tiles, None, potentials, which, stage, index > 0)
                 launches.append((f"stage {index + 1}", solve))
             for what, launch in launches if every_stage else launches[:1]:
                 launch()
@@ -82,7 +82,7 @@ def _shape(region: Region) -> str:
 @contextmanager
 def _recorded_launches() -> Iterator[list[Any]]:
     """Launches compile for Hopper, and are recorded instead of run."""
-    if not isinstance(_triton._solve, triton.JITFunction):
+    if not isinstance(kernel._solve, triton.JITFunction):
         raise RuntimeError("TRITON_INTERPRET is set, so that nothing is compiled; unset it and start again")
     launched: list[Any] = []
     active = mock.Mock()

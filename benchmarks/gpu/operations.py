@@ -25,8 +25,8 @@ from benchmarks.gpu.offline import compile_variants
 from benchmarks.marks import write_between_marks
 from benchmarks.report import markdown, significant
 from masksolve._tiles import LineSums
-from masksolve.torch._batched import solve_stage
-from masksolve.torch._stages import plan
+from masksolve.torch._solver.batched import solve_stage
+from masksolve.torch._solver.fixed_point import plan
 
 # An H200 SXM by its data sheet, at its highest clock.
 _MULTIPROCESSORS, _SCHEDULERS, _HERTZ, _BYTES_PER_SECOND = 132, 4, 1.98e9, 4.8e12

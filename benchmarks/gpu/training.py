@@ -21,8 +21,8 @@ from benchmarks.environment import OUTPUT
 from benchmarks.gpu.timing import milliseconds
 from benchmarks.report import aligned, significant
 from masksolve.torch import Sparsifier, acceleration_reason
-from masksolve.torch._device import solve_on_device
-from masksolve.torch._semi_structured import pack, packed_linear
+from masksolve.torch._solver.device import solve_on_device
+from masksolve.torch._training.sparse_linear import pack, packed_linear
 
 _DEVICE = "cuda"
 _PATTERN = ms.Pattern(2, 4)

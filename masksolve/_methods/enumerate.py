@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masksolve._counting import count_masks, log10_states
-from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
+from masksolve._threads import Piece, for_each_chunk, importance_of
 from masksolve._tiles import LineSums
+from masksolve.diversity._count import count_masks, log10_states
 
 # The list of masks, a byte an entry, stays below 32 MiB. It is scored in slices of a MiB of float64.
 _MEMORY_LIMIT = 32 << 20

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 
-from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
+from masksolve._threads import Piece, for_each_chunk, importance_of
 from masksolve._tiles import LineSums
 
 

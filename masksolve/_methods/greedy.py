@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from masksolve._inputs import check_flag
 from masksolve._jit import kernel
-from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
+from masksolve._threads import Piece, for_each_chunk, importance_of
 from masksolve._tiles import LineSums
 
 

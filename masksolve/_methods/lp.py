@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from masksolve._errors import MethodNotInstalledError
 from masksolve._inputs import nearest
-from masksolve._methods._chunks import Piece, for_each_chunk, importance_of
+from masksolve._threads import Piece, for_each_chunk, importance_of
 from masksolve._tiles import LineSums
 
 _HIGHS_LARGEST = 2.0**20

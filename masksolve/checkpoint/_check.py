@@ -12,7 +12,7 @@ from masksolve._check import find_bad_group
 from masksolve._kinds import Kind
 from masksolve._pattern import Pattern
 from masksolve._tiles import convolution_matrices
-from masksolve.checkpoint._engine import executor_for, run_all
+from masksolve.checkpoint._executors import executor_for, run_all
 from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
 from masksolve.checkpoint._record import RECORD, read_record

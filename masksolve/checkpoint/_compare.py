@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from masksolve.checkpoint._engine import executor_for, run_all
+from masksolve.checkpoint._executors import executor_for, run_all
 from masksolve.checkpoint._file import WEIGHT_DTYPES, TensorInfo
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
 from masksolve.checkpoint._run import OnProgress

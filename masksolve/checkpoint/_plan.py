@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masksolve._pattern import Pattern
-from masksolve.checkpoint._engine import workers_for
+from masksolve.checkpoint._executors import workers_for
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
 from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import masksolve
-from masksolve.checkpoint._engine import executor_for, run_all
+from masksolve.checkpoint._executors import executor_for, run_all
 from masksolve.checkpoint._file import CheckpointError, TensorInfo, printable
 from masksolve.checkpoint._layout import Checkpoint
 from masksolve.checkpoint._masks import MaskFile, hashes_of, masks_header, place_masks, places_in

@@ -5,15 +5,15 @@ try:
 except ImportError as error:
     raise ImportError("masksolve.torch needs torch, which is not installed; pip install 'masksolve[torch]'") from error
 
-from masksolve.torch._adaprune import adaprune
-from masksolve.torch._adaprune_records import AdaPruneReport, Conversion, PrunedLayer
-from masksolve.torch._adaprune_tasks import patterns_from_zeros
-from masksolve.torch._bridge import transposable
+from masksolve.torch._adaprune.adaprune import adaprune
+from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer
+from masksolve.torch._adaprune.tasks import patterns_from_zeros
 from masksolve.torch._layers import ParameterReport
-from masksolve.torch._records import LayerRecord, RefreshRecord
-from masksolve.torch._removal import finalize
-from masksolve.torch._semi_structured import acceleration_reason
-from masksolve.torch._sparsifier import Sparsifier
+from masksolve.torch._training.finalize import finalize
+from masksolve.torch._training.records import LayerRecord, RefreshRecord
+from masksolve.torch._training.sparse_linear import acceleration_reason
+from masksolve.torch._training.sparsifier import Sparsifier
+from masksolve.torch._training.torch_prune import transposable
 
 __all__ = [
     "AdaPruneReport",

@@ -30,7 +30,7 @@ from masksolve._kinds import (
 )
 from masksolve._pattern import Pattern
 from masksolve._tiles import convolution_axes
-from masksolve.torch._masking import masked_parameter
+from masksolve.torch._training.masking import masked_parameter
 
 Ragged = Literal["allow", "skip"]
 

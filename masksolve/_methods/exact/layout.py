@@ -1,0 +1,197 @@
+"""The vectors of a group of tiles in memory, one tile in each lane, and the functions that work on them.
+
+All vectors of a group of tiles live in one block of memory, `work`, as `Layout` says. Integers as wide as the
+numbers, and words of 64 bits for each lane (two vectors where numbers have 32 bits), lie there bit for bit.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksolve._jit import inner_kernel
+from masksolve._methods.exact.machine_code import VECTOR_BYTES
+
+# The vectors of `work` that are the same for all tiles: one number or integer a lane.
+#
+# STRICT, LARGEST, LEAST: integers: not 0 where the choice is strictly best in every row and puts n in every column;
+#     the largest and the least bit pattern of an entry, which for floats that are not negative grow with the value,
+#     infinity and NaN last.
+# SHORT: integers: not 0 where a row that was to be filled holds fewer than n.
+# WORST, LOWEST: the least n-th best of all rows, and the least column potential.
+# ZEROS, QUANTUM, SMALLEST: how many entries are 0; the largest power of two that divides them all; the smallest other
+#     than 0.
+# NONZERO, ZERO, LESS_NONZERO, LESS_ZERO: how far entries that are not zero, or are, are perturbed, and what is to be
+#     added to that.
+# WRONG, MARGIN, THRESHOLD: of the choice, judged without the perturbation: by how much entries lie on the wrong side of
+#     the middle of their row, altogether; how far the others lie on the right side; the least middle.
+# OFFSETS: words, of up to two vectors: where the lane's tile is.
+STRICT, LARGEST, LEAST, SHORT, WORST, LOWEST, ZEROS, QUANTUM, SMALLEST = range(9)
+NONZERO, ZERO, LESS_NONZERO, LESS_ZERO, WRONG, MARGIN, THRESHOLD, OFFSETS = range(9, 17)
+# Then come the entries of a tile, row by row.
+ENTRIES = OFFSETS + 2
+
+
+class Layout(NamedTuple):
+    """Which vector of `work` holds what, after those that are the same for all tiles, and the entries.
+
+    u, v
+        Potentials of the rows and of the columns.
+    best
+        Two a row: its n-th best reduced entry, and the middle between that and the (n+1)-th.
+    counts
+        Integers, one a column: how often it is chosen.
+    bits, zero_bits
+        Words: the choice of each row, and its zeros.
+    scratch
+        4 m words for whoever wants them.
+    size, lanes, words
+        Vectors in all; numbers, and words, in a vector.
+    """
+
+    u: int
+    v: int
+    best: int
+    counts: int
+    bits: int
+    zero_bits: int
+    scratch: int
+    size: int
+    lanes: int
+    words: int
+
+
+@cache
+def layout(m: int, itemsize: int) -> Layout:
+    """The layout for m x m tiles of numbers of 4 or 8 bytes."""
+    word = 8 // itemsize
+    starts = [ENTRIES + m * m]
+    for size in (m, m, 2 * m, m, m * word, m * word, m):
+        starts.append(starts[-1] + size)
+    return Layout(*[*starts, VECTOR_BYTES // itemsize, VECTOR_BYTES // 8])
+
+
+class Code(NamedTuple):
+    """The functions for one pattern, by the addresses that `call` knows them by, and what each takes as a, b, c and x.
+
+    load
+        a: address of the weights, b: elements from one row of a tile to the next. Fills the entries with abs(weights).
+    move_rows, move_columns
+        x: how far each potential moves towards the middle between the n-th and the (n+1)-th largest reduced entry
+        of its line, in units of the way.
+    choose
+        The n best entries of every row. Under clamp only those above 0, and columns may hold fewer than n; what
+        their potentials miss is WRONG.
+    fill
+        Adds zeros to the choice in rows and columns that hold fewer than n, as long as both have room.
+    find_zeros, measure
+        Fill ZEROS and the `zero_bits`; QUANTUM and SMALLEST.
+    perturb
+        Adds shares (a: their address) times b, a vector, to entries up to ZERO, and times c, a vector, to those
+        above.
+    weigh
+        a: the address of the shares. Fills MARGIN and THRESHOLD, and adds to WRONG.
+    store
+        a: address of a tile's mask, b: bytes from row to row, c: the lane. Writes the chosen bits as bytes, 0 or 1.
+    """
+
+    load: int
+    move_rows: int
+    move_columns: int
+    choose: int
+    fill: int
+    find_zeros: int
+    measure: int
+    perturb: int
+    weigh: int
+    store: int
+
+
+def new_program(addresses: list[int], n: int, m: int, itemsize: int) -> NDArray[np.int64]:
+    """For `unpack`: the addresses of all functions of `Code` without and then with clamp, the layout, n and m."""
+    return np.array([*addresses, *layout(m, itemsize), n, m], np.int64)
+
+
+@inner_kernel
+def unpack(program):
+    """The code without and with clamp, the layout, n and m of a `new_program`."""
+    return _code_in(program, 0), _code_in(program, _CODE), layout_in(program, 2 * _CODE), program[-2], program[-1]
+
+
+_CODE = len(Code._fields)
+
+
+@inner_kernel
+def _code_in(program, start):
+    return Code(
+        program[start],
+        program[start + 1],
+        program[start + 2],
+        program[start + 3],
+        program[start + 4],
+        program[start + 5],
+        program[start + 6],
+        program[start + 7],
+        program[start + 8],
+        program[start + 9],
+    )
+
+
+@inner_kernel
+def layout_in(program, start):
+    """The layout that stands in a program from `start` on."""
+    return Layout(
+        program[start],
+        program[start + 1],
+        program[start + 2],
+        program[start + 3],
+        program[start + 4],
+        program[start + 5],
+        program[start + 6],
+        program[start + 7],
+        program[start + 8],
+        program[start + 9],
+    )
+
+
+class Vectors(NamedTuple):
+    """The vectors of a group of tiles, as the numbers, the integers and the words that lie in them."""
+
+    numbers: NDArray[Any]
+    integers: NDArray[Any]
+    words: NDArray[np.int64]
+
+
+def new_vectors(m: int, itemsize: int) -> Vectors:
+    """Zeros for all vectors of a `Layout`."""
+    return vectors_in(new_memory(m, itemsize), m, itemsize)
+
+
+def new_memory(m: int, itemsize: int) -> NDArray[np.int8]:
+    """Zeros for the memory of all vectors of a `Layout`.
+
+    Memory comes at multiples of 16 bytes. A vector of 64 that is not at a multiple of 64 lies in two lines of the
+    cache, and takes two accesses.
+    """
+    size = _size_of(m, itemsize)
+    memory = np.zeros(size + VECTOR_BYTES, np.int8)
+    first = -memory.ctypes.data % VECTOR_BYTES
+    return memory[first : first + size]
+
+
+def is_large_enough(memory: NDArray[np.int8], m: int, itemsize: int) -> bool:
+    """Whether memory holds all vectors of a `Layout`."""
+    return memory.nbytes >= _size_of(m, itemsize)
+
+
+def vectors_in(memory: NDArray[np.int8], m: int, itemsize: int) -> Vectors:
+    """The vectors of a `Layout` in memory that is large enough."""
+    work = memory[: _size_of(m, itemsize)]
+    return Vectors(work.view(f"f{itemsize}"), work.view(f"i{itemsize}"), work.view(np.int64))
+
+
+def _size_of(m: int, itemsize: int) -> int:
+    return layout(m, itemsize).size * VECTOR_BYTES

@@ -1,0 +1,352 @@
+"""The inner loops of equilibration in plain Numba: what `codegen` emits as machine code, lane for lane.
+
+Only Numba's public API is used. Every number is computed by the same operations in the same order, so masks and
+potentials are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from masksolve import _networks
+from masksolve._jit import inner_kernel
+from masksolve._methods.exact.layout import (
+    ENTRIES,
+    LARGEST,
+    LEAST,
+    LOWEST,
+    MARGIN,
+    NONZERO,
+    OFFSETS,
+    QUANTUM,
+    SHORT,
+    SMALLEST,
+    STRICT,
+    THRESHOLD,
+    WORST,
+    WRONG,
+    ZERO,
+    ZEROS,
+    Layout,
+    layout,
+    layout_in,
+    new_program,
+)
+
+_LOAD, _MOVE_ROWS, _MOVE_COLUMNS, _CHOOSE, _FILL, _FIND_ZEROS, _MEASURE, _PERTURB, _WEIGH, _STORE = range(10)
+
+# What the functions need to know of a pattern: the layout, n, m, the size of a weight, which values of the selection
+# network are its outputs, and its steps, three numbers each.
+_N = len(Layout._fields)
+_M, _SOURCE, _NTH, _FOLLOWING, _STEPS = range(_N + 1, _N + 6)
+
+
+@cache
+def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
+    """All that a kernel needs to know for a pattern, numbers and weights of so many bytes: for `unpack`."""
+    functions = _functions(n, m, itemsize, source_itemsize)
+    return new_program([function.ctypes.data for function in functions], n, m, itemsize)
+
+
+@cache  # without a limit, since machine code goes by the address
+def _functions(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
+    """For `call`, rows of: which function, whether under clamp, and where its pattern stands, with how many numbers."""
+    pattern = _pattern(n, m, itemsize, source_itemsize)
+    where = pattern.ctypes.data, len(pattern)
+    return np.array([(which, clamp, *where) for clamp in (False, True) for which in range(_STORE + 1)], np.int64)
+
+
+@cache
+def _pattern(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
+    network = _networks.selection_network(n, m)
+    steps = [number for step in network.steps for number in step]
+    return np.array([*layout(m, itemsize), n, m, source_itemsize, network.nth, network.following, *steps], np.int64)
+
+
+def _pointer(typingctx, address):
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.voidptr(types.int64), codegen
+
+
+_pointer_: Any = intrinsic(_pointer)
+
+
+@inner_kernel
+def call(function, vectors, a, b, c, x):
+    """Call one of the functions of `Code`."""
+    row = carray(_pointer_(function), (4,), np.int64)
+    pattern = carray(_pointer_(row[2]), (row[3],), np.int64)
+    # Or Numba compiles it for every constant that it is called with.
+    _run(row[0], row[1] != 0, pattern, vectors, np.int64(a), np.int64(b), np.int64(c), x)
+
+
+@inner_kernel
+def _run(which, clamp, pattern, vectors, a, b, c, x):
+    if which == _LOAD:
+        _load(pattern, vectors, a, b)
+    elif which in (_MOVE_ROWS, _MOVE_COLUMNS):
+        _move(pattern, vectors, clamp, which == _MOVE_ROWS, x)
+    elif which == _CHOOSE:
+        _choose(pattern, vectors, clamp)
+    elif which == _FILL:
+        _fill(pattern, vectors)
+    elif which == _FIND_ZEROS:
+        _find_zeros(pattern, vectors)
+    elif which == _MEASURE:
+        _measure(pattern, vectors)
+    elif which == _PERTURB:
+        _perturb(pattern, vectors, a, b, c)
+    elif which == _WEIGH:
+        _weigh(pattern, vectors, clamp, a)
+    else:
+        _store(pattern, vectors, a, b, c)
+
+
+@inner_kernel
+def _load(pattern, vectors, address, row_step):
+    m, size = pattern[_M], pattern[_SOURCE]
+    at, numbers, integers = layout_in(pattern, 0), vectors.numbers, vectors.integers
+    for lane in range(at.lanes):
+        first = address + vectors.words[OFFSETS * at.words + lane] * size
+        largest, least = 0, np.iinfo(np.int64).max
+        for i in range(m):
+            row = (ENTRIES + i * m) * at.lanes + lane
+            start = _pointer_(first + i * row_step * size)
+            for j in range(m):
+                if size == 4:
+                    numbers[row + j * at.lanes] = abs(carray(start, (m,), np.float32)[j])
+                else:
+                    numbers[row + j * at.lanes] = abs(carray(start, (m,), np.float64)[j])
+            for j in range(m):
+                bits = integers[row + j * at.lanes]
+                largest, least = max(largest, bits), min(least, bits)
+        integers[LARGEST * at.lanes + lane] = largest
+        integers[LEAST * at.lanes + lane] = least
+
+
+@inner_kernel
+def _pick(is_max, a, b):
+    """Max or min, as the instructions have it: b where neither is larger, or one is NaN."""
+    if is_max:
+        return a if a > b else b
+    return a if a < b else b
+
+
+@inner_kernel
+def _reduced(pattern, vectors, wires, line, rows):
+    """Fill wires (values, lanes) with a line's entries, less the potentials of the lines across, and what follows.
+
+    The selection network makes each of its values of two that stand before it.
+    """
+    m, lanes, work = pattern[_M], pattern[_N - 2], vectors.numbers
+    at = layout_in(pattern, 0)
+    for k in range(m):
+        entry = (ENTRIES + (line * m + k if rows else k * m + line)) * lanes
+        potential = ((at.v if rows else at.u) + k) * lanes
+        for lane in range(lanes):
+            wires[k, lane] = work[entry + lane] - work[potential + lane]
+    for k in range(m, len(wires)):
+        step = _STEPS + 3 * (k - m)
+        is_max, a, b = pattern[step] != 0, pattern[step + 1], pattern[step + 2]
+        for lane in range(lanes):
+            wires[k, lane] = _pick(is_max, wires[a, lane], wires[b, lane])
+
+
+@inner_kernel
+def _new_wires(pattern, vectors):
+    return np.empty((pattern[_M] + (len(pattern) - _STEPS) // 3, pattern[_N - 2]), vectors.numbers.dtype)
+
+
+@inner_kernel
+def _middle(vectors, clamp, nth, following):
+    number = vectors.numbers.dtype.type
+    if clamp:
+        nth, following = _pick(True, nth, number(0)), _pick(True, following, number(0))
+    return (nth + following) * number(0.5)
+
+
+@inner_kernel
+def _is_chosen(clamp, value, nth):
+    return value >= nth and (value > 0 or not clamp)
+
+
+@inner_kernel
+def _move(pattern, vectors, clamp, rows, x):
+    at, work = layout_in(pattern, 0), vectors.numbers
+    number = work.dtype.type
+    share = number(x)
+    wires = _new_wires(pattern, vectors)
+    for line in range(pattern[_M]):
+        _reduced(pattern, vectors, wires, line, rows)
+        potential = ((at.u if rows else at.v) + line) * at.lanes
+        for lane in range(at.lanes):
+            middle = _middle(vectors, clamp, wires[pattern[_NTH], lane], wires[pattern[_FOLLOWING], lane])
+            old = work[potential + lane]
+            new = old + share * (middle - old)
+            work[potential + lane] = _pick(True, new, number(0)) if clamp else new
+
+
+@inner_kernel
+def _choose(pattern, vectors, clamp):
+    n, m, at = pattern[_N], pattern[_M], layout_in(pattern, 0)
+    work, integers, words = vectors.numbers, vectors.integers, vectors.words
+    lanes, number = at.lanes, work.dtype.type
+    wires = _new_wires(pattern, vectors)
+    for lane in range(lanes):
+        integers[STRICT * lanes + lane] = -1
+        work[WORST * lanes + lane] = np.inf
+        for k in range(m):
+            integers[(at.counts + k) * lanes + lane] = 0
+    for row in range(m):
+        _reduced(pattern, vectors, wires, row, True)
+        best = (at.best + 2 * row) * lanes
+        for lane in range(lanes):
+            nth, following = wires[pattern[_NTH], lane], wires[pattern[_FOLLOWING], lane]
+            work[best + lane] = nth
+            work[best + lanes + lane] = _middle(vectors, clamp, nth, following)
+            # A row that takes fewer than n takes all that is above 0: there is nothing to tie with.
+            if not (nth > following or (clamp and nth <= 0)):
+                integers[STRICT * lanes + lane] = 0
+            bits = np.int64(0)
+            for k in range(m):
+                if _is_chosen(clamp, wires[k, lane], nth):
+                    integers[(at.counts + k) * lanes + lane] += 1
+                    bits |= np.int64(1) << k
+            words[at.bits * at.words + row * lanes + lane] = bits
+            work[WORST * lanes + lane] = _pick(False, work[WORST * lanes + lane], nth)
+    for lane in range(lanes):
+        lowest, wrong = number(np.inf), number(0)
+        for k in range(m):
+            potential = work[(at.v + k) * lanes + lane]
+            count = integers[(at.counts + k) * lanes + lane]
+            if not (count <= n and potential >= 0 if clamp else count == n):
+                integers[STRICT * lanes + lane] = 0
+            wrong += number(n - count) * potential
+            lowest = _pick(False, lowest, potential)
+        work[LOWEST * lanes + lane] = lowest
+        work[WRONG * lanes + lane] = wrong if clamp else number(0)
+
+
+@inner_kernel
+def _fill(pattern, vectors):
+    n, m, at = pattern[_N], pattern[_M], layout_in(pattern, 0)
+    integers, words = vectors.integers, vectors.words
+    for lane in range(at.lanes):
+        short = np.int64(0)
+        for row in range(m):
+            place = row * at.lanes + lane
+            bits = words[at.bits * at.words + place]
+            free = words[at.zero_bits * at.words + place] & ~bits
+            room = n
+            ones = bits
+            while ones != 0:
+                room -= 1
+                ones &= ones - 1
+            # Each row starts at another column, or the first columns would be full before the last rows come.
+            for k in range(m):
+                column = (row + k) % m
+                counts = (at.counts + column) * at.lanes + lane
+                bit = np.int64(1) << column
+                if free & bit != 0 and room > 0 and integers[counts] < n:
+                    bits |= bit
+                    room -= 1
+                    integers[counts] += 1
+            words[at.bits * at.words + place] = bits
+            short |= room
+        integers[SHORT * at.lanes + lane] = short
+
+
+@inner_kernel
+def _find_zeros(pattern, vectors):
+    m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
+    for lane in range(at.lanes):
+        count = 0
+        for i in range(m):
+            bits = np.int64(0)
+            for j in range(m):
+                if work[(ENTRIES + i * m + j) * at.lanes + lane] <= 0:
+                    count += 1
+                    bits |= np.int64(1) << j
+            vectors.words[at.zero_bits * at.words + i * at.lanes + lane] = bits
+        work[ZEROS * at.lanes + lane] = count
+
+
+@inner_kernel
+def _measure(pattern, vectors):
+    at, work, integers = layout_in(pattern, 0), vectors.numbers, vectors.integers
+    mantissa_bits = 23 if work.itemsize == 4 else 52
+    # Where a number's bits are read, and written, as an integer.
+    scratch = at.scratch * at.lanes
+    for lane in range(at.lanes):
+        quantum = smallest = work.dtype.type(np.inf)
+        for k in range(pattern[_M] ** 2):
+            place = (ENTRIES + k) * at.lanes + lane
+            entry, bits = work[place], integers[place]
+            if entry <= 0:
+                continue
+            # Without the lowest bit of its mantissa, a float has lost just the largest power of two that divides it.
+            integers[scratch] = bits & (bits - 1)
+            is_power = bits & ((1 << mantissa_bits) - 1) == 0
+            divisor = entry if is_power else entry - work[scratch]
+            quantum = _pick(False, quantum, divisor)
+            smallest = _pick(False, smallest, entry)
+        work[QUANTUM * at.lanes + lane] = quantum
+        work[SMALLEST * at.lanes + lane] = smallest
+
+
+@inner_kernel
+def _perturb(pattern, vectors, address, zero, nonzero):
+    m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
+    shares = carray(_pointer_(address), (m * m,), work.dtype)
+    for k in range(m * m):
+        for lane in range(at.lanes):
+            place = (ENTRIES + k) * at.lanes + lane
+            delta = work[(zero if work[place] <= work[ZERO * at.lanes + lane] else nonzero) * at.lanes + lane]
+            work[place] = work[place] + shares[k] * delta
+
+
+@inner_kernel
+def _weigh(pattern, vectors, clamp, address):
+    m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
+    lanes, number = at.lanes, work.dtype.type
+    shares = carray(_pointer_(address), (m * m,), work.dtype)
+    wires = _new_wires(pattern, vectors)
+    for lane in range(lanes):
+        work[MARGIN * lanes + lane] = work[THRESHOLD * lanes + lane] = np.inf
+    for row in range(m):
+        _reduced(pattern, vectors, wires, row, True)
+        best = (at.best + 2 * row) * lanes
+        for lane in range(lanes):
+            zero, nonzero = work[ZERO * lanes + lane], work[NONZERO * lanes + lane]
+            nth, threshold = work[best + lane], work[best + lanes + lane]
+            wrong, margin = work[WRONG * lanes + lane], work[MARGIN * lanes + lane]
+            for k in range(m):
+                is_zero = work[(ENTRIES + row * m + k) * lanes + lane] <= zero
+                perturbation = shares[row * m + k] * (zero if is_zero else nonzero)
+                right = (wires[k, lane] - threshold) - perturbation
+                if not _is_chosen(clamp, wires[k, lane], nth):
+                    right = number(0) - right
+                wrong = wrong - _pick(False, right, number(0))
+                if not is_zero:
+                    margin = _pick(False, margin, right)
+            work[WRONG * lanes + lane] = wrong
+            work[MARGIN * lanes + lane] = margin
+            work[THRESHOLD * lanes + lane] = _pick(False, work[THRESHOLD * lanes + lane], threshold)
+
+
+@inner_kernel
+def _store(pattern, vectors, address, row_step, lane):
+    m, at = pattern[_M], layout_in(pattern, 0)
+    for i in range(m):
+        bits = vectors.words[at.bits * at.words + i * at.lanes + lane]
+        row = carray(_pointer_(address + i * row_step), (m,), np.uint8)
+        for j in range(m):
+            row[j] = (bits >> j) & 1

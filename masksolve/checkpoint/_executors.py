@@ -1,0 +1,274 @@
+"""Who does the work: this process, processes on this machine, a Dask cluster, or any executor; all in the same way."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.resource_tracker
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+    wait,
+)
+from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any, TypeVar
+
+from masksolve._errors import MethodNotInstalledError
+from masksolve._inputs import as_count
+from masksolve._threads import usable_cores
+
+_logger = logging.getLogger("masksolve")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# A process takes a second to start, in which one that runs prunes about so many bytes.
+_BYTES_A_WORKER = 1 << 28
+_SECONDS_TO_ANSWER = 10
+_LOGS_OF_DASK = ("distributed.client", "distributed.core", "distributed.comm.core")
+# A worker that is restarted is away for about two.
+_SECONDS_TO_BE_TOLD = 3.0
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class WorkerLostError(RuntimeError):
+    """A worker ended in the middle of its work: killed, out of memory, or no longer to be reached."""
+
+
+def workers_for(workers: int | None, nbytes: int) -> int:
+    """How many processes work: so many, or, for None, as many as are worth starting, at most one a core."""
+    if workers is None:
+        return max(1, min(usable_cores(), nbytes // _BYTES_A_WORKER))
+    return as_count(workers, "workers", 1)
+
+
+@contextmanager
+def executor_for(workers: int | Executor | None, nbytes: int) -> Iterator[Executor]:
+    """Somebody who does the work: an executor as it is, or so many processes; one is a thread of this process.
+
+    None is as many processes as are worth starting for so many bytes.
+    """
+    if isinstance(workers, Executor):
+        yield workers
+        return
+    count = workers_for(workers, nbytes)
+    if count == 1:
+        with ThreadPoolExecutor(1) as thread:
+            yield thread
+        return
+    with ProcessPoolExecutor(count, mp_context=_WorkerContext(), initializer=_start_worker) as pool:
+        yield pool
+
+
+@contextmanager
+def dask_executor(address: str, *, timeout: float = 60) -> Iterator[Executor]:
+    """The workers of a Dask cluster that runs already.
+
+    Parameters
+    ----------
+    address : str
+        Of its scheduler, such as "tcp://10.0.0.1:8786".
+    timeout : float
+        Seconds after which work ends with a WorkerLostError if the cluster has no worker in all that time. It is logged
+        after a few.
+
+    Yields
+    ------
+    Executor
+        What `workers=` takes.
+
+    Raises
+    ------
+    MethodNotInstalledError
+        If Dask is not installed.
+    OSError
+        If no scheduler answers.
+
+    Examples
+    --------
+    >>> with dask_executor("tcp://10.0.0.1:8786") as workers:  # doctest: +SKIP
+    ...     prune_checkpoint("model/", "sparse/", Pattern(4, 8), workers=workers)
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise MethodNotInstalledError(
+            f"--scheduler needs {error.name}, which is not installed; pip install 'masksolve[cluster]'"
+        ) from None
+    with (
+        _without_errors_of_dask(),
+        Client(address, timeout=_SECONDS_TO_ANSWER) as client,  # type: ignore[no-untyped-call]
+        _Cluster(client, address, timeout) as cluster,
+    ):
+        yield cluster
+
+
+class _Cluster(Executor):
+    """The workers of a Dask cluster; without any for too long, all work is cancelled, and `lost` says why."""
+
+    def __init__(self, client: Any, address: str, timeout: float) -> None:
+        self.lost: str | None = None
+        self._client, self._address, self._timeout = client, address, timeout
+        # What a task returns depends on files too: Dask must not take it for the same as an earlier one.
+        self._executor = client.get_executor(pure=False)
+        self._pending: set[Future[Any]] = set()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = self._executor.submit(work, *arguments, **options)
+        with self._lock:
+            self._pending.add(future)
+        future.add_done_callback(self._forget)
+        if self.lost is not None:
+            future.cancel()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._closing.set()
+        # Not for ever: it may be asking a scheduler that is gone.
+        self._watcher.join(2 * _SECONDS_BETWEEN_LOOKS)
+
+    def _forget(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._pending.discard(future)
+
+    def _watch(self) -> None:
+        """Look for workers every now and then: Dask waits for one without end and without a word."""
+        since, is_told = time.monotonic(), False
+        while not self._closing.wait(_SECONDS_BETWEEN_LOOKS):
+            now = time.monotonic()
+            if self._has_workers():
+                since, is_told = now, False
+            elif now - since > self._timeout:
+                self.lost = (
+                    f"the cluster at {self._address} has had no worker for {self._timeout:g} seconds; start workers "
+                    "(dask worker ADDRESS), or give them more time by --timeout"
+                )
+                with self._lock:
+                    pending = list(self._pending)
+                for future in pending:
+                    future.cancel()
+                return
+            elif now - since > _SECONDS_TO_BE_TOLD and not is_told:
+                is_told = True
+                _logger.warning(
+                    "the cluster at %s has no worker; waiting for one, for %g seconds at most",
+                    self._address,
+                    self._timeout,
+                )
+
+    def _has_workers(self) -> bool:
+        try:
+            return bool(self._client.nthreads())
+        except Exception:  # of Dask or of its sockets: that the scheduler is gone is told by what it was working on
+            return True
+
+
+@contextmanager
+def _without_errors_of_dask() -> Iterator[None]:
+    """That a scheduler is lost is an error of ours, in a line; Dask logs it with tracebacks, and again later."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    loggers = [logging.getLogger(name) for name in _LOGS_OF_DASK]
+    for logger in loggers:
+        logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(keep)
+
+
+def run_all(
+    executor: Executor, work: Callable[..., Result], items: Sequence[tuple[Item, tuple[object, ...]]]
+) -> Iterator[tuple[Item, Result]]:
+    """Call work(*arguments) for every (item, arguments), and yield (item, result) as they are done.
+
+    After an error, what has not begun is cancelled, and what runs is waited for and yielded too.
+
+    Raises
+    ------
+    WorkerLostError
+        If a worker ends in the middle. Executors that can start the work anew, such as Dask's, do so first.
+    """
+    futures: dict[Future[Result], Item] = {}
+    failure: BaseException | None = None
+    try:
+        for item, arguments in items:
+            futures[executor.submit(work, *arguments)] = item
+        for future in as_completed(futures):
+            error = CancelledError() if future.cancelled() else future.exception()
+            if error is None:
+                yield futures[future], future.result()
+            elif failure is None:
+                failure = error
+                for waiting in futures:
+                    waiting.cancel()
+    except BrokenExecutor as error:  # of `submit`
+        failure = failure or error
+    finally:
+        wait([future for future in futures if not future.cancel()])
+    if isinstance(executor, _Cluster) and executor.lost is not None:
+        raise WorkerLostError(executor.lost) from failure
+    if isinstance(failure, _lost_worker_errors()):
+        cause = str(failure).replace("\n", " ") or "it no longer answers"
+        raise WorkerLostError(f"a worker was lost, killed or out of memory: {cause}") from failure
+    if failure is not None:
+        raise failure
+
+
+def _lost_worker_errors() -> tuple[type[BaseException], ...]:
+    distributed = sys.modules.get("distributed")
+    return (BrokenExecutor, CancelledError, *([] if distributed is None else [distributed.KilledWorker]))
+
+
+class _WorkerProcess(SpawnProcess):
+    def start(self) -> None:
+        # Ctrl-C reaches every process of the terminal, in the middle of a worker's imports too: it begins with the
+        # signal blocked, as this thread has it.
+        if not hasattr(signal, "pthread_sigmask"):  # on Windows
+            super().start()
+            return
+        # It unblocks signals when it starts, so not in between.
+        multiprocessing.resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _WorkerContext(SpawnContext):
+    # Not forked: this process has threads, whose locks a child would find held for ever.
+    Process = _WorkerProcess
+
+
+def _start_worker() -> None:
+    # The one that gave the work out decides what is still done after an interrupt.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)

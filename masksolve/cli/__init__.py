@@ -1,0 +1,703 @@
+"""The `masksolve` command."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from masksolve import Pattern, available_methods, diversity
+from masksolve._methods import extras_of_methods
+from masksolve.odds import choose_pattern, group_odds, row_odds, tile_odds
+
+try:
+    import click
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.table import Table
+    from rich.text import Text
+
+    from masksolve.checkpoint import (
+        PrunedTensor,
+        PruneReport,
+        SkippedTensor,
+        WorkerLostError,
+        apply_masks,
+        check_checkpoint,
+        compare_checkpoints,
+        dask_executor,
+        page,
+        plan_checkpoint,
+        prune_checkpoint,
+    )
+    from masksolve.checkpoint._file import printable
+    from masksolve.checkpoint._run import OnProgress
+except ImportError as error:
+    sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
+
+if TYPE_CHECKING:
+    from masksolve.torch import AdaPruneReport
+
+
+class _PatternType(click.ParamType[Pattern]):
+    name = "N:M"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pattern:
+        try:
+            return Pattern.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_pattern = click.option(
+    "--pattern", type=_PatternType(), required=True, help="N entries KEPT of every M: 1:4 keeps 1 and zeroes 3."
+)
+_include = click.option(
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Only tensors whose name matches, embeddings, routers and the like among them; can be repeated.",
+)
+_exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors whose name matches.")
+
+
+_stack = click.option(
+    "--stack",
+    multiple=True,
+    metavar="GLOB",
+    help="Tensors of 3 axes and more that are stacks of matrices (..., rows, columns), such as a layer's experts.",
+)
+_convolution = click.option(
+    "--convolution", multiple=True, metavar="GLOB", help="Tensors of 3 axes that are convolutions (out, in, kernel)."
+)
+
+
+_overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace an output that exists, discard a run that was not finished."
+)
+_resume = click.option("--resume", is_flag=True, help="Continue a run that was not finished.")
+_report = click.option(
+    "--report", type=click.Path(path_type=Path), help="Write what was done, as a page (.html) or as data (.json)."
+)
+_workers = click.option(
+    "--workers", type=click.IntRange(min=1), help="Processes to use.  [default: one a core, fewer if there is little]"
+)
+_scheduler = click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use the workers of this Dask cluster.")
+_SECONDS_WITHOUT_WORKERS = 60.0
+_timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Give up when the cluster has had no worker for so long.  [default: 60, with --scheduler]",
+)
+
+
+class _InterruptedError(Exception):
+    """An interrupt on its way through click, which would print an empty line for it."""
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _InterruptedError from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="masksolve")
+def cli() -> None:
+    """Transposable N:M sparsity masks: exact, and certified so."""
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@_pattern
+@click.option("--output", type=click.Path(path_type=Path), help="The .safetensors file, or folder, to write.")
+@click.option("--masks", type=click.Path(path_type=Path), help="Write the masks to this file, a bit a weight.")
+@click.option("--method", default="exact", show_default=True, help="See `masksolve methods`.")
+@_include
+@_exclude
+@_stack
+@_convolution
+@_report
+@_overwrite
+@_resume
+@_workers
+@_scheduler
+@_timeout
+def prune(
+    source: Path,
+    pattern: Pattern,
+    output: Path | None,
+    masks: Path | None,
+    method: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    stack: tuple[str, ...],
+    convolution: tuple[str, ...],
+    report: Path | None,
+    overwrite: bool,
+    resume: bool,
+    workers: int | None,
+    scheduler: str | None,
+    timeout: float | None,
+) -> None:
+    """Make every weight matrix of INPUT transposable N:M sparse.
+
+    INPUT is a .safetensors file, or a folder of them with an index, such as model.safetensors.index.json. Tensors that
+    are not weight matrices are passed through untouched. Without --include, so are embeddings, output layers tied to
+    them, routers of mixtures of experts and the like: a config.json beside the weights tells them, if transformers is
+    installed, and their names otherwise. Tensors of 3 axes are pruned only where the config, --stack or --convolution
+    says what they are.
+    """
+    if output is None and masks is None:
+        raise click.UsageError("nothing to write: pass --output, --masks, or both")
+    _check_report_path(report, [source, output, masks], overwrite)
+    with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
+        result = prune_checkpoint(
+            source,
+            output,
+            pattern,
+            masks=masks,
+            method=method,
+            include=include,
+            exclude=exclude,
+            stack=stack,
+            convolution=convolution,
+            overwrite=overwrite,
+            resume=resume,
+            workers=engine,
+            on_progress=on_progress,
+        )
+    _show(result, report)
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option("--masks", type=click.Path(path_type=Path), required=True, help="What `masksolve prune --masks` wrote.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The file, or folder, to write.")
+@click.option("--other-weights", is_flag=True, help="Also if INPUT's weights are not those the masks were made for.")
+@_report
+@_overwrite
+@_resume
+@_workers
+@_scheduler
+@_timeout
+def apply(
+    source: Path,
+    masks: Path,
+    output: Path,
+    other_weights: bool,
+    report: Path | None,
+    overwrite: bool,
+    resume: bool,
+    workers: int | None,
+    scheduler: str | None,
+    timeout: float | None,
+) -> None:
+    """Put stored masks on the checkpoint INPUT."""
+    _check_report_path(report, [source, output, masks], overwrite)
+    with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
+        result = apply_masks(
+            source,
+            masks,
+            output,
+            other_weights=other_weights,
+            overwrite=overwrite,
+            resume=resume,
+            workers=engine,
+            on_progress=on_progress,
+        )
+    _show(result, report)
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@_pattern
+@_include
+@_exclude
+@_stack
+@_convolution
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path),
+    help="The JSON report of the prune: check the tensors that it pruned.  [default: masksolve.json in INPUT]",
+)
+@_workers
+@_scheduler
+@_timeout
+def check(
+    source: Path,
+    pattern: Pattern,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    stack: tuple[str, ...],
+    convolution: tuple[str, ...],
+    record: Path | None,
+    workers: int | None,
+    scheduler: str | None,
+    timeout: float | None,
+) -> None:
+    """Check that the weight matrices of INPUT are transposable N:M sparse; exit with 1 if one is not.
+
+    Checked are the tensors that masksolve.json, which a prune leaves in a folder, says were pruned; without it, or with
+    --include, --stack or --convolution, those that `masksolve prune` would prune.
+    """
+    with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
+        result = check_checkpoint(
+            source,
+            pattern,
+            include=include,
+            exclude=exclude,
+            stack=stack,
+            convolution=convolution,
+            record=record,
+            workers=engine,
+            on_progress=on_progress,
+        )
+    for tensor in result.tensors:
+        click.echo(
+            f"{'ok ' if tensor.problem is None else 'BAD'} {printable(tensor.name)}  {tensor.problem or ''}".rstrip()
+        )
+    bad, count = sum(tensor.problem is not None for tensor in result.tensors), len(result.tensors)
+    verdict = f"{bad} of {count} tensors are not" if bad else f"all {count} tensors are"
+    _print_identified(result.identified_by)
+    click.echo(f"{source}: {verdict} transposable {pattern.describe()}; {len(result.skipped)} tensors skipped")
+    if bad and not result.recorded:
+        click.echo("if a prune left them dense, --record with its JSON report checks what it pruned, and no others")
+    if bad:
+        raise click.exceptions.Exit(1)
+
+
+@cli.command("adaprune")
+@click.option(
+    "--model", "source", required=True, metavar="FOLDER|MODULE:FACTORY", help="A Hugging Face folder, or code."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    required=True,
+    help="Text, one sample a line; for code .npy or .safetensors. Can be repeated.",
+)
+@_pattern
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@click.option("--masks", default="magnitude", show_default=True, help="magnitude, wanda or hessian.")
+@click.option("--direction", default="both", show_default=True, help="both: transposable; rows: one-sided.")
+@click.option("--solver", default="lstsq", show_default=True, help="lstsq, adam, absorb or none.")
+@_include
+@_exclude
+@click.option("--all-layers", is_flag=True, help="The first and the last layer too.")
+@click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Calibration samples, at most.")
+@click.option("--length", type=click.IntRange(1), default=128, show_default=True, help="Tokens of a line, at most.")
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples of a batch.")
+def adaprune_model(
+    source: str,
+    calibration: tuple[Path, ...],
+    pattern: Pattern,
+    output: Path,
+    masks: Any,
+    direction: Any,
+    solver: Any,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    all_layers: bool,
+    samples: int,
+    length: int,
+    batch: int,
+) -> None:
+    """Make a pretrained model N:M sparse, and repair each layer from a few inputs.
+
+    The folder gets the model, as it was loaded from (code: model.safetensors), with the other files beside it but for
+    weights in other formats, the report adaprune.json, and masksolve.json, by which `masksolve check` knows what was
+    pruned. Ctrl-C ends it early: what is finished is written.
+    """
+    # Before torch is imported: that and the model take a while.
+    with Console(stderr=True).status(f"loading {escape(source)}"):
+        from masksolve.cli._models import load_model, new_folder, read_batches, save_model
+        from masksolve.torch import adaprune
+
+    with new_folder(output) as folder:
+        with Console(stderr=True).status(f"loading {escape(source)}"):
+            loaded = load_model(source)
+            batches = read_batches(calibration, loaded, samples=samples, length=length, size=batch)
+        report = adaprune(
+            loaded.model,
+            batches,
+            pattern,
+            masks=masks,
+            direction=direction,
+            solver=solver,
+            include=include or None,
+            exclude=exclude or None,
+            keep_first_last=not all_layers,
+            progress=True,
+        )
+        save_model(loaded, report, pattern, folder)
+    _print_adapruned(report)
+    click.echo(f"{output}: {len(report.layers)} layers pruned to {pattern.describe()} in {report.seconds:.1f} s")
+    if report.interrupted:
+        click.echo("masksolve: interrupted; the layers above are done, the others as they were", err=True)
+        raise click.exceptions.Exit(130)
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option(
+    "--pattern",
+    "patterns",
+    type=_PatternType(),
+    multiple=True,
+    default=["2:4", "4:8", "8:16", "16:32"],
+    show_default=True,
+    help="N entries KEPT of every M; can be repeated.",
+)
+@click.option("--method", default="exact", show_default=True, help="See `masksolve methods`.")
+@_include
+@_exclude
+@_stack
+@_convolution
+@_workers
+def plan(
+    source: Path,
+    patterns: tuple[Pattern, ...],
+    method: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    stack: tuple[str, ...],
+    convolution: tuple[str, ...],
+    workers: int | None,
+) -> None:
+    """Tell what `prune` would do to INPUT, how long it would take and what it would need. Nothing is written."""
+    result = plan_checkpoint(
+        source,
+        patterns,
+        method=method,
+        include=include,
+        exclude=exclude,
+        stack=stack,
+        convolution=convolution,
+        workers=workers,
+    )
+    table = Table("tensor", "dtype", "shape")
+    reasons = []
+    for each in result.plans:
+        table.add_column(str(each.pattern))
+        reasons.append({tensor.name: tensor.reason for tensor in each.skipped})
+    for tensor in result.tensors:
+        fits = [Text(found.get(tensor.name, "fits")) for found in reasons]
+        table.add_row(Text(printable(tensor.name)), tensor.dtype, _shape(tensor.shape), *fits)
+    _print(table)
+    for each in result.plans:
+        weights = sum(math.prod(tensor.shape) for tensor in each.chosen)
+        memory = "" if each.memory is None else f", {each.memory / 2**20:.0f} MiB of memory"
+        click.echo(
+            f"{each.pattern.describe()}: {len(each.chosen)} of {len(result.tensors)} tensors, {weights:,} weights; "
+            f"about {_duration(each.seconds)}{memory} with {each.workers} worker{'s' if each.workers > 1 else ''}; "
+            f"writes {each.nbytes:,} bytes"
+        )
+    for pattern, reason in result.misfits.items():
+        click.echo(f"{pattern}: {reason}")
+    _print_identified(result.identified_by)
+    click.echo("times are measured on a sample; what the disk needs to write is not in them")
+
+
+@cli.command()
+@click.argument("first", metavar="A", type=click.Path(path_type=Path))
+@click.argument("second", metavar="B", type=click.Path(path_type=Path))
+@_workers
+@_scheduler
+@_timeout
+def compare(first: Path, second: Path, workers: int | None, scheduler: str | None, timeout: float | None) -> None:
+    """Show what changed between the checkpoints A and B."""
+    with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
+        result = compare_checkpoints(first, second, workers=engine, on_progress=on_progress)
+    changed = [tensor for tensor in result.tensors if not tensor.is_same]
+    if changed:
+        table = Table("tensor", "difference")
+        for heading in ("changed", "made zero", "zeros before", "zeros after", "importance kept"):
+            table.add_column(heading, justify="right")
+        for tensor in changed:
+            if tensor.difference is not None:
+                table.add_row(Text(printable(tensor.name)), Text(tensor.difference))
+                continue
+            before, after = tensor.importance
+            shares = (count / tensor.entries for count in (tensor.changed, tensor.zeroed, *tensor.zeros))
+            kept = f"{after / before:.2%}" if before > 0 else ""
+            table.add_row(Text(printable(tensor.name)), "values", *(f"{share:.2%}" for share in shares), kept)
+        _print(table)
+    for file in result.files:
+        click.echo(printable(file))
+    click.echo(f"{len(changed)} of {len(result.tensors)} tensors differ, and {len(result.files)} files beside them")
+
+
+@cli.command()
+def methods() -> None:
+    """List the methods, preferred first, and how to install those that are missing."""
+    installed = available_methods()
+    for name, extra in extras_of_methods().items():
+        click.echo(f"{name:<12} {'installed' if name in installed else f'pip install masksolve[{extra}]'}")
+
+
+@cli.command("diversity")
+@click.argument("pattern", metavar="N:M", type=_PatternType())
+def show_diversity(pattern: Pattern) -> None:
+    """Count the masks of an M x M tile that keep N of every M weights."""
+    n, m = pattern.n, pattern.m
+    transposable = diversity.log2_count(n, m)
+    formula = math.log2(diversity.paper_formula(n, m))
+    click.echo(f"masks of one {m}x{m} tile, {pattern.describe()}:")
+    _print_masks("transposable", m, diversity.count(n, m) if transposable.exact else transposable.value)
+    try:
+        _print_masks(f"transposable, at most {n} a line", m, diversity.count(n, m, saturated=False))
+    except ValueError:
+        click.echo(f"{f'transposable, at most {n} a line':<32} too many to count")
+    _print_masks("one-sided", m, diversity.count(n, m, "rows"))
+    _print_masks("unstructured", m, diversity.mask_diversity(pattern, m * m, "unstructured"))
+    _print_masks("the paper's formula", m, diversity.paper_formula(n, m))
+    ratio = _from_log2(formula - transposable.value)
+    click.echo(f"the paper's formula is {ratio} times the number of transposable masks")
+    if transposable.error is None:
+        click.echo("the number of transposable masks is the asymptotic formula's")
+    else:
+        click.echo(f"the asymptotic formula is {_from_log2(transposable.error)} times that number")
+
+
+@cli.command()
+@click.option("--sparsity", type=float, required=True, help="The share of weights that are zero, such as 0.7.")
+@_pattern
+@click.option("--length", type=int, default=1024, show_default=True, help="How many weights a row has.")
+def odds(sparsity: float, pattern: Pattern, length: int) -> None:
+    """The odds that weights pruned without structure fit N:M already."""
+    n, m = pattern.n, pattern.m
+    row = row_odds(sparsity, n, m, length)
+    tile = tile_odds(sparsity, n, m, rng=0)
+    estimated = "" if tile.exact else f", estimated: {tile.low:.4g} to {tile.high:.4g} (95 %)"
+    click.echo(f"weights zero with probability {sparsity}, each on its own; the odds of {pattern.describe()}:")
+    click.echo(f"{f'a group of {m}':<32} {group_odds(sparsity, n, m):.4g}")
+    click.echo(f"{f'a row of {length}':<32} {row:.4g}")
+    click.echo(f"{f'a tile of {m}x{m}, transposable':<32} {tile.value:.4g}{estimated}")
+    chosen = choose_pattern(sparsity, m)
+    click.echo(f"a group fits with odds of 0.95 or more, as AdaPrune asks: {chosen.describe()}")
+
+
+def _print_masks(constraint: str, m: int, masks: int | float) -> None:
+    """One line; masks as a number, or as its base-2 logarithm where it is a float."""
+    log2 = masks if isinstance(masks, float) else math.log2(masks)
+    number = f"{masks:,}" if isinstance(masks, int) and log2 < 200 else _from_log2(log2)
+    click.echo(f"{constraint:<32} {log2 / m**2:.4f} bits a weight   {number}")
+
+
+def _from_log2(log2: float) -> str:
+    """2**log2 with four digits, also where it is beyond float64."""
+    exponent, fraction = divmod(log2 * math.log10(2), 1)
+    return f"{10**fraction:.3f}e{exponent:.0f}" if log2 > 20 else f"{2**log2:.4g}"
+
+
+def main() -> int:
+    """Run the command and return its exit code: 0 done, 1 check failed, 2 bad usage or input, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of tensors and files may hold what the terminal has no letters for; no run shall end in that.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = cli.main(prog_name="masksolve", standalone_mode=False) or 0
+        _flush()
+        return int(code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message(), error)
+    except (ValueError, OSError, ImportError, WorkerLostError) as error:
+        return _fail(str(error), error)
+    except (_InterruptedError, click.Abort, KeyboardInterrupt) as error:
+        _fail("interrupted", error.__cause__ or error, "nothing was written")
+        return 130
+
+
+def _flush() -> None:
+    """Write what is still to be printed, while an error can be told: Python's own flush comes too late for that."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for Python to flush at the end)
+        raise
+
+
+def _fail(message: str, error: BaseException, otherwise: str | None = None) -> int:
+    """One line: what happened, and the notes on what is kept."""
+    notes = getattr(error, "__notes__", [otherwise] if otherwise else [])
+    click.echo("; ".join([f"masksolve: {message}", *notes]), err=True)
+    return 2
+
+
+def _check_report_path(report: Path | None, others: Sequence[Path | None], overwrite: bool) -> None:
+    """Refuse a report that could not be written before any work is done."""
+    if report is None:
+        return
+    if report.resolve() in [other.resolve() for other in others if other is not None]:
+        raise click.UsageError(f"the report {report} is the input or the output; name another file")
+    if report.is_dir():
+        raise click.UsageError(f"the report {report} is a folder; name a file in it")
+    if report.suffix not in (".html", ".json"):
+        raise click.UsageError(f"the report {report} is neither .html nor .json; name it with one of them")
+    if report.exists() and not overwrite:
+        raise click.UsageError(f"the report {report} exists; name another file, or pass --overwrite")
+    if not report.parent.is_dir():
+        raise click.UsageError(f"the report's folder {report.parent} does not exist; create it first")
+    if not os.access(report if report.exists() else report.parent, os.W_OK):
+        raise click.UsageError(f"the report {report} is not writable")
+
+
+@contextmanager
+def _who_works(workers: int | None, scheduler: str | None, timeout: float | None) -> Iterator[int | Executor | None]:
+    if scheduler is None:
+        if timeout is not None:
+            raise click.UsageError("--timeout is for the workers of a cluster; pass --scheduler with it")
+        yield workers
+        return
+    if workers is not None:
+        raise click.UsageError("--workers starts processes here, --scheduler uses those of a cluster; pass one of them")
+    with dask_executor(scheduler, timeout=_SECONDS_WITHOUT_WORKERS if timeout is None else timeout) as executor:
+        yield executor
+
+
+@contextmanager
+def _progress() -> Iterator[OnProgress]:
+    """What to call with the bytes that are done: a bar on a terminal. The log goes to stderr, above the bar."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        phases = [""]
+
+        def on_progress(phase: str, done: int, total: int) -> None:
+            if phase != phases[-1]:
+                # Each phase has a speed of its own.
+                progress.reset(task, description=phase, total=total, completed=done)
+                phases.append(phase)
+            progress.update(task, completed=done)
+
+        handler = logging.StreamHandler()
+        logger = logging.getLogger("masksolve")
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield on_progress
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+def _show(result: PruneReport, report: Path | None) -> None:
+    """Print what was done, and write the report of it."""
+    try:
+        _write_and_print(result, report)
+    except KeyboardInterrupt as error:
+        error.add_note(f"{result.output or result.masks} is written, and complete")
+        raise
+
+
+def _write_and_print(result: PruneReport, report: Path | None) -> None:
+    if report is not None:
+        content = page(result) if report.suffix == ".html" else result.to_json()
+        report.write_text(content, encoding="utf-8", errors="backslashreplace")
+    _print_skipped(result.skipped)
+    _print_pruned(result.tensors)
+    _print_identified(result.identified_by)
+    proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
+    click.echo(
+        f"{result.output or result.masks}: {len(result.tensors)} tensors pruned to {result.pattern.describe()}, "
+        f"mean kept importance {result.mean_kept_share:.2%}, {proof}"
+    )
+
+
+def _print_identified(by: str) -> None:
+    click.echo(f"tensors were identified by {printable(by)}")
+
+
+def _print_skipped(skipped: Sequence[SkippedTensor]) -> None:
+    if not skipped:
+        return
+    table = Table("skipped tensor", "shape", "reason")
+    for tensor in skipped:
+        table.add_row(Text(printable(tensor.name)), _shape(tensor.shape), Text(tensor.reason))
+    _print(table)
+
+
+def _print_pruned(tensors: Sequence[PrunedTensor]) -> None:
+    table = Table("pruned tensor", "shape")
+    for heading in ("kept importance", "gap", "time"):
+        table.add_column(heading, justify="right")
+    for tensor in tensors:
+        gap = "0 (optimal)" if tensor.optimal else f"{tensor.gap:.2e}"
+        table.add_row(
+            Text(printable(tensor.name)),
+            _shape(tensor.shape),
+            f"{tensor.kept_share:.2%}",
+            gap,
+            f"{tensor.solve_seconds * 1e3:.0f} ms",
+        )
+    _print(table)
+
+
+def _print_adapruned(report: AdaPruneReport) -> None:
+    table = Table("skipped parameter", "shape", "reason")
+    for line in report.skipped:
+        if len(line.shape) > 1:
+            table.add_row(line.name, _shape(line.shape), line.reason)
+    if table.row_count:
+        _print(table)
+    table = Table("pruned layer", "shape")
+    for heading in ("kept importance", "error", "repaired", "time"):
+        table.add_column(heading, justify="right")
+    for layer in report.layers:
+        errors = (f"{layer.error_before:.2%}", f"{layer.error_after:.2%}")
+        table.add_row(
+            layer.name, _shape(layer.shape), f"{layer.kept_importance:.2%}", *errors, f"{layer.seconds * 1e3:.0f} ms"
+        )
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    # A file or a pipe has no width to fit: nothing is cut there.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = int(seconds // 3600), int(seconds // 60 % 60)
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {seconds % 60:.0f} s"
+        if minutes
+        else f"{seconds:.1f} s"
+    )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

@@ -1,0 +1,248 @@
+"""The files of `masksolve adaprune`: models and calibration data in, pruned models out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from masksolve._pattern import Pattern
+from masksolve.checkpoint._layout import read_checkpoint
+from masksolve.checkpoint._record import RECORD, record_of
+from masksolve.torch._adaprune.records import AdaPruneReport
+from masksolve.torch._model_config import renamer
+
+_logger = logging.getLogger("masksolve")
+
+REPORT = "adaprune.json"
+_ARRAYS = (".npy", ".safetensors")
+# Beside the weights that are written, dense ones in another format would pass for them.
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
+# Of whole models, in whatever folder they lie; other weights of a folder in the folder are those of a module.
+_EXPORTS = (".onnx", ".onnx_data", ".gguf", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")
+_EXPORT_FOLDERS = ("openvino", "coreml")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, and the tokenizer and the Hugging Face folder that it comes from, if it does."""
+
+    model: nn.Module
+    tokenizer: Any | None = None
+    folder: Path | None = None
+
+
+def load_model(source: str) -> LoadedModel:
+    """A Hugging Face folder on disk, or what `module:factory` returns when it is called.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, fails or is not complete. Nothing is ever downloaded.
+    ImportError
+        For a folder, if transformers is not installed.
+    """
+    if Path(source).is_dir():
+        return _from_folder(Path(source))
+    module, _, factory = source.partition(":")
+    if not module or not factory:
+        raise ValueError(f"--model {source!r} is neither a folder that exists nor module:factory")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), factory, None)
+        if not callable(found):
+            raise ValueError(f"module {module!r} has no function {factory!r}")
+        model = found()
+    except Exception as error:
+        raise ValueError(f"--model {source!r} fails ({type(error).__name__}: {error})") from error
+    finally:
+        sys.path.remove(here)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"--model {source!r} returned {type(model).__name__}; it must return a torch.nn.Module")
+    return LoadedModel(model)
+
+
+def _from_folder(folder: Path) -> LoadedModel:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"--model {folder} has no config.json; give a Hugging Face folder, or module:factory")
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            f"--model {folder} needs transformers, which is not installed; pip install 'masksolve[transformers]'"
+        ) from error
+    try:
+        # The architecture that was saved, its head included.
+        names = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+        kind = getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel
+        model = kind.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise ValueError(f"--model {folder} cannot be loaded ({type(error).__name__}: {error})") from error
+    # Without its files a tokenizer takes every word for an unknown one.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ValueError(f"--model {folder} has no tokenizer; save the model's there (tokenizer.save_pretrained)")
+    return LoadedModel(model, tokenizer, folder)
+
+
+def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, length: int, size: int) -> list[Any]:
+    """Batches for the model: lines of text through its tokenizer, or arrays.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Text, one sample a line, for a model with a tokenizer. Otherwise .npy, the model's argument, or .safetensors,
+        its keyword arguments; the first axis of every array counts samples.
+    loaded : LoadedModel
+    samples, size : int
+        How many samples to read at most, from each file the same share, and how many make a batch.
+    length : int
+        Tokens of a line to keep at most.
+
+    Raises
+    ------
+    ValueError, OSError
+        For a file that cannot be read, or holds nothing.
+    """
+    share = -(-samples // len(files))
+    if loaded.tokenizer is None:
+        return [batch for path in files for batch in _arrays(path, share, size)]
+    lines = [line for path in files for line in _lines(path, share)]
+    # Lines of one length together: padding would count among the inputs.
+    lengths: dict[int, list[list[int]]] = {}
+    for line in lines:
+        tokens = loaded.tokenizer(line, truncation=True, max_length=length)["input_ids"]
+        lengths.setdefault(len(tokens), []).append(tokens)
+    return [
+        {"input_ids": torch.tensor(lengths[count][start : start + size])}
+        for count in sorted(lengths)
+        for start in range(0, len(lengths[count]), size)
+    ]
+
+
+def _lines(path: Path, share: int) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--calibration {path} is no UTF-8 text ({error.reason} at byte {error.start})") from None
+    if not lines:
+        raise ValueError(f"--calibration {path} holds no text; give one sample a line")
+    # Spread over the file.
+    return [lines[index] for index in np.linspace(0, len(lines) - 1, min(share, len(lines))).astype(int)]
+
+
+def _arrays(path: Path, share: int, size: int) -> Iterator[Any]:
+    if path.suffix not in _ARRAYS:
+        raise ValueError(f"--calibration {path} is neither {' nor '.join(_ARRAYS)}, which a module:factory needs")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        is_alone = path.suffix == ".npy"
+        named = {"": torch.from_numpy(np.load(path, allow_pickle=False))} if is_alone else load_file(path)
+    except (ValueError, TypeError, EOFError, SafetensorError) as error:
+        raise ValueError(f"--calibration {path} cannot be read as {path.suffix} ({error})") from None
+    shapes = [tuple(tensor.shape) for tensor in named.values()]
+    counts = {shape[0] if shape else 0 for shape in shapes}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"--calibration {path} has arrays of shapes {shapes}; the first axis of each counts samples, of which all "
+            "need the same number, and at least one"
+        )
+    for start in range(0, min(share, *counts), size):
+        batch = {name: tensor[:share][start : start + size] for name, tensor in named.items()}
+        yield batch[""] if is_alone else batch
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that gets its name when it is complete, and disappears if something goes wrong.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken, or where it is to be cannot be written.
+    """
+    if path.exists() or path.is_symlink():
+        raise ValueError(f"--output {path} exists; name another folder")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--output {path}: {path.parent} is no folder that can be written; create it first")
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield unfinished
+        # mkdtemp's are for their owner alone.
+        unfinished.chmod(0o777 & ~_umask())
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_model(loaded: LoadedModel, report: AdaPruneReport, pattern: Pattern, folder: Path) -> None:
+    """Write a Hugging Face folder again, or model.safetensors with the state dict, and what was pruned.
+
+    The folder gets all files of the one that the model comes from, but for weights in other formats.
+    """
+    if loaded.folder is not None:
+        model: Any = loaded.model
+        model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)  # type: ignore[union-attr]  # a folder has one
+        for name in _other_files(loaded.folder):
+            if not (folder / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(loaded.folder / name, folder / name)
+    else:
+        from safetensors.torch import save_model as save
+
+        save(loaded.model, str(folder / "model.safetensors"))
+    (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
+    _write_record(loaded.model, report, pattern, folder)
+
+
+def _other_files(folder: Path) -> Iterator[Path]:
+    """The files of a Hugging Face folder, relative to it, that are neither its weights nor of an earlier pruning."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        is_weights = len(name.parts) == 1 and path.name.endswith(_WEIGHTS)
+        is_export = path.name.endswith(_EXPORTS) or name.parts[0] in _EXPORT_FOLDERS
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not (is_weights or is_export or is_hidden) and str(name) not in (RECORD, REPORT):
+            yield name
+
+
+def _write_record(model: nn.Module, report: AdaPruneReport, pattern: Pattern, folder: Path) -> None:
+    """Write for `masksolve check` which tensors of the checkpoint in a folder are pruned."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    pruned = {id(parameters[layer.name]): layer.name for layer in report.layers}
+    name_in_model = renamer(model)
+    chosen, found = [], set()
+    for tensor in read_checkpoint(folder).tensors:
+        place = id(parameters.get(name_in_model(tensor.name)))
+        if place in pruned:
+            chosen.append(tensor)
+            found.add(place)
+    if len(found) < len(pruned):
+        lost = next(name for place, name in pruned.items() if place not in found)
+        _logger.warning("%s is stored under another name: no %s is written, include what to check", lost, RECORD)
+        return
+    (folder / RECORD).write_text(record_of(pattern, chosen), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""AdaPrune: a trained model pruned, and repaired layer by layer."""

@@ -1,0 +1,413 @@
+"""Running calibration batches through a model: which layers are called, and the second moments of their inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils.weak import WeakIdKeyDictionary
+
+from masksolve.torch._adaprune.progress import ProgressBar
+from masksolve.torch._adaprune.replay import Replay
+
+# Batches that show how a model can be run again: two, so that one could show what the other leaves behind.
+_TRIED = 2
+# How far a batch's inputs may be off when they are computed again, as a share of their norm; anything else is far off.
+_AGAIN = 1e-2
+# Bytes of unfolded inputs, and of gathered normal equations, at a time.
+CHUNK = 64 << 20
+# Columns of a Gram matrix at a time.
+_STRIP = 192
+
+
+# Gets a module and the input of one of its calls.
+Watcher = Callable[[nn.Module, Tensor], None]
+
+
+class _Stop(BaseException):
+    """Leaves a forward pass that has shown what was asked for, or something that is an error by itself.
+
+    Not for a model's own `except Exception`.
+    """
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@dataclass
+class Moments:
+    """Of the inputs x that a layer multiplies with, one row a product: their number, their sum and the Gram matrix.
+
+    They are counted from the first row on: inputs that do not change are then exactly those without any variance.
+
+    Attributes
+    ----------
+    count : int
+        Rows seen.
+    origin : Tensor of float64, shape (groups, inputs)
+        The first x.
+    total : Tensor of float64, shape (groups, inputs)
+        The sum of x - origin.
+    products : Tensor of float64, shape (groups, inputs, inputs)
+        The sum of (x - origin) (x - origin)ᵀ, on and below the diagonal; what is above it counts for nothing.
+    """
+
+    count: int
+    origin: Tensor
+    total: Tensor
+    products: Tensor
+
+    @staticmethod
+    def size_of(module: nn.Module) -> int:
+        """The bytes of the products."""
+        groups, inputs = _inputs_of(module)
+        return 8 * groups * inputs**2
+
+    @staticmethod
+    def of(module: nn.Module) -> Moments:
+        """Those of no input."""
+        weight = cast(Tensor, module.weight)
+        groups, inputs = _inputs_of(module)
+        zeros = torch.zeros(groups, inputs, inputs + 1, dtype=torch.float64, device=weight.device)
+        return Moments(0, zeros[..., 0].clone(), zeros[..., 0].clone(), zeros[..., 1:].contiguous())
+
+    def add(self, module: nn.Module, x: Tensor) -> None:
+        """Count the input of one call."""
+        for rows in input_rows(module, x):
+            if self.count == 0:
+                self.origin = rows[:, 0].clone()
+            self.count += rows.shape[1]
+            moved = rows - self.origin.unsqueeze(1)
+            self.total += moved.sum(1)
+            # It is symmetric: strips from the diagonal down are little more than half of it.
+            for column in range(0, moved.shape[2], _STRIP):
+                strip = moved[..., column : column + _STRIP]
+                self.products[:, column:, column : column + _STRIP].baddbmm_(moved[..., column:].mT, strip)
+
+    def gram(self) -> Tensor:
+        """The Gram matrix X Xᵀ, the sum of x xᵀ."""
+        half = (self.total + self.origin * (self.count / 2)).unsqueeze(2) * self.origin.unsqueeze(1)
+        return self._symmetric() + half + half.mT
+
+    def centred(self) -> Tensor:
+        """The Gram matrix about the mean."""
+        return self._symmetric() - self.total.unsqueeze(2) * self.total.unsqueeze(1) / max(self.count, 1)
+
+    def _symmetric(self) -> Tensor:
+        return self.products.tril() + self.products.tril(-1).mT
+
+    def mean(self) -> Tensor:
+        """The mean input, of shape (groups, inputs)."""
+        return self.origin + self.total / max(self.count, 1)
+
+
+def _inputs_of(module: nn.Module) -> tuple[int, int]:
+    """Groups, and the inputs of an output in each."""
+    groups = module.groups if isinstance(module, _ConvNd) else 1
+    return groups, cast(Tensor, module.weight)[0].numel()
+
+
+def input_rows(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
+    """What a layer multiplies its weights with, in float64 and pieces (groups, rows, inputs).
+
+    For a convolution each row is one window of the padded input, ordered as a filter is: input channel, then position.
+    """
+    if not isinstance(module, _ConvNd):
+        rows = x.reshape(-1, x.shape[-1])
+        for piece in rows.split(max(1, CHUNK // (8 * rows.shape[1]))):
+            yield piece.double().unsqueeze(0)
+        return
+    windows = _windows(module, x)
+    axes = len(module.kernel_size)
+    size = 8 * math.prod(windows.shape[1:])
+    for piece in windows.split(max(1, CHUNK // max(1, size))):
+        # (B, groups, channels, *places, *kernel) -> (groups, B, *places, channels, *kernel)
+        split = piece.unflatten(1, (module.groups, -1))
+        places, kernel = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
+        rows = split.permute(1, 0, *places, 2, *kernel)
+        yield rows.flatten(2 + axes).flatten(1, 1 + axes).double()
+
+
+def _windows(module: _ConvNd, x: Tensor) -> Tensor:
+    """Every window that the kernel is laid on: a view (B, channels, *places, *kernel) of the padded input."""
+    axes = len(module.kernel_size)
+    batch = x if x.ndim == axes + 2 else x.unsqueeze(0)
+    padding = module._reversed_padding_repeated_twice
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    windows = functional.pad(batch, padding, mode) if any(padding) else batch
+    for axis, (size, step, dilation) in enumerate(
+        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
+    ):
+        windows = windows.unfold(axis, (size - 1) * dilation + 1, step)[..., ::dilation]
+    return windows
+
+
+@dataclass
+class Trace:
+    """What the calibration batches call.
+
+    Attributes
+    ----------
+    order : list of nn.Module
+        Layers and batch norms in the order of their first calls.
+    calls : dict
+        Of each, how often every batch calls it with anything at all.
+    inputs : dict
+        Of each, what tells its inputs from others: two layers of one entry are called with the very same tensors.
+    first, last : nn.Module or None
+        The layers, embeddings included, that the first batch calls first and last.
+    entered : dict
+        Of each module that holds a layer, how often every batch calls it at all.
+    digests : dict
+        Of each layer and batch norm, those of its first input in each of the first batches.
+    """
+
+    order: list[nn.Module] = field(default_factory=list)
+    calls: dict[nn.Module, list[int]] = field(default_factory=dict)
+    inputs: dict[nn.Module, list[tuple[int, ...]]] = field(default_factory=dict)
+    first: nn.Module | None = None
+    last: nn.Module | None = None
+    entered: dict[nn.Module, list[int]] = field(default_factory=dict)
+    digests: dict[nn.Module, dict[int, tuple[float, float]]] = field(default_factory=dict)
+
+
+class _Digest:
+    """A number that tells one tensor from others: its product with a random one; and its norm."""
+
+    def __init__(self) -> None:
+        self._random = torch.empty(0)
+
+    def __call__(self, x: Tensor) -> tuple[float, float]:
+        flat = x.flatten().float()
+        if len(self._random) < len(flat):
+            self._random = torch.randn(len(flat), generator=torch.Generator().manual_seed(0)).to(flat.device)
+        return float(flat @ self._random[: len(flat)].to(flat.device)), float(flat.norm())
+
+
+def input_key(module: nn.Module) -> object:
+    """Layers with equal keys multiply the same tensor in the same rows."""
+    if not isinstance(module, _ConvNd):
+        return None
+    return (
+        module.kernel_size,
+        module.stride,
+        module.dilation,
+        module.groups,
+        module.padding_mode,
+        tuple(module._reversed_padding_repeated_twice),
+    )
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether AdaPrune can repair it: a Linear, or a convolution that is not transposed."""
+    return isinstance(module, (nn.Linear, _ConvNd)) and not isinstance(module, _ConvTransposeNd)
+
+
+class Calibration:
+    """A model and the batches that calibrate it.
+
+    Parameters
+    ----------
+    model : nn.Module
+    batches : iterable
+        Each a tensor, a sequence of positional arguments or a mapping of keyword arguments of the model.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If there is none, or if this is one batch, or anything else but an iterable of them.
+    """
+
+    def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        self._model = model
+        self._names = {module: name for name, module in model.named_modules()}
+        iterates = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
+        if isinstance(batches, (Tensor, Mapping)) or not iterates:
+            raise TypeError(f"calibration is {_described(batches)}; give an iterable of batches, such as [batch]")
+        self._batches = list(batches)
+        if not self._batches:
+            raise ValueError("calibration holds no batch; give a few hundred inputs of the model, in batches")
+        self._replay = Replay(model, {})
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def trace(self, watchers: Mapping[nn.Module, Watcher], on_batch: Callable[[str], None]) -> Trace:
+        """Run every batch through the whole model, note what is called, and show some inputs to their watchers."""
+        found = Trace()
+        # Ids would come again when tensors are freed.
+        numbers, counter = WeakIdKeyDictionary(), count()
+        layers = {
+            module
+            for module in self._model.modules()
+            if isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag, _ConvNd, _BatchNorm))
+        }
+        found.entered = {
+            module: [0] * len(self._batches)
+            for module in self._model.modules()
+            if module is not self._model and not layers.isdisjoint(module.modules())
+        }
+        digest = _Digest()
+        for index in range(len(self._batches)):
+
+            def enter(module: nn.Module, args: Any, index: int = index) -> None:
+                found.entered[module][index] += 1
+
+            def note(module: nn.Module, x: Tensor, index: int = index) -> None:
+                if module not in found.calls:
+                    found.order.append(module)
+                    found.calls[module] = [0] * len(self._batches)
+                    found.inputs[module] = []
+                found.calls[module][index] += 1
+                # Written to in place, a tensor is another input.
+                version = 0 if x.is_inference() else x._version
+                found.inputs[module].append((numbers.setdefault(x, next(counter)), version))
+                if index == 0 and not isinstance(module, _BatchNorm):
+                    found.first = found.first or module
+                    found.last = module
+                if index < _TRIED and index not in found.digests.setdefault(module, {}):
+                    found.digests[module][index] = digest(x)
+                if module in watchers:
+                    watchers[module](module, x)
+
+            handles = [module.register_forward_pre_hook(enter) for module in found.entered]
+            try:
+                self._run(index, dict.fromkeys(layers, note))
+            finally:
+                for handle in handles:
+                    handle.remove()
+            on_batch("")
+        return found
+
+    def learn(self, trace: Trace, groups: Sequence[Sequence[nn.Module]], bar: ProgressBar) -> None:
+        """Find out how to run the model up to each group of layers in turn without running all of it, for `walk`."""
+        if len(groups) < 2:
+            return
+        self._replay = Replay(self._model, trace.entered)
+        digest = _Digest()
+
+        def shows(index: int, group: Sequence[nn.Module]) -> bool:
+            told: dict[nn.Module, tuple[float, float]] = {}
+
+            def see(module: nn.Module, x: Tensor) -> None:
+                if module not in told:
+                    told[module] = digest(x)
+
+            try:
+                self._show(index, trace, dict.fromkeys(group, see))
+            except Exception:
+                # Code that gets no numbers may fail in any way; without stand-ins it does not.
+                return False
+            expected = {module: trace.digests[module][index] for module in group if trace.calls[module][index]}
+            return told.keys() == expected.keys() and all(
+                abs(told[module][part] - expected[module][part]) <= _AGAIN * expected[module][1]
+                for module in told
+                for part in (0, 1)
+            )
+
+        on_group = bar.phase("learning what to keep", len(groups))
+        in_order = sorted(groups, key=lambda group: min(map(trace.order.index, group)))
+        self._replay.learn(in_order, range(min(_TRIED, len(self._batches))), shows, on_group)
+
+    @contextmanager
+    def walk(self, layers: Iterable[nn.Module]) -> Iterator[Callable[[Iterable[nn.Module]], None]]:
+        """Within it, `watch` runs only what follows modules that are finished.
+
+        No layers but these change. Yields the function to call with those that change no more.
+        """
+        with self._replay.walk(layers):
+            yield self._replay.finish
+
+    def watch(self, trace: Trace, watchers: Mapping[nn.Module, Watcher]) -> None:
+        """Show the inputs of some modules to their watchers, and run no batch further than that takes."""
+        for index in range(len(self._batches)):
+            shown = 0
+
+            def see(module: nn.Module, x: Tensor) -> None:
+                nonlocal shown
+                shown += 1
+                watchers[module](module, x)
+
+            try:
+                self._show(index, trace, dict.fromkeys(watchers, see))
+            except Exception:
+                # A batch may go ways that those which were tried do not.
+                if shown or not self._replay.run_without(index):
+                    raise
+                self._show(index, trace, watchers)
+
+    def _show(self, index: int, trace: Trace, watchers: Mapping[nn.Module, Watcher]) -> None:
+        """Run one batch until each watched module has been called as often as the trace has it."""
+        left = sum(trace.calls[module][index] for module in watchers)
+        if left == 0:
+            return
+
+        def counted(module: nn.Module, x: Tensor) -> None:
+            nonlocal left
+            watchers[module](module, x)
+            left -= 1
+            if left == 0:
+                raise _Stop
+
+        self._run(index, dict.fromkeys(watchers, counted))
+
+    def _run(self, index: int, watchers: Mapping[nn.Module, Watcher]) -> None:
+        """Run one batch, showing the watchers the input of every call of their module."""
+        batch = self._batches[index]
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else kwargs["input"]
+            if x.numel() == 0:
+                return
+            if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+                text = f"an input of {self._names[module]!r} holds NaN or infinities; nothing was changed"
+                raise _Stop(ValueError(f"calibration batch {index}: {text}"))
+            try:
+                watchers[module](module, x)
+            except Exception as error:
+                # The disk may be full: no fault of the batch.
+                raise _Stop(error) from None
+
+        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in watchers]
+        self._replay.start(index)
+        try:
+            with torch.no_grad():
+                if isinstance(batch, Mapping):
+                    self._model(**batch)
+                elif isinstance(batch, Sequence):
+                    self._model(*batch)
+                else:
+                    self._model(batch)
+        except _Stop as stop:
+            if stop.error is not None:
+                raise stop.error from None
+        except Exception as error:
+            raise ValueError(
+                f"calibration batch {index}, {_described(batch)}, does not run through this "
+                f"{type(self._model).__name__} ({type(error).__name__}: {error}); give what model(batch), "
+                "model(*batch) or model(**batch) takes, on the model's device and without labels; nothing was changed"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _described(batch: object) -> str:
+    """What a batch is, in words."""
+    if isinstance(batch, Tensor):
+        return f"a tensor of shape {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{name}: {_described(value)}" for name, value in batch.items()) + "}"
+    if isinstance(batch, Sequence) and not isinstance(batch, str):
+        return "[" + ", ".join(map(_described, batch)) + "]"
+    return f"a {type(batch).__name__}"

@@ -1,0 +1,253 @@
+"""One layer of AdaPrune: from what was seen of its inputs to its mask, its repaired parameters and the record."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from masksolve._pattern import Pattern
+from masksolve._solve import solve_matrix
+from masksolve.odds import group_odds, share_of_groups, share_of_tiles, tile_odds
+from masksolve.torch._adaprune.calibration import Moments
+from masksolve.torch._adaprune.input_pool import InputPool
+from masksolve.torch._adaprune.least_squares import absorb, adam, least_squares, output_energy
+from masksolve.torch._adaprune.records import Conversion, PrunedLayer
+from masksolve.torch._adaprune.scores import Score, one_step, scores_of
+from masksolve.torch._adaprune.tasks import Task
+from masksolve.torch._solver.solve import MaskFunction, Recipe, solve_masks
+from masksolve.torch._training.records import kept_share
+
+Solver = Literal["lstsq", "adam", "absorb", "none"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
+
+_SAMPLED_TILES = 10_000
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """The options of `adaprune` that concern one layer; `memory` in bytes."""
+
+    masks: Score | Mapping[str, Tensor]
+    direction: str
+    solver: Solver
+    correct_bias: bool
+    respect_zeros: bool
+    alternations: int
+    damping: float
+    iterations: int
+    memory: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What calibration showed of the inputs of one module; `pool` only where "adam" needs it."""
+
+    moments: Moments
+    pool: InputPool | None
+
+
+@dataclass(frozen=True)
+class LayerRepair:
+    """New values for a task's parameters, in its order, and what to report."""
+
+    values: list[Tensor]
+    record: PrunedLayer
+
+
+def repair_layer(task: Task, seen: Sequence[LayerInputs], options: LayerOptions) -> LayerRepair:
+    """Find the mask of one weight and the values that go with it. Changes nothing.
+
+    Parameters
+    ----------
+    task : Task
+    seen : sequence of LayerInputs
+        One for each owner of the weight.
+    options : LayerOptions
+
+    Raises
+    ------
+    ValueError
+        If the damping does not make X Xᵀ one that can be solved for, or no mask is found.
+    """
+    try:
+        return _mask_and_repair(_layer_of(task, seen, options), options)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"parameter {task.name!r}: in float64 its inputs have no positive definite X Xᵀ with "
+            f"damping={options.damping!r}; raise that (1e-2 is the default), or scale inputs beyond 1e150; "
+            "nothing was changed"
+        ) from error
+
+
+def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
+    start = time.perf_counter()
+    mask, scores = _first_mask(layer, options)
+    before = _error(layer, layer.dense * mask, layer.gram)
+    weight = _repaired(layer, mask, options)
+    after = _error(layer, weight, layer.free_gram)
+    errors: list[float] = []
+    while len(errors) < options.alternations and not isinstance(options.masks, Mapping):
+        moved = one_step(layer.rows, _as_rows(layer, weight), layer.free_gram)
+        again = _solved(layer, _scores(layer, moved, options.masks, options), options)
+        if torch.equal(again, mask):
+            break
+        other = _repaired(layer, again, options)
+        errors.append(_error(layer, other, layer.free_gram))
+        if errors[-1] >= after:
+            break
+        mask, weight, after = again, other, errors[-1]
+    record = PrunedLayer(
+        layer.task.name,
+        tuple(layer.dense.shape),
+        layer.task.pattern,
+        kept_share(scores, mask),
+        before,
+        after,
+        tuple(errors),
+        _conversion(layer, mask, options.direction),
+        time.perf_counter() - start,
+    )
+    return LayerRepair([weight, *_biases(layer, weight)], record)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One weight as matrices (groups, outputs, inputs), float64, and what the objective needs.
+
+    `gram` is X Xᵀ; `free_gram` the same about the mean where a bias is free to take that up (`corrects`); `energy` is
+    ‖W X‖².
+    """
+
+    task: Task
+    seen: Sequence[LayerInputs]
+    dense: Tensor
+    rows: Tensor
+    gram: Tensor
+    free_gram: Tensor
+    corrects: bool
+    energy: float
+
+
+def _layer_of(task: Task, seen: Sequence[LayerInputs], options: LayerOptions) -> _Layer:
+    dense = task.weight.detach()
+    rows: Tensor = dense.double().unflatten(0, (task.site.layout.groups, -1)).flatten(2)
+    corrects = options.correct_bias and len(task.biases) > 0
+    gram = torch.stack([each.moments.gram() for each in seen]).sum(0)
+    free_gram = torch.stack([each.moments.centred() for each in seen]).sum(0) if corrects else gram
+    return _Layer(task, seen, dense, rows, gram, free_gram, corrects, output_energy(rows, gram))
+
+
+def _as_rows(layer: _Layer, weight: Tensor) -> Tensor:
+    rows: Tensor = weight.unflatten(0, (len(layer.rows), -1)).flatten(2)
+    return rows.to(layer.rows.dtype)
+
+
+def _from_rows(layer: _Layer, rows: Tensor) -> Tensor:
+    return rows.flatten(0, 1).reshape(layer.dense.shape)
+
+
+def _first_mask(layer: _Layer, options: LayerOptions) -> tuple[Tensor, Tensor]:
+    """The mask that was asked for, and the scores that it is to keep most of, both shaped like the weight."""
+    if isinstance(options.masks, Mapping):
+        mask = options.masks[layer.task.name].to(layer.dense.device)
+        return mask & (layer.dense != 0) if options.respect_zeros else mask, layer.dense.abs()
+    scores = _scores(layer, layer.rows, options.masks, options)
+    return _solved(layer, scores, options), scores
+
+
+def _scores(layer: _Layer, rows: Tensor, score: Score, options: LayerOptions) -> Tensor:
+    norms = layer.gram.diagonal(dim1=1, dim2=2).sqrt()
+    return _from_rows(layer, scores_of(score, rows, norms, layer.free_gram, options.damping))
+
+
+def _solved(layer: _Layer, scores: Tensor, options: LayerOptions) -> Tensor:
+    """The mask that keeps most of the scores."""
+    layout = layer.task.site.layout
+    if options.respect_zeros:
+        scores = torch.where(layer.dense != 0, scores, 0.0)
+    method = "exact" if options.direction == "both" else _one_sided(saturated=not options.respect_zeros)
+    recipe = Recipe(layer.task.pattern, method, saturated=not options.respect_zeros)
+    try:
+        masks = solve_masks(layout.matrices(scores), recipe).masks
+    except ValueError as error:
+        raise ValueError(f"parameter {layer.task.name!r}: {error}; nothing was changed") from error
+    mask = layout.weight(masks)
+    return mask & (layer.dense != 0) if options.respect_zeros else mask
+
+
+def _one_sided(saturated: bool) -> MaskFunction:
+    def solve(scores: Tensor, pattern: Pattern) -> Tensor:
+        n, m, threads = pattern.n, pattern.m, torch.get_num_threads()
+        array = scores.cpu().numpy()
+        return torch.from_numpy(solve_matrix(array, n, m, saturated=saturated, direction="rows", threads=threads))
+
+    return solve
+
+
+def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
+    """The weight under a mask, in its own dtype."""
+    layout, dense = layer.task.site.layout, layer.dense
+    alone = torch.where(mask, dense, 0.0)
+    # A pruned router may send nothing to a layer that the dense one used.
+    if options.solver == "none" or not any(each.moments.count for each in layer.seen):
+        return alone
+    if options.solver == "lstsq":
+        rows = least_squares(layer.rows, _as_rows(layer, mask).bool(), layer.free_gram, options.damping)
+        found = _from_rows(layer, rows)
+    else:
+        found = layout.weight(absorb(layout.matrices(dense), layout.matrices(mask), layer.task.pattern.m))
+        if options.solver == "adam":
+            pools = [(owner, each.pool) for owner, each in zip(layer.task.owners, layer.seen, strict=True)]
+            # Adam has gradients also where the caller has switched them off.
+            with torch.inference_mode(False):
+                found = adam(
+                    [(owner, pool) for owner, pool in pools if pool],
+                    found,
+                    mask,
+                    train_bias=layer.corrects,
+                    iterations=options.iterations,
+                    generator=torch.Generator().manual_seed(options.seed),
+                )
+    found = torch.where(mask, found.to(dense.dtype), 0.0)
+    # Rounding, overflow to no numbers, or steps of Adam that lead away must not make it worse than no repair.
+    no_worse = _error(layer, found, layer.free_gram) <= _error(layer, alone, layer.free_gram)
+    return found if no_worse or options.solver == "absorb" else alone
+
+
+def _error(layer: _Layer, weight: Tensor, gram: Tensor) -> float:
+    left = output_energy(layer.rows - _as_rows(layer, weight), gram)
+    return left / layer.energy if layer.energy > 0 else math.inf if left > 0 else 0.0
+
+
+def _biases(layer: _Layer, weight: Tensor) -> list[Tensor]:
+    """The biases that keep the mean output; none where they are to stay."""
+    if not layer.corrects:
+        return []
+    lost = layer.rows - _as_rows(layer, weight)
+    shifts = [(lost @ each.moments.mean().unsqueeze(2)).flatten() for each in layer.seen]
+    return [
+        (bias.detach().double() + shift).to(bias.dtype) for bias, shift in zip(layer.task.biases, shifts, strict=True)
+    ]
+
+
+def _conversion(layer: _Layer, mask: Tensor, direction: str) -> Conversion | None:
+    nonzero = layer.dense != 0
+    sparsity = 1 - float(nonzero.double().mean())
+    if sparsity == 0:
+        return None
+    n, m = layer.task.pattern.n, layer.task.pattern.m
+    matrices = layer.task.site.layout.matrices(nonzero).cpu().numpy()
+    if direction == "both":
+        fitting = share_of_tiles(matrices, n, m)
+        odds = tile_odds(sparsity, n, m, samples=_SAMPLED_TILES, rng=0).value
+    else:
+        fitting = share_of_groups(matrices, n, m)
+        odds = group_odds(sparsity, n, m)
+    return Conversion(sparsity, fitting, odds, int((nonzero & ~mask).sum()))

@@ -1,0 +1,47 @@
+"""What a mask keeps most of: magnitude, Wanda's and optimal brain surgeon's importance."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from masksolve.torch._adaprune.least_squares import damped
+
+Score = Literal["magnitude", "wanda", "hessian"]
+SCORES: tuple[Score, ...] = get_args(Score)
+
+
+def scores_of(score: Score, weight: Tensor, norms: Tensor, gram: Tensor, damping: float) -> Tensor:
+    """The importance of weights (groups, outputs, inputs).
+
+    Parameters
+    ----------
+    score : {"magnitude", "wanda", "hessian"}
+        abs(w); abs(w) times the norm of its input (Sun et al. 2023, arXiv 2306.11695); w² / [H⁻¹]_jj, the error that
+        the best repair of all other weights leaves (Hassibi and Stork 1993, "Second order derivatives for network
+        pruning: optimal brain surgeon").
+    weight : Tensor of float64, shape (groups, outputs, inputs)
+    norms : Tensor of float64, shape (groups, inputs)
+        The norm of each input over the calibration data.
+    gram : Tensor of float64, shape (groups, inputs, inputs)
+        H; damped before it is inverted.
+    damping : float
+    """
+    if score == "magnitude":
+        return weight.abs()
+    if score == "wanda":
+        return weight.abs() * norms.unsqueeze(1)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram, damping)))
+    return weight.square() / inverse.diagonal(dim1=1, dim2=2).unsqueeze(1)
+
+
+def one_step(weight: Tensor, repaired: Tensor, gram: Tensor) -> Tensor:
+    """What each weight would become if it alone moved to its best: a pruned one, if it alone came back.
+
+    This is what masks are found anew from: the repaired weights are at their best already, and stay.
+    """
+    curvature = gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
+    step = ((weight - repaired) @ gram) / torch.where(curvature > 0, curvature, 1.0)
+    return repaired + step

@@ -1,0 +1,241 @@
+"""Which layers AdaPrune prunes, with which pattern and in which order, and why not the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from masksolve import odds
+from masksolve._pattern import Pattern
+from masksolve.torch._adaprune.calibration import Trace, input_key, is_layer
+from masksolve.torch._layers import ParameterReport, Site, as_globs, layout_of, select
+from masksolve.torch._solver.solve import as_pattern
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One weight to prune, its pattern, and the modules that multiply with it: several where it is tied.
+
+    `biases` has one an owner, or none if one of them has none, or shares it with another layer.
+    """
+
+    site: Site
+    owners: tuple[nn.Module, ...]
+    pattern: Pattern
+    biases: tuple[nn.Parameter, ...]
+
+    @property
+    def name(self) -> str:
+        """The weight's."""
+        return self.site.name
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight itself."""
+        return cast(nn.Parameter, self.owners[0].weight)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What a repair may change."""
+        return [self.weight, *self.biases]
+
+
+def choose_tasks(
+    model: nn.Module,
+    pattern: str | Pattern | Mapping[str, str | Pattern],
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+    given: Collection[str] | None,
+) -> tuple[list[Task], list[ParameterReport]]:
+    """The weights to prune, in the model's order, and a line for every parameter that is not.
+
+    Parameters
+    ----------
+    model, pattern, include, exclude
+        As for `adaprune`.
+    given : collection of str, optional
+        The names of the weights that masks were given for.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `adaprune`.
+    """
+    patterns = {name: as_pattern(each) for name, each in pattern.items()} if isinstance(pattern, Mapping) else {}
+    if len({each.m for each in patterns.values()}) > 1:
+        raise ValueError(
+            f"the patterns are of several M ({', '.join(sorted(set(map(str, patterns.values()))))}); give those of one"
+        )
+    if isinstance(pattern, Mapping) and not patterns:
+        raise ValueError("pattern is an empty mapping; give the pattern of at least one weight")
+    common = next(iter(patterns.values())) if isinstance(pattern, Mapping) else as_pattern(pattern)
+    sites, lines = select(model, common, include, exclude, "allow", _unfit(model))
+    _check_names("pattern", patterns, lines)
+    _check_names("masks", given or (), lines)
+    uses = Counter(id(module.bias) for module in model.modules() if is_layer(module))
+    tasks: list[Task] = []
+    reasons: dict[str, str | None] = {}
+    for site in sites:
+        owners = tuple(model.get_submodule(name.rpartition(".")[0]) for name in site.names)
+        chosen = patterns.get(site.name) if patterns else common
+        if (reason := _reason_to_skip(site, chosen, given)) is not None or chosen is None:
+            reasons.update(dict.fromkeys(site.names, reason))
+        else:
+            own = [each.bias for each in owners if isinstance(each.bias, nn.Parameter) and uses[id(each.bias)] == 1]
+            tasks.append(Task(site, owners, chosen, tuple(own) if len(own) == len(owners) else ()))
+    return tasks, without(lines, reasons)
+
+
+def in_order(
+    model: nn.Module, tasks: Sequence[Task], lines: Sequence[ParameterReport], trace: Trace, keep_first_last: bool
+) -> tuple[list[Task], list[ParameterReport]]:
+    """The tasks by the order in which they are first called, without those that are not called or stay dense.
+
+    Raises
+    ------
+    ValueError
+        If none is left.
+    """
+    places = {module: place for place, module in enumerate(trace.order)}
+    left: list[Task] = []
+    reasons: dict[str, str | None] = {}
+    for task in tasks:
+        if task.pattern.zeros == 0:
+            reasons.update(dict.fromkeys(task.site.names, f"{task.pattern} keeps everything"))
+        elif not all(owner in places for owner in task.owners):
+            reasons.update({name: _reason_not_called(model, name) for name in task.site.names})
+        elif keep_first_last and trace.first in task.owners:
+            reasons.update(dict.fromkeys(task.site.names, "the first layer; keep_first_last=False prunes it"))
+        elif keep_first_last and trace.last in task.owners:
+            reasons.update(dict.fromkeys(task.site.names, "the last layer; keep_first_last=False prunes it"))
+        else:
+            left.append(task)
+    skipped = without(lines, reasons)
+    if not left:
+        told = "; ".join(f"{line.name}: {line.reason}" for line in skipped if len(line.shape) > 1)
+        raise ValueError(f"no layer is left to prune ({told})")
+    return sorted(left, key=lambda task: min(places[owner] for owner in task.owners)), skipped
+
+
+def by_inputs(tasks: Sequence[Task], trace: Trace) -> list[list[Task]]:
+    """Tasks that are called with the very same inputs together, such as query, key and value of an attention."""
+    groups: dict[object, list[Task]] = {}
+    for task in tasks:
+        key = tuple((input_key(owner), tuple(trace.inputs[owner])) for owner in task.owners)
+        groups.setdefault(key, []).append(task)
+    return list(groups.values())
+
+
+def without(lines: Sequence[ParameterReport], reasons: Mapping[str, str | None]) -> list[ParameterReport]:
+    """The lines with some that were to be sparse and are not."""
+    return [replace(line, sparse=False, reason=reasons[line.name]) if line.name in reasons else line for line in lines]
+
+
+def patterns_from_zeros(
+    model: nn.Module,
+    m: int,
+    *,
+    confidence: float = 0.95,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> dict[str, Pattern]:
+    """The pattern that each layer of a sparse model nearly has: n of m from its share of zeros, for `adaprune`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With zeros among its weights, as pruning without structure leaves them.
+    m : int
+        Length of a group.
+    confidence : float
+        Each layer takes the smallest n that a group keeps at most with this probability, if its zeros lie at random;
+        the paper's code has 0.95 and 0.1.
+    include, exclude : str or sequence of str, optional
+        Globs of parameter names, as for `adaprune`.
+
+    Returns
+    -------
+    dict of str to Pattern
+        m:m, dense, where there are too few zeros.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `adaprune` and `masksolve.odds.choose_pattern`.
+
+    References
+    ----------
+    Hubara et al., NeurIPS 2021, arXiv 2102.08124, section on AdaPrune.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = torch.nn.Linear(80, 64)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.masked_fill_(torch.arange(80) % 10 < 7, 0)      # 7 of 10 are zero
+    >>> print(patterns_from_zeros(layer, 8)["weight"])
+    5:8
+    """
+    tasks, _ = choose_tasks(model, Pattern(m, m), as_globs(include), as_globs(exclude), None)
+    weights = {task.name: task.weight.detach().cpu() for task in tasks}
+    # NumPy has no bfloat16; zeros stay zeros.
+    return odds.choose_patterns(
+        {name: (weight != 0).numpy() for name, weight in weights.items()}, m, confidence=confidence
+    )
+
+
+def _reason_not_called(model: nn.Module, name: str) -> str:
+    parent = model.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention):
+        return f"{type(parent).__name__} multiplies with it without calling it, so that its inputs are not seen"
+    return "no calibration batch calls it"
+
+
+def _unfit(model: nn.Module) -> dict[str, str]:
+    """The weights that cannot be repaired, and why."""
+    uses: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        uses.setdefault(id(parameter), []).append((name, model.get_submodule(name.rpartition(".")[0])))
+    reasons = ((names, _reason_of_owners(names)) for names in uses.values())
+    return {name: reason for names, reason in reasons if reason is not None for name, _ in names}
+
+
+def _reason_of_owners(names: Sequence[tuple[str, nn.Module]]) -> str | None:
+    for name, owner in names:
+        attribute = name.rpartition(".")[2]
+        if isinstance(owner, ParametrizationList):
+            # That has a reason of its own.
+            return None
+        if attribute.endswith("_orig") and hasattr(owner, f"{attribute.removesuffix('_orig')}_mask"):
+            return f"{name} is masked by torch.nn.utils.prune; call prune.remove first"
+        if not is_layer(owner) or attribute != "weight":
+            return f"{name} is part of {type(owner).__name__}; only Linear and convolution layers are repaired"
+    if len({layout_of(owner, "weight") for _, owner in names}) > 1:
+        return "tied to a layer of another kind"
+    return None
+
+
+def _reason_to_skip(site: Site, pattern: Pattern | None, given: Collection[str] | None) -> str | None:
+    if pattern is None:
+        return "no pattern was given for it"
+    if given is not None and site.name not in given:
+        return "no mask was given for it"
+    return None
+
+
+def _check_names(option: str, names: Collection[str], lines: Sequence[ParameterReport]) -> None:
+    """Refuse what was given for a name that is no weight to prune."""
+    reasons = {line.name: line.reason for line in lines}
+    for name in names:
+        if name not in reasons:
+            some = ", ".join(list(reasons)[:3])
+            raise ValueError(
+                f"{option} has {name!r}, which is none of the {len(reasons)} parameter names ({some}, ...)"
+            )
+        if reasons[name] is not None:
+            raise ValueError(f"{option} has {name!r}, which cannot be pruned: {reasons[name]}; leave it out")

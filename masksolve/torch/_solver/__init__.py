@@ -1,0 +1,1 @@
+"""Masks of tensors where they are: on the CPU, or as kernels on the device."""

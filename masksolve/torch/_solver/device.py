@@ -1,0 +1,249 @@
+"""Exact masks where the weights lie: on a GPU by the Triton kernel, elsewhere in batched PyTorch operations.
+
+Whatever the device, every tile is proven there, or handed to the CPU's solver, which proves it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masksolve._inputs import check_values
+from masksolve._methods import NotFiniteError, load_method
+from masksolve._pattern import Pattern
+from masksolve._tiles import LineSums, Region, regions
+from masksolve.torch._solver import batched
+from masksolve.torch._solver.direct_4x4 import halves, is_direct
+from masksolve.torch._solver.fixed_point import plan
+
+_logger = logging.getLogger("masksolve")
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# The release of PyTorch 2.8, the first that compiles the kernel: older ones have no tuples, or no tl.gather.
+_OLDEST_TRITON = (3, 4)
+
+
+@dataclass(frozen=True)
+class DeviceSolution:
+    """Optimal masks, on the device of the weights.
+
+    Attributes
+    ----------
+    masks : Tensor of bool, shape (..., R, C)
+        True = kept.
+    potentials : Tensor of float32, shape (..., R // m, C // m, m), or None
+        Column potentials of the whole tiles, in units of the weights: a warm start for weights that have moved since.
+        None where whole tiles are solved directly: those of 4x4 under `saturated=True`.
+    repaired : int
+        Tiles that the device left unproven and the CPU solved.
+    masked : Tensor or None
+        The weights under the masks, and 0 elsewhere, if they were asked for.
+    """
+
+    masks: Tensor
+    potentials: Tensor | None
+    repaired: int
+    masked: Tensor | None = None
+
+
+def solve_on_device(
+    weights: Tensor,
+    pattern: Pattern,
+    *,
+    saturated: bool = True,
+    potentials: Tensor | None = None,
+    masked: bool = False,
+) -> DeviceSolution:
+    """The transposable masks that keep the most sum of abs(weights), found and proven where the weights lie.
+
+    Parameters
+    ----------
+    weights : Tensor, shape (..., R, C)
+        float16, bfloat16, float32 or float64; any R, C >= 1, any strides.
+    pattern : Pattern
+        N **kept** of every M.
+    saturated : bool
+        True: exactly N ones in every whole group. False: at most N, which can keep more.
+    potentials : Tensor, shape (..., R // m, C // m, m), optional
+        A warm start, as an earlier call returned it. Any numbers will do; they never change how much is kept. Nothing
+        to start is left where whole tiles are solved directly.
+    masked : bool
+        Whether to return the masked weights too, which the kernel writes in the same pass.
+
+    Returns
+    -------
+    DeviceSolution
+
+    Raises
+    ------
+    TypeError
+        For weights of another dtype.
+    ValueError
+        For a wrong shape, and for NaN or infinite weights, naming the first by position.
+
+    References
+    ----------
+    Hubara et al., NeurIPS 2021, arXiv 2102.08124, for the problem; `direct_4x4` and `fixed_point` tell why the
+    masks are optimal.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from masksolve import Pattern
+    >>> solve_on_device(torch.tensor([[3.0, 1.0, 5.0], [1.0, 2.0, 7.0]]), Pattern(1, 2)).masks.int()
+    tensor([[1, 0, 0],
+            [0, 1, 1]], dtype=torch.int32)
+    """
+    _check(weights, pattern, potentials)
+    weights = weights.detach()
+    *lead, rows, columns = weights.shape
+    shape = (*lead, rows // pattern.m, columns // pattern.m, pattern.m)
+    if is_direct((pattern.m, pattern.m), LineSums(pattern.n, saturated, saturated), weights):
+        found = None
+    else:
+        found = torch.zeros(shape, dtype=torch.float32, device=weights.device)
+    if pattern.zeros == 0 or pattern.kept == 0:
+        if not weights.isfinite().all():
+            _refuse_values(weights)
+        masks = torch.full(weights.shape, pattern.zeros == 0, device=weights.device)
+        return DeviceSolution(masks, found, 0, weights * masks if masked else None)
+
+    masks = torch.empty(weights.shape, dtype=torch.bool, device=weights.device)
+    product = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device) if masked else None
+    if found is not None and potentials is not None:
+        found.copy_(potentials)
+    repaired = 0
+    try:
+        for region in regions(rows, columns, pattern, "both", saturated):
+            is_whole = region.tile_shape == (pattern.m, pattern.m)
+            repaired += _solve_region(
+                _tiles(weights, region),
+                _tiles(masks, region),
+                None if product is None else _tiles(product, region),
+                None if found is None or not is_whole else found.view(-1, pattern.m),
+                region.line_sums,
+                warm=potentials is not None,
+            )
+    except NotFiniteError:
+        _refuse_values(weights)
+        raise
+    if repaired:
+        _logger.debug("%d tiles of %s weights left to the CPU", repaired, tuple(weights.shape))
+    return DeviceSolution(masks, found, repaired, product)
+
+
+def _solve_region(
+    tiles: Tensor,
+    masks: Tensor,
+    masked: Tensor | None,
+    potentials: Tensor | None,
+    line_sums: LineSums,
+    *,
+    warm: bool,
+) -> int:
+    """Fill masks (b, p, q, h, w) and what goes with them; how many tiles the CPU solved."""
+    height, width = tiles.shape[3:]
+    solver = _solver(tiles)
+    which = None
+    if is_direct((height, width), line_sums, tiles):
+        which = solver.solve_directly(tiles, masks, masked, halves(line_sums.kept)).nonzero()[:, 0]
+        if len(which) == 0:
+            return 0
+    if potentials is None:
+        potentials = torch.empty(tiles.shape[:3].numel(), width, dtype=torch.float32, device=tiles.device)
+        warm = False
+    for stage in plan(height, width, line_sums):
+        left = solver.solve_stage(tiles, masks, masked, potentials, which, stage, warm)
+        warm = True
+        some = left.nonzero()[:, 0]
+        which = some if which is None else which[some]
+        if len(which) == 0:
+            return 0
+    assert which is not None
+    _repair(tiles, masks, masked, potentials, which, line_sums)
+    return len(which)
+
+
+def _repair(
+    tiles: Tensor, masks: Tensor, masked: Tensor | None, potentials: Tensor, which: Tensor, line_sums: LineSums
+) -> None:
+    """Solve tiles that are left on the CPU; only they are copied."""
+    across = tiles.shape[2]
+    in_matrix = tiles.shape[1] * across
+    where = which // in_matrix, which % in_matrix // across, which % across
+    weights = tiles[where]
+    given = weights.double() if weights.dtype == torch.float64 else weights.float()
+    solved = np.empty((1, *weights.shape), np.bool_)
+    ends = potentials[which].nan_to_num().to(given.dtype).cpu().numpy()[np.newaxis]
+    solve = load_method("exact", ())
+    solve(given.cpu().numpy()[np.newaxis], solved, line_sums, threads=None, potentials=ends, warm=True)
+    masks[where] = torch.from_numpy(solved[0]).to(tiles.device)
+    if masked is not None:
+        masked[where] = weights * masks[where]
+    largest = np.finfo(np.float32).max
+    potentials[which] = torch.from_numpy(ends[0].clip(-largest, largest)).float().to(tiles.device)
+
+
+def _tiles(matrix: Tensor, region: Region) -> Tensor:
+    """Tiles (b, p, q, h, w) of a region of a matrix (..., R, C), a view unless the leading dimensions lie apart."""
+    height, width = region.tile_shape
+    part = matrix.reshape(-1, *matrix.shape[-2:])[:, region.rows, region.columns]
+    count, rows, columns = part.shape
+    return part.view(count, rows // height, height, columns // width, width).transpose(2, 3)
+
+
+def _solver(tiles: Tensor) -> ModuleType:
+    """The module that solves these tiles: both have `solve_directly` and `solve_stage`."""
+    kernel = _triton() if tiles.is_cuda else None
+    if kernel is None or max(tiles.shape[3:]) > kernel.LARGEST_M or max(tiles.stride()[3:]) > kernel.LARGEST_STRIDE:
+        return batched
+    return kernel
+
+
+@cache
+def _triton() -> ModuleType | None:
+    """The module of the kernel, or None where there is no Triton that it runs on."""
+    try:
+        import triton
+    except ImportError:
+        return None
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
+        _logger.warning(
+            "Triton %s is too old for the kernel that finds masks on a GPU, which needs %d.%d or newer (PyTorch 2.8): "
+            "batched PyTorch operations find them, more slowly",
+            triton.__version__,
+            *_OLDEST_TRITON,
+        )
+        return None
+    return importlib.import_module("masksolve.torch._solver.kernels")
+
+
+def _check(weights: Tensor, pattern: Pattern, potentials: Tensor | None) -> None:
+    if weights.dtype not in _DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise TypeError(f"weights have dtype {weights.dtype}; allowed are {allowed}; convert them with .to() first")
+    shape = tuple(weights.shape)
+    if weights.ndim < 2:
+        raise ValueError(f"weights have shape {shape}; a matrix (..., R, C) has at least two dimensions")
+    if weights.numel() == 0:
+        raise ValueError(f"weights have shape {shape}, which is empty; every dimension must be at least 1")
+    if potentials is None:
+        return
+    wanted = (*shape[:-2], shape[-2] // pattern.m, shape[-1] // pattern.m, pattern.m)
+    if tuple(potentials.shape) != wanted or not potentials.is_floating_point():
+        raise ValueError(
+            f"potentials have shape {tuple(potentials.shape)} and dtype {potentials.dtype}; weights of shape {shape} "
+            f"need floats of shape {wanted}, as an earlier call returns them for {pattern}"
+        )
+
+
+def _refuse_values(weights: Tensor) -> None:
+    """Raise the ValueError that names the first weight that is not finite."""
+    check_values((weights if weights.dtype == torch.float64 else weights.float()).cpu().numpy())

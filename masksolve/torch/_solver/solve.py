@@ -1,0 +1,147 @@
+"""From scores to masks: the one place where tensors reach the solvers, that of the CPU and that of other devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from masksolve._check import check_mask
+from masksolve._errors import InvalidMaskError
+from masksolve._inputs import check_flag
+from masksolve._methods import load_method
+from masksolve._pattern import Pattern
+from masksolve._solve import solve_matrix
+from masksolve.torch._solver.device import solve_on_device
+
+# Scores (..., R, C) and a pattern -> a boolean mask of the same shape, on the same device.
+MaskFunction = Callable[[Tensor, Pattern], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What masks are asked for: the pattern, the method that finds them, exactly or at most N in a line."""
+
+    pattern: Pattern
+    method: str | MaskFunction
+    saturated: bool
+
+    def __post_init__(self) -> None:
+        check_flag(self.saturated, "saturated")
+        if not callable(self.method):
+            load_method(self.method, ())
+
+
+# Up to this M, moving potentials in and out takes longer than the rounds that they save ("gain of a warm start" in the
+# README).
+_COLD_UP_TO = 4
+
+
+def as_pattern(pattern: str | Pattern) -> Pattern:
+    """The pattern, parsed if it is text."""
+    return pattern if isinstance(pattern, Pattern) else Pattern.parse(pattern)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The mask found for one parameter, shaped like it, and the share of the importance that it keeps.
+
+    `potentials` are to start the next solve from, on the device that found them; None where there are none, or another
+    process has them. `repaired` counts the tiles that a device left to the CPU.
+    """
+
+    mask: Tensor
+    potentials: Tensor | None
+    repaired: int
+    kept_importance: float
+
+
+class Masks(NamedTuple):
+    """Masks of matrices (..., R, C), the potentials that found them, how many tiles a device left to the CPU."""
+
+    masks: Tensor
+    potentials: Tensor | None
+    repaired: int
+
+
+def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None) -> Masks:
+    """The masks of matrices of scores, and the potentials to start the next call from.
+
+    Exact masks of scores on a GPU, or any other device, are found there.
+
+    Parameters
+    ----------
+    scores : Tensor, shape (..., R, C)
+        Weights, or any importance that is not negative: float16, bfloat16, float32 or float64, any strides, any device.
+    recipe : Recipe
+    potentials : Tensor, optional
+        What an earlier call for nearly the same scores returned, on any device. Those of matrices of other shapes are
+        left aside: the parameter may have been sharded since.
+
+    Returns
+    -------
+    masks : Tensor of bool, shape (..., R, C), on the device of the scores
+    potentials : Tensor or None
+        None for methods that have none, and for tiles so small that they start cold.
+    repaired : int
+        How many tiles the device left unproven and the CPU solved; 0 for scores on the CPU.
+    """
+    pattern = recipe.pattern
+    scores = scores.detach()
+    if callable(recipe.method):
+        if not bool(torch.isfinite(scores).all()):
+            raise ValueError("weights hold NaN or infinities, which have no importance; replace them first")
+        return Masks(_checked(recipe.method(scores, pattern), scores), None, 0)
+    if potentials is not None and potentials.shape != _potentials_shape(scores, pattern):
+        potentials = None
+    if recipe.method == "exact" and _is_solved_where_it_lies(scores):
+        solution = solve_on_device(scores, pattern, saturated=recipe.saturated, potentials=potentials)
+        return Masks(solution.masks, solution.potentials, solution.repaired)
+    # NumPy has no bfloat16; float32 holds it exactly.
+    array = (scores.float() if scores.dtype == torch.bfloat16 else scores).cpu().numpy()
+    n, m, threads = pattern.n, pattern.m, torch.get_num_threads()
+    if recipe.method != "exact" or m <= _COLD_UP_TO:
+        mask = solve_matrix(array, n, m, method=recipe.method, saturated=recipe.saturated, threads=threads)
+        return Masks(torch.from_numpy(mask).to(scores.device), None, 0)
+    mask, found = solve_matrix(
+        array,
+        n,
+        m,
+        saturated=recipe.saturated,
+        threads=threads,
+        potentials=None if potentials is None else potentials.cpu().numpy(),
+        return_potentials=True,
+    )
+    return Masks(torch.from_numpy(mask), torch.from_numpy(found), 0)
+
+
+def mask_fault(masks: Tensor, recipe: Recipe) -> str | None:
+    """Why masks (..., R, C) are none of a recipe, in words; None if they may be, as any may be of a callable's."""
+    if callable(recipe.method):
+        return None
+    pattern = recipe.pattern
+    saturated = recipe.saturated and recipe.method == "exact"
+    try:
+        check_mask(masks.bool().cpu().numpy(), pattern.n, pattern.m, saturated=saturated)
+    except InvalidMaskError as error:
+        return str(error)
+    return None
+
+
+def _is_solved_where_it_lies(scores: Tensor) -> bool:
+    return scores.device.type != "cpu"
+
+
+def _potentials_shape(scores: Tensor, pattern: Pattern) -> tuple[int, ...]:
+    *lead, rows, columns = scores.shape
+    return (*lead, rows // pattern.m, columns // pattern.m, pattern.m)
+
+
+def _checked(mask: Tensor, scores: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != scores.shape:
+        given = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"method returned {given}; it must return a bool tensor of shape {tuple(scores.shape)}")
+    return mask.to(scores.device)

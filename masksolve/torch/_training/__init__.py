@@ -1,0 +1,1 @@
+"""Training with masks: the Sparsifier and what it is made of."""

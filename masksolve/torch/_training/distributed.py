@@ -1,0 +1,157 @@
+"""Several processes: one solve for each tensor under DDP, and shards solved where they lie under FSDP2 and DTensor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from masksolve.torch._solver.solve import Masks, Solution
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.tensor import DTensor
+
+    from masksolve.torch._layers import Layout
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor."""
+    # Its module takes half a second to import, and whoever has a DTensor has imported it.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def as_plain(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which this process may hold a shard. Every process has to ask."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def like(tensor: Tensor, sample: Tensor) -> Tensor:
+    """A tensor distributed as the sample is, or whole if that is a plain tensor."""
+    if not is_sharded(sample):
+        return as_plain(tensor)
+    if is_sharded(tensor) and tensor.device_mesh == sample.device_mesh and tensor.placements == sample.placements:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(as_plain(tensor), sample.device_mesh, sample.placements)
+
+
+def unwrapped(model: nn.Module) -> tuple[nn.Module, ProcessGroup | None]:
+    """The module inside DistributedDataParallel, and the processes that train it together; else the model and None."""
+    if isinstance(model, DistributedDataParallel):
+        return model.module, model.process_group
+    return model, None
+
+
+def check_not_fully_sharded(model: nn.Module) -> None:
+    """Refuse a model on whose parameters `fully_shard` holds already: it would go on using the dense ones."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    if module is not None and any(isinstance(each, module.FSDPModule) for each in model.modules()):
+        raise ValueError("the model is sharded by fully_shard already; make the Sparsifier before, with real weights")
+
+
+def share_solves(
+    sizes: Mapping[str, int],
+    solve: Callable[[str], Solution],
+    blank: Callable[[str], Tensor],
+    group: ProcessGroup,
+) -> dict[str, Solution]:
+    """Solve each tensor on one process and give its mask to all.
+
+    Parameters
+    ----------
+    sizes : mapping from name to number of weights
+        The same on every process.
+    solve : callable
+        Solves the tensor of a name.
+    blank : callable
+        An uninitialised mask for a name, to receive into.
+    group : ProcessGroup
+
+    Raises
+    ------
+    RuntimeError
+        On every process, if a solve fails on another one. The process where it fails raises its own error.
+    """
+    rank, count = dist.get_rank(group), dist.get_world_size(group)
+    owners = _owners(sizes, count)
+    solved: dict[str, Solution] = {}
+    error: Exception | None = None
+    try:
+        for name, owner in owners.items():
+            if owner == rank:
+                solved[name] = solve(name)
+    except Exception as caught:
+        # The others wait for this process, and have to be told.
+        error = caught
+    told: list[Any] = [None] * count
+    mine = {name: (solution.repaired, solution.kept_importance) for name, solution in solved.items()}
+    dist.all_gather_object(told, (None if error is None else str(error), mine), group=group)
+    if error is not None:
+        raise error
+    for other, (message, _) in enumerate(told):
+        if message is not None:
+            raise RuntimeError(f"process {other} found no masks: {message}")
+    found = {}
+    for name, owner in owners.items():
+        mask = solved[name].mask.contiguous() if owner == rank else blank(name)
+        dist.broadcast(mask, dist.get_global_rank(group, owner), group=group)
+        potentials = solved[name].potentials if owner == rank else None
+        found[name] = Solution(mask, potentials, *told[owner][1][name])
+    return found
+
+
+def _owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """Which process solves which tensor: the largest first, each to the one with the least to do."""
+    load = [0] * count
+    owners = {}
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        owners[name] = load.index(min(load))
+        load[owners[name]] += sizes[name]
+    return owners
+
+
+def solve_sharded(scores: DTensor, layout: Layout, m: int, solve: Callable[[Tensor], Masks]) -> Masks:
+    """The mask of a DTensor, distributed as the scores are; the potentials and the count are those of this process.
+
+    A shard whose edges are multiples of m holds whole tiles and is solved where it lies. Otherwise every process
+    gathers the tensor and solves all of it.
+    """
+    from torch.distributed.tensor import DTensor, Partial, distribute_tensor
+
+    mesh, placements = scores.device_mesh, scores.placements
+    faults = (~torch.isfinite(scores.to_local())).sum()
+    # Found together, so that no process waits for one that gave up. DTensor's `all` of PyTorch 2.8 is a shard's.
+    if bool(DTensor.from_local(faults, mesh, [Partial()] * mesh.ndim).full_tensor()):
+        raise ValueError("a shard of the weights holds NaN or infinities, which have no importance; replace them first")
+    if not _holds_whole_tiles(scores, layout, m):
+        found = solve(scores.full_tensor())
+        return found._replace(masks=distribute_tensor(found.masks, mesh, placements))
+    local = scores.to_local()
+    found = solve(local) if local.numel() else Masks(torch.zeros_like(local, dtype=torch.bool), None, 0)
+    masks = DTensor.from_local(found.masks, mesh, placements, shape=scores.shape, stride=scores.stride())
+    return found._replace(masks=masks)
+
+
+def _holds_whole_tiles(scores: DTensor, layout: Layout, m: int) -> bool:
+    from torch.distributed.tensor import Shard
+
+    axes = layout.matrix_axes(scores.ndim)
+    seen = set()
+    for placement, size in zip(scores.placements, scores.device_mesh.shape, strict=True):
+        if placement.is_replicate():
+            continue
+        if type(placement) is not Shard or placement.dim in seen or layout.groups > 1:
+            return False
+        seen.add(placement.dim)
+        shard = -(-scores.shape[placement.dim] // size)
+        if placement.dim in axes and shard % m:
+            return False
+    return True

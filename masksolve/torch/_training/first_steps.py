@@ -1,0 +1,97 @@
+"""What the first optimizer steps show: whether training has begun, and whether every masked weight takes part."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
+
+from masksolve.torch._training.distributed import is_sharded
+
+_SAMPLES = 16
+
+
+class FirstSteps:
+    """Notes which parameters get gradients and which ones change, until a step has changed any.
+
+    Gradients are noted as they are computed: they may be gone when `step` is called, and `torch.autograd.grad` never
+    leaves any.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        # By id: adapters give parameters other names. They are held, so that no other gets the id of one.
+        self._versions = {id(each): (each, each._version) for each in _trainable(model)}
+        self._received: set[int] = set()
+        self._before: dict[int, tuple[Tensor, int, Tensor]] = {}
+        self._hooks: list[RemovableHandle] = [each.register_hook(self._note(id(each))) for each in _trainable(model)]
+
+    def may_have_begun(self) -> bool:
+        """Whether there is any sign of training, or a reason why there need not be one."""
+        now = _trainable(self._model)
+        # Those unfrozen or added since have no hook, and FSDP sets gradients behind every hook.
+        if self._received or not now or any(id(each) not in self._versions or is_sharded(each) for each in now):
+            return True
+        return any(each.grad is not None or each._version != self._versions[id(each)][1] for each in now)
+
+    def untrained(self, parameters: Mapping[str, nn.Parameter]) -> list[str] | None:
+        """Which of these got a gradient and stood still in the first step that changed any parameter of the model.
+
+        None as long as nothing changes, as where a GradScaler skips its first steps.
+        """
+        changed = {id(each) for each in self._model.parameters() if self._is_changed(each)}
+        if not changed:
+            return None
+        return [
+            name
+            for name, each in parameters.items()
+            if id(each) in self._received and id(each) not in changed and each.requires_grad
+        ]
+
+    def forget(self) -> None:
+        """Remove every hook."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._before = [], {}
+
+    def _note(self, key: int) -> Callable[[Tensor], None]:
+        # Python's collector does not see a cycle through PyTorch's hooks: one that held this object would keep it, the
+        # model and the process group of DDP, with its threads, for ever.
+        this = weakref.ref(self)
+
+        def note(grad: Tensor) -> None:
+            if (steps := this()) is not None:
+                steps._receive(key)
+
+        return note
+
+    def _receive(self, key: int) -> None:
+        if not self._before:
+            # Before the first optimizer step, and after whatever was done to the model until then.
+            self._before = {id(each): (each, each._version, _sample(each)) for each in _trainable(self._model)}
+        self._received.add(key)
+
+    def _is_changed(self, parameter: nn.Parameter) -> bool:
+        if id(parameter) not in self._before:
+            return False
+        _, version, sample = self._before[id(parameter)]
+        # Optimizers that write through `.data` or with kernels of their own leave the version as it was.
+        return parameter._version != version or not torch.equal(sample, _sample(parameter))
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [each for each in model.parameters() if each.requires_grad and not is_lazy(each)]
+
+
+def _sample(parameter: nn.Parameter) -> Tensor:
+    """A few of the values."""
+    values = parameter.detach()
+    if is_sharded(values):
+        values = values.to_local()
+    count = min(_SAMPLES, values.numel())
+    places = torch.linspace(0, max(values.numel() - 1, 0), count, device=values.device).long()
+    return values[torch.unravel_index(places, values.shape)] if values.ndim else values.clone()

@@ -1,0 +1,268 @@
+"""Products of a Linear layer under a 2:4 transposable mask, on sparse tensor cores where there are any.
+
+Because the mask is 2:4 along its rows and along its columns, both x·Wᵀ and g·W are products with a packed matrix, W in
+the forward pass and Wᵀ in the backward pass. The gradient of the weight stays dense. Everywhere else it is the masked
+dense product.
+
+Nothing packed is kept: each product packs the masked weight as it is at that moment, so that no optimizer, checkpoint,
+cast or compiled graph can leave a stale form behind. With one backward a step, that packs each form once a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from masksolve.torch._training.distributed import is_sharded
+from masksolve.torch._training.masked_read import plain
+from masksolve.torch._training.masking import Gradient, MaskedWeight, MaskFault, masked_parameter, unmasked_class
+
+# Tests say "cpu".
+_DEVICE = "cuda"
+_DTYPES = (torch.float16, torch.bfloat16)
+# cuSPARSELt packs multiples of 16 and leaves ragged ones aside; what is not worth a whole thread block gains nothing.
+_MULTIPLE = 64
+# What it asks of the rows of the dense factor.
+_ROWS, _ALIGNMENT = 8, 16
+_OLDEST_CAPABILITY = (8, 0)
+_KEPT = 2
+
+
+def acceleration_reason(module: nn.Module) -> str:
+    """In words, whether the products of a layer run on sparse tensor cores, and why if they do not.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A layer of a model that has a `Sparsifier`. Ask under autocast if the layer runs under it: it decides the dtype.
+
+    Returns
+    -------
+    str
+        "accelerated", or "not accelerated: " and every reason: the kind of layer, device, dtype, shape, pattern.
+
+    Examples
+    --------
+    >>> import torch, masksolve.torch
+    >>> layer = torch.nn.Linear(64, 128, dtype=torch.bfloat16)
+    >>> sparsifier = masksolve.torch.Sparsifier(layer, "2:4", accelerate=True)
+    >>> acceleration_reason(layer)
+    'not accelerated: sparse tensor cores need a CUDA device, the weight is on cpu'
+    """
+    found = masked_parameter(module, "weight")
+    if found is None:
+        return f"not accelerated: this {type(module).__name__} has no weight that a Sparsifier masks"
+    weight, masked = found
+    reasons = []
+    if not _is_linear(module):
+        name = unmasked_class(module).__name__
+        reasons.append(f"only the forward of nn.Linear is known, this {name} has its own, or one that calls it")
+    elif not _is_attached(module) or not isinstance(masked, PackableWeight):
+        reasons.append("the Sparsifier was made without accelerate=True, or the layer has another forward")
+    if is_sharded(weight):
+        reasons.append("its weight is sharded")
+    reasons += _obstacles(weight.device.type, weight.device.index, tuple(weight.shape), _product_dtype(weight))
+    if (most := _most_of_four(masked.mask)) is not None and most > _KEPT:
+        reasons.append(f"sparse tensor cores need masks that keep 2 of 4 both ways, as 2:4 does; this one keeps {most}")
+    return f"not accelerated: {'; '.join(reasons)}" if reasons else "accelerated"
+
+
+def packed_forward(module: nn.Module) -> Callable[..., Tensor] | None:
+    """The forward that takes sparse tensor cores wherever that is possible; None for modules other than Linear."""
+    return _forward if _is_linear(module) else None
+
+
+class PackableWeight(MaskedWeight):
+    """A masked weight whose products may be those of a packed one.
+
+    Attributes
+    ----------
+    is_packable : bool
+        Whether the mask lay on a GPU and was 2:4 along both axes when `look` was called last.
+    """
+
+    def __init__(
+        self, home: nn.Module, attribute: str, mask: Tensor, gradient: Gradient, decay: float, fault: MaskFault
+    ) -> None:
+        super().__init__(home, attribute, mask, gradient, decay, fault)
+        self.look()
+
+    def look(self) -> None:
+        """Note whether the mask can be packed. A compiled graph relies on it: whoever changes the mask calls this."""
+        most = _most_of_four(self.mask) if self.mask.device.type == _DEVICE else None
+        self.is_packable = most is not None and most <= _KEPT
+        self._seen = self._moment()
+
+    def look_again(self) -> None:
+        """The same, if the mask may have changed since."""
+        # Averages write the masks of a copy as they like, through `.data` too, which leaves the version as it is.
+        if self.is_copy or self._seen != self._moment():
+            self.look()
+
+    def _moment(self) -> tuple[int, int]:
+        return id(self.mask), self.mask._version
+
+
+def pack(masked: Tensor) -> Tensor:
+    """A 2:4 matrix (out, in) packed for cuSPARSELt; it keeps what is not zero."""
+    # Weights under a mask are -0.0 where they were negative, which a packer may take for a value to keep.
+    packed: Tensor = torch._cslt_compress(torch.add(masked, 0.0, out=masked.new_empty(masked.shape)))
+    return packed
+
+
+def packed_linear(inputs: Tensor, masked: Tensor) -> Tensor:
+    """Inputs · maskedᵀ, (..., in) by (out, in), both of one 16-bit dtype, with the gradients of the dense product."""
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    return _product(rows, masked).reshape(*inputs.shape[:-1], masked.shape[0])
+
+
+def _multiply(rows: Tensor, masked: Tensor) -> Tensor:
+    count = rows.shape[0]
+    rows = functional.pad(rows, (0, 0, 0, -count % _ROWS)).contiguous()
+    if rows.data_ptr() % _ALIGNMENT:
+        rows = rows.clone()
+    product: Tensor = torch._cslt_sparse_mm(pack(masked), rows.t(), transpose_result=True)
+    return product[:count]
+
+
+# Rows (k, in) · maskedᵀ (out, in). One operator that packs and multiplies, so that compilers need not know the form.
+sparse_product = torch.library.custom_op("masksolve::sparse_product", _multiply, mutates_args=(), device_types=_DEVICE)
+
+
+@sparse_product.register_fake
+def _(rows: Tensor, masked: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[0], masked.shape[0])
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(rows: Tensor, masked: Tensor) -> Tensor:
+        return cast(Tensor, sparse_product(rows, masked))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows, masked = ctx.saved_tensors
+        # Not the operator itself: gradients may have gradients.
+        of_rows = _product(gradient, masked.t()) if ctx.needs_input_grad[0] else None
+        of_weight = gradient.t() @ rows if ctx.needs_input_grad[1] else None
+        return of_rows, of_weight
+
+
+def _product(rows: Tensor, masked: Tensor) -> Tensor:
+    return cast(Tensor, _Product.apply(rows, masked))  # type: ignore[no-untyped-call]
+
+
+def _forward(self: nn.Linear, inputs: Tensor) -> Tensor:
+    weight = plain(self.weight)
+    if not _is_packed(self, inputs, weight):
+        return functional.linear(inputs, weight, self.bias)
+    dtype = _product_dtype(weight)
+    product = packed_linear(inputs.to(dtype), weight.to(dtype))
+    return product if self.bias is None else product + self.bias.to(dtype)
+
+
+def _is_packed(module: nn.Linear, inputs: Tensor, weight: Tensor) -> bool:
+    # Under another class that knows nothing of masks, whatever was done to the layer, the weight need not be sparse.
+    found = masked_parameter(module, "weight")
+    if found is None or not isinstance(found[1], PackableWeight):
+        return False
+    # What the dense product refuses, it has to refuse in its own words; it knows empty and nested inputs too.
+    if type(inputs) not in (Tensor, nn.Parameter) or inputs.is_nested or inputs.layout != torch.strided:
+        return False
+    if type(weight) is not Tensor or inputs.device != weight.device or inputs.shape[-1:] != weight.shape[1:]:
+        return False
+    dtype = _product_dtype(weight)
+    fits = inputs.dtype != torch.float64 if _is_autocast(weight) else inputs.dtype == dtype
+    if inputs.numel() == 0 or not fits:
+        return False
+    if not _is_suited(weight.device.type, weight.device.index, tuple(weight.shape), dtype):
+        return False
+    masked = found[1]
+    # A compiled graph cannot look.
+    if torch.compiler.is_compiling():
+        return masked.is_packable and not masked.is_copy
+    masked.look_again()
+    return masked.is_packable
+
+
+def _is_autocast(weight: Tensor) -> bool:
+    return torch.is_autocast_enabled(weight.device.type) and weight.dtype != torch.float64
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype(weight.device.type) if _is_autocast(weight) else weight.dtype
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_suited(device: str, index: int | None, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return not _obstacles(device, index, shape, dtype)
+
+
+def _obstacles(device: str, index: int | None, shape: tuple[int, ...], dtype: torch.dtype) -> list[str]:
+    """What speaks against products with a packed weight, apart from its mask."""
+    reasons = []
+    if device != _DEVICE:
+        reasons.append(f"sparse tensor cores need a CUDA device, the weight is on {device}")
+    elif refusal := _refusal(index or 0):
+        reasons.append(refusal)
+    if dtype not in _DTYPES:
+        reasons.append(f"the products have to be in float16 or bfloat16, as under autocast, not {dtype}")
+    if len(shape) != 2 or any(side % _MULTIPLE for side in shape):
+        reasons.append(f"the weight has to be a matrix of multiples of {_MULTIPLE}, its shape is {shape}")
+    return reasons
+
+
+@cache
+def _refusal(index: int) -> str | None:
+    """Why a GPU does not multiply packed matrices, found out by doing it; None if it does."""
+    capability = torch.cuda.get_device_capability(index)
+    if capability < _OLDEST_CAPABILITY:
+        given = ".".join(map(str, capability))
+        return f"sparse tensor cores come with compute capability 8.0, cuda:{index} has {given}"
+    if not torch.backends.cusparselt.is_available():
+        return "this build of PyTorch has no cuSPARSELt"
+    rows, masked = (each.to(f"{_DEVICE}:{index}") for each in _sample())
+    try:
+        product = sparse_product(rows, masked)
+    except RuntimeError as error:
+        return f"cuSPARSELt refuses cuda:{index}: {str(error).splitlines()[0]}"
+    with torch.autocast(_DEVICE, enabled=False):
+        is_right = torch.equal(product, rows @ masked.t())
+    return None if is_right else f"cuSPARSELt computes a wrong product on cuda:{index}"
+
+
+def _sample() -> tuple[Tensor, Tensor]:
+    """Integers, so small that their products are exact, and a 2:4 matrix of them with zeros of either sign."""
+    rows = torch.arange(3 * _MULTIPLE).remainder(5).sub(1).view(3, _MULTIPLE).bfloat16()
+    weight = torch.arange(_MULTIPLE**2).remainder(3).sub(1).view(_MULTIPLE, _MULTIPLE).bfloat16()
+    places = torch.arange(_MULTIPLE)
+    return rows, weight * ((places[:, None] + places) % 4 < 2)
+
+
+def _most_of_four(mask: Tensor) -> int | None:
+    """How many of a group of 4 in a row or a column a mask keeps at most; None if it has no such groups."""
+    if mask.ndim != 2 or any(side % 4 for side in mask.shape) or is_sharded(mask):
+        return None
+    most = [mask.unflatten(axis, (-1, 4)).sum(axis + 1, dtype=torch.uint8).amax() for axis in (0, 1)]
+    return int(torch.stack(most).amax())
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether what a module computes is known to be the product with its weight."""
+    is_own = isinstance(module, nn.Linear) and unmasked_class(module).forward is nn.Linear.forward
+    # The output projection of MultiheadAttention, which takes its weight and calls it not.
+    return is_own and not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
+def _is_attached(module: nn.Module) -> bool:
+    return type(module).forward is _forward and "forward" not in vars(module)

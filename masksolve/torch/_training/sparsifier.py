@@ -1,0 +1,579 @@
+"""Sparsifier: keeps the weights of a model transposable N:M sparse from the first training step to the checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from masksolve._inputs import nearest
+from masksolve._pattern import Pattern
+from masksolve.torch._layers import Layout, ParameterReport, Ragged, Site, as_globs, select
+from masksolve.torch._solver.solve import MaskFunction, Masks, Recipe, Solution, as_pattern, mask_fault, solve_masks
+from masksolve.torch._training.distributed import (
+    as_plain,
+    check_not_fully_sharded,
+    is_sharded,
+    like,
+    share_solves,
+    solve_sharded,
+    unwrapped,
+)
+from masksolve.torch._training.finalize import finalize, remove_masks
+from masksolve.torch._training.first_steps import FirstSteps
+from masksolve.torch._training.loading import guard_loading, unguard_loading
+from masksolve.torch._training.masking import (
+    GRADIENTS,
+    Gradient,
+    MaskedWeight,
+    MaskFault,
+    attach,
+    check_names,
+    check_weight,
+    masked_parameter,
+    owner_of,
+)
+from masksolve.torch._training.records import LayerRecord, RefreshRecord, count_changes, kept_share
+from masksolve.torch._training.schedule import RefreshEvery, Schedule
+from masksolve.torch._training.sparse_linear import PackableWeight, packed_forward
+from masksolve.torch._training.step_count import StepCount
+
+# The name of a parameter and the parameter -> scores of its shape.
+Importance = Callable[[str, nn.Parameter], Tensor]
+
+
+class Sparsifier:
+    """Trains a PyTorch model under transposable N:M masks that are exact at every refresh.
+
+    Every weight of a Linear, a convolution and a MultiheadAttention that holds a whole m x m tile gets a mask: at once,
+    and anew from the dense weights every `refresh_every` optimizer steps. Embeddings, weights that are tied to one, the
+    routers of mixtures of experts and PEFT's adapters stay dense unless they are included; `report` says why. A
+    convolution is masked at each kernel position. The dense weights stay the Parameters that the optimizer knows. Exact
+    masks are found on the device where the weights lie.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place: the modules get classes of their own, whose masked weights are properties. Its parameters
+        stay where they are, under their names, in their order. Wrapped in DistributedDataParallel, its processes share
+        the solves and all of them have to construct, `step` and `refresh` together; wrapped later, each solves for
+        itself. FSDP: before `fully_shard`.
+    pattern : str or Pattern
+        N **kept** of every M, such as "4:8": 1:4 keeps 1 of every 4 and zeroes 3.
+    include, exclude : str or sequence of str, optional
+        Globs of parameter names, as `model.named_parameters()` has them. With `include`, any parameter of two or more
+        dimensions whose name matches, and no other; one of more than two, of an unknown module, is a stack of matrices
+        (..., R, C).
+    ragged : {"allow", "skip"}
+        What to do with matrices whose sides are no multiples of m: mask them, with at most n in partial groups, or not.
+    refresh_every : int, callable or None
+        Steps between refreshes; None keeps the first masks; a callable gets the number of the step that was done,
+        1 for the first, and says whether to refresh.
+    until : int, optional
+        The step with which a final dense phase begins: nothing is masked from then on.
+    gradient : {"ste", "sr-ste", "masked"}
+        What the dense weights get for the gradient g of the masked ones: g; g + decay * (1 - mask) * weight; mask * g.
+        What an optimizer does on its own, such as weight decay, reaches pruned weights under all three.
+    decay : float
+        For "sr-ste". The term is added once in every backward. Divide it by the number of accumulated backwards, and
+        multiply it by the scale of a GradScaler.
+    importance : callable, optional
+        Gets the name and the Parameter (with its `.grad`, if there is one) and returns scores of its shape, not
+        negative, to keep most of instead of abs(weight). Where processes share the solves, only one of them calls it.
+    method : str or callable
+        As for `masksolve.solve_matrix`. A callable, for experiments, gets scores (..., R, C) and the Pattern and
+        returns a boolean mask, of any structure.
+    saturated : bool
+        True: exactly n in every whole group. False: at most n, which can keep more.
+    accelerate : bool
+        Compute the products of Linear layers on sparse tensor cores, forward and backward, where `acceleration_reason`
+        speaks not against it: on an NVIDIA GPU, under 2:4 masks, in float16 or bfloat16. Everywhere else, such as on a
+        CPU, they are the masked dense products.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For whatever cannot be done, with what was given and what is allowed; the model is left as it was.
+
+    Notes
+    -----
+    The attributes `decay`, `refresh_every` and `until` can be set at any time; all others are fixed.
+
+    `module.weight` gives the masked weight. What changes it in place (`module.weight.clamp_()`, `module.weight.data`,
+    `torch.nn.init`) changes the dense one, to which the mask then applies.
+
+    The masks and the number of steps are buffers of the model, so that its `state_dict` resumes a training; with this
+    object's, it goes on bit for bit. An average of the model (`AveragedModel`) needs use_buffers=False, the default.
+
+    DistributedDataParallel broadcasts the masks, a byte a weight, with the other buffers at every forward of a model
+    that has others; where these need not be synchronised, broadcast_buffers=False spares that.
+
+    Masks that a `model.load_state_dict` brings have to be of the pattern, or dense ones if there is an `until`: it
+    raises otherwise, and the masks stay.
+
+    Source of the masks and of refreshing them every 40 steps: Hubara et al. 2021 (arXiv 2102.08124); of "sr-ste": Zhou
+    et al. 2021 (arXiv 2102.04010).
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> sparsifier = Sparsifier(model, "4:8", refresh_every=10)
+    >>> for line in sparsifier.report:
+    ...     print(line.name, line.reason or "sparse")
+    0.weight sparse
+    0.bias 1-D: not a matrix
+    2.weight 3x32 holds no whole 8x8 tile
+    2.bias 1-D: not a matrix
+    >>> for _ in range(20):
+    ...     model(torch.ones(1, 16)).sum().backward()
+    ...     optimizer.step()
+    ...     record = sparsifier.step()
+    ...     optimizer.zero_grad()
+    >>> record.step
+    20
+    >>> sparsifier.finalize()
+    >>> int((model[0].weight != 0).sum()), list(model.state_dict())
+    (256, ['0.weight', '0.bias', '2.weight', '2.bias'])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pattern: str | Pattern,
+        *,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        ragged: Ragged = "allow",
+        refresh_every: RefreshEvery = 40,
+        until: int | None = None,
+        gradient: Gradient = "ste",
+        decay: float = 2e-4,
+        importance: Importance | None = None,
+        method: str | MaskFunction = "exact",
+        saturated: bool = True,
+        accelerate: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        _check_choice("ragged", ragged, ("allow", "skip"))
+        _check_choice("gradient", gradient, GRADIENTS)
+        self._recipe = Recipe(as_pattern(pattern), method, saturated)
+        self._schedule = Schedule(refresh_every, until)
+        if importance is not None and not callable(importance):
+            raise TypeError(f"importance must be a callable of a name and a Parameter, or None, got {importance!r}")
+        self._importance = importance
+        self._model, self._group = unwrapped(model)
+        check_not_fully_sharded(self._model)
+        self._sites, self._report = select(
+            self._model, self._recipe.pattern, as_globs(include), as_globs(exclude), ragged
+        )
+        check_names(self._model, (name for site in self._sites for name in site.names))
+        self._is_final = False
+        self._potentials: dict[str, Tensor] = {}
+        self._decay = _checked_decay(decay)
+        self._last_end: float | None = None
+
+        start = time.perf_counter()
+        parameters = {site.name: self._model.get_parameter(site.name) for site in self._sites}
+        solutions = self._solve(parameters)
+        self._owners: dict[str, weakref.ref[nn.Module]] = {}
+        for site in self._sites:
+            weight = parameters[site.name]
+            # In the weight's memory format, so that their product is in it too.
+            mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].mask, weight))
+            kind = PackableWeight if accelerate else MaskedWeight
+            owners = [owner_of(self._model, name) for name in site.names]
+            masked = kind(*owners[0], mask, gradient, decay, self._fault_of(site.layout))
+            for name, (owner, attribute) in zip(site.names, owners, strict=True):
+                attach(owner, attribute, masked, packed_forward(owner) if accelerate else None)
+                self._owners[name] = weakref.ref(owner)
+        guard_loading(self._model)
+        self._steps = StepCount(self._masked(self._sites[0].name)[1])
+        # The masks as they were when all of them were filled with True, by their place in memory and version.
+        self._filled: dict[str, tuple[int, int]] = {}
+        self._finish_refresh(solutions, start, {site.name: 0 for site in self._sites})
+        self._first_steps: FirstSteps | None = FirstSteps(self._model)
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern, N kept of every M."""
+        return self._recipe.pattern
+
+    @property
+    def report(self) -> tuple[ParameterReport, ...]:
+        """Every parameter of the model as it was: sparse, or skipped with the reason."""
+        return self._report
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done, as counted by `step`."""
+        return self._steps.value
+
+    @property
+    def last_refresh(self) -> RefreshRecord:
+        """What the last refresh did to every layer."""
+        return self._last_refresh
+
+    @property
+    def decay(self) -> float:
+        """How strongly "sr-ste" pulls pruned weights to zero. Setting it recompiles nothing."""
+        return self._decay
+
+    @decay.setter
+    def decay(self, value: float) -> None:
+        self._decay = _checked_decay(value)
+        for site in self._sites:
+            self._masked(site.name)[1].decay = value
+
+    @property
+    def refresh_every(self) -> RefreshEvery:
+        """When masks are refreshed: steps between refreshes, None, or a callable of the step. Can be set."""
+        return self._schedule.refresh_every
+
+    @refresh_every.setter
+    def refresh_every(self, value: RefreshEvery) -> None:
+        self._schedule = Schedule(value, self._schedule.until)
+
+    @property
+    def until(self) -> int | None:
+        """The step with which the final dense phase begins, or None. Can be set."""
+        return self._schedule.until
+
+    @until.setter
+    def until(self, value: int | None) -> None:
+        self._schedule = Schedule(self._schedule.refresh_every, value)
+        for site in self._sites:
+            # It says whether dense masks may be loaded.
+            self._masked(site.name)[1].fault = self._fault_of(site.layout)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        is_settable = name.startswith("_") or getattr(getattr(type(self), name, None), "fset", None) is not None
+        # Classes derived from this one may have attributes of their own.
+        if type(self) is Sparsifier and not is_settable:
+            settable = ", ".join(key for key, each in vars(Sparsifier).items() if getattr(each, "fset", None))
+            raise AttributeError(
+                f"a Sparsifier has no attribute {name!r} that can be set to {value!r}, as {settable} can; for another "
+                "pattern, gradient or importance, finalize and make a new one"
+            )
+        super().__setattr__(name, value)
+
+    def step(self) -> RefreshRecord | None:
+        """Count an optimizer step, and refresh the masks if it is time to. Call it after every `optimizer.step()`.
+
+        Returns
+        -------
+        RefreshRecord or None
+            What the refresh did, if there was one.
+
+        Raises
+        ------
+        RuntimeError
+            After `finalize`; and where nothing in the model has been used yet, so that it cannot follow an optimizer
+            step.
+        ValueError
+            As for `refresh`.
+
+        Warns
+        -----
+        UserWarning
+            If the first optimizer step that changed any parameter left masked ones as they were that got a gradient:
+            most likely they are missing in the optimizer.
+        """
+        self._check_attached()
+        self._check_first_steps()
+        step = self.steps + 1
+        self._steps.value = step
+        if self._schedule.is_dense_at(step):
+            self._become_dense()
+            return None
+        return self.refresh() if self._schedule.refreshes_at(step) else None
+
+    def refresh(self) -> RefreshRecord:
+        """Find the masks of the current dense weights.
+
+        Raises
+        ------
+        ValueError
+            For weights or scores that are NaN or infinite, and parameters whose shape has changed or that are on the
+            meta device; the message names the parameter, and all masks stay as they were.
+        RuntimeError
+            After `finalize` and in the final dense phase.
+        """
+        self._check_attached()
+        if self._schedule.is_dense_at(self.steps):
+            raise RuntimeError(
+                f"the final dense phase began at step {self._schedule.until}: there is no mask to refresh"
+            )
+        start = time.perf_counter()
+        held = {site.name: self._masked(site.name) for site in self._sites}
+        solutions = self._solve({name: weight for name, (weight, _) in held.items()})
+        changed = {}
+        for name, (_, masked) in held.items():
+            mask = like(solutions[name].mask, masked.mask)
+            changed[name] = count_changes(mask, masked.mask)
+            masked.set_mask(mask)
+        return self._finish_refresh(solutions, start, changed)
+
+    def finalize(self, model: nn.Module | None = None) -> None:
+        """Write the zeros into the weights and remove every trace of the masks.
+
+        The model has its own classes and `state_dict` keys again. Nothing more can be done with this object.
+
+        Parameters
+        ----------
+        model : nn.Module, optional
+            A copy of the model to finalize in its place, such as an EMA or a `copy.deepcopy`. This object and its own
+            model go on.
+
+        Raises
+        ------
+        ValueError
+            If nothing in the copy is masked, or a parameter has changed its shape or is on the meta device.
+        RuntimeError
+            If it was done before, a parameter is sharded by FSDP, its module was given another class since, or its
+            mask is not of this pattern. The model is left as it was.
+        """
+        self._check_attached()
+        if model is not None and not any(each is self._model for each in model.modules()):
+            finalize(model)
+            return
+        for site in self._sites:
+            self._masked(site.name)
+        remove_masks([(name, *self._place(name)) for site in self._sites for name in site.names])
+        unguard_loading(self._model)
+        self._forget_first_steps()
+        self._is_final = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on training with the same masks: they, and the number of steps."""
+        self._check_attached()
+        return {
+            "pattern": str(self.pattern),
+            "step": self.steps,
+            "masks": {site.name: self._masked(site.name)[1].mask for site in self._sites},
+            "potentials": {
+                name: found for name, found in self._potentials.items() if not is_sharded(self._masked(name)[0])
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the masks and the number of steps of a `state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If it is one of another pattern or of other parameters, or holds masks that are not of this pattern;
+            nothing has changed then.
+        """
+        self._check_attached()
+        missing = sorted({"pattern", "step", "masks", "potentials"} - set(state))
+        if missing:
+            raise ValueError(f"this is no state_dict of a Sparsifier: it has no {', '.join(missing)}")
+        if state["pattern"] != str(self.pattern):
+            raise ValueError(
+                f"the state_dict has masks of pattern {state['pattern']}, this Sparsifier is for {self.pattern}; make "
+                f"one for {state['pattern']}"
+            )
+        held = {site.name: self._masked(site.name)[1] for site in self._sites}
+        masks = state["masks"]
+        for name in sorted(held.keys() ^ masks.keys()):
+            where = "the model" if name in held else "the state_dict"
+            raise ValueError(f"only {where} has a mask for {name!r}; make the Sparsifier as it was when saved")
+        for name, masked in held.items():
+            if masks[name].shape != masked.mask.shape or masks[name].dtype != torch.bool:
+                raise ValueError(
+                    f"the state_dict has a {masks[name].dtype} mask of shape {tuple(masks[name].shape)} for {name!r}; "
+                    f"it needs torch.bool of shape {tuple(masked.mask.shape)}"
+                )
+            if (fault := masked.fault(masks[name])) is not None:
+                raise ValueError(f"the state_dict has another mask for {name!r} than {self.pattern} makes: {fault}")
+        # Those of a shard are of no use to another, and never saved.
+        potentials = {
+            name: found
+            for name, found in state["potentials"].items()
+            if name in held and not is_sharded(self._masked(name)[0])
+        }
+        placed = {name: like(masks[name], masked.mask) for name, masked in held.items()}
+        for name, masked in held.items():
+            masked.set_mask(placed[name])
+        self._potentials = potentials
+        self._steps.value = state["step"]
+        if self._schedule.is_dense_at(self.steps):
+            self._become_dense()
+
+    def _solve(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Solution]:
+        sites = {site.name: site for site in self._sites}
+
+        def solve(name: str) -> Solution:
+            return self._solve_one(sites[name], parameters[name])
+
+        def blank(name: str) -> Tensor:
+            return torch.empty(parameters[name].shape, dtype=torch.bool, device=parameters[name].device)
+
+        if self._group is None:
+            return {name: solve(name) for name in sites}
+        sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+        return share_solves(sizes, solve, blank, self._group)
+
+    def _solve_one(self, site: Site, parameter: nn.Parameter) -> Solution:
+        scores: Tensor = parameter.detach()
+        if self._importance is not None:
+            scores = _checked_scores(self._importance(site.name, parameter), site.name, parameter)
+        warm = self._potentials.get(site.name)
+
+        def solve(part: Tensor) -> Masks:
+            found = solve_masks(site.layout.matrices(part), self._recipe, warm)
+            return found._replace(masks=site.layout.weight(found.masks))
+
+        try:
+            found = solve_sharded(scores, site.layout, self.pattern.m, solve) if is_sharded(scores) else solve(scores)
+        except ValueError as error:
+            raise ValueError(f"parameter {site.name!r}: {_not_finite(scores) or error}; no mask was changed") from error
+        return Solution(*found, kept_share(scores, found.masks))
+
+    def _finish_refresh(
+        self, solutions: Mapping[str, Solution], start: float, changed: Mapping[str, int]
+    ) -> RefreshRecord:
+        self._potentials = {
+            name: solution.potentials for name, solution in solutions.items() if solution.potentials is not None
+        }
+        layers = tuple(
+            LayerRecord(
+                name, solution.kept_importance, changed[name], changed[name] / solution.mask.numel(), solution.repaired
+            )
+            for name, solution in solutions.items()
+        )
+        now = time.perf_counter()
+        since = now - self._last_end if self._last_end is not None else math.nan
+        self._last_end = now
+        self._last_refresh = RefreshRecord(self.steps, now - start, (now - start) / since, layers)
+        return self._last_refresh
+
+    def _fault_of(self, layout: Layout) -> MaskFault:
+        return _Judge(layout, self._recipe, self._schedule.until is not None)
+
+    def _become_dense(self) -> None:
+        for site in self._sites:
+            masked = self._masked(site.name)[1]
+            # Once, unless something has written to the mask since: it may have been loaded.
+            if self._filled.get(site.name) != (id(masked.mask), masked.mask._version):
+                masked.set_mask(torch.ones_like(masked.mask))
+                self._filled[site.name] = id(masked.mask), masked.mask._version
+        self._potentials = {}
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        """The module that owns a parameter now, and its attribute. Never kept: modules and parameters are replaced."""
+        path, _, attribute = name.rpartition(".")
+        try:
+            owner = self._model.get_submodule(path)
+            if masked_parameter(owner, attribute) is not None:
+                return owner, attribute
+        except AttributeError:
+            pass
+        # Adapters such as PEFT's wrap a layer, which goes by another name then.
+        moved = self._owners[name]()
+        if moved is not None and masked_parameter(moved, attribute) and any(moved is x for x in self._model.modules()):
+            return moved, attribute
+        raise RuntimeError(
+            f"parameter {name!r} is not masked any more: its module was removed, replaced or given another class; make "
+            "a new Sparsifier"
+        )
+
+    def _masked(self, name: str) -> tuple[nn.Parameter, MaskedWeight]:
+        """The dense weight and the mask of a parameter, as they are now."""
+        found = masked_parameter(*self._place(name))
+        assert found is not None
+        check_weight(name, *found)
+        return found
+
+    def _check_attached(self) -> None:
+        if self._is_final:
+            raise RuntimeError("this Sparsifier is finalized: the model is a plain one again; make a new Sparsifier")
+
+    def _check_first_steps(self) -> None:
+        if self._first_steps is None:
+            return
+        held = {site.name: self._masked(site.name) for site in self._sites}
+        is_used = any(masked.is_read for _, masked in held.values()) or self._first_steps.may_have_begun()
+        if self.steps == 0 and not is_used:
+            raise RuntimeError(
+                "step() was called before any backward; call it after optimizer.step(), once for every optimizer step"
+            )
+        for weight, masked in held.values():
+            # Where it was unfrozen since, and compiled code does not say that it is read.
+            masked.watch(weight)
+        untrained = self._first_steps.untrained({name: weight for name, (weight, _) in held.items()})
+        if untrained is None:
+            return
+        self._forget_first_steps()
+        if untrained:
+            warnings.warn(
+                f"the optimizer step changed other parameters, but not {_some_of(untrained)}, which got gradients: "
+                "give these to the optimizer too, or freeze them with requires_grad_(False)",
+                stacklevel=3,
+            )
+
+    def _forget_first_steps(self) -> None:
+        if self._first_steps is not None:
+            self._first_steps.forget()
+            self._first_steps = None
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Judges masks of one weight. No method of a Sparsifier: copies of the model shall not copy that."""
+
+    layout: Layout
+    recipe: Recipe
+    allows_dense: bool
+
+    def __call__(self, mask: Tensor) -> str | None:
+        whole = as_plain(mask)
+        return None if self.allows_dense and bool(whole.all()) else mask_fault(self.layout.matrices(whole), self.recipe)
+
+
+def _some_of(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _check_choice(option: str, given: object, allowed: Sequence[str]) -> None:
+    if given not in allowed:
+        raise ValueError(f"unknown {option} {given!r}{nearest(given, allowed)}")
+
+
+def _checked_decay(decay: float) -> float:
+    if not 0 <= decay < math.inf:
+        raise ValueError(f"decay must be finite and not negative, got {decay!r}; SR-STE uses 2e-4")
+    return decay
+
+
+def _checked_scores(scores: Tensor, name: str, parameter: nn.Parameter) -> Tensor:
+    if not isinstance(scores, Tensor) or scores.shape != parameter.shape or not scores.is_floating_point():
+        given = f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(scores)
+        raise ValueError(
+            f"importance returned {given} for parameter {name!r}; return floats of shape {tuple(parameter.shape)}"
+        )
+    if bool(as_plain((scores < 0).any())):
+        raise ValueError(f"importance returned negative scores for parameter {name!r}; return their absolute values")
+    return scores.detach()
+
+
+def _not_finite(scores: Tensor) -> str | None:
+    """The first score that is NaN or infinite, in words."""
+    if is_sharded(scores):
+        return None
+    bad = torch.nonzero(~torch.isfinite(scores))
+    if len(bad) == 0:
+        return None
+    index = tuple(bad[0].tolist())
+    return f"[{', '.join(map(str, index))}] is {float(scores[index])}; NaN and infinities have no importance"

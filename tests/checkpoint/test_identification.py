@@ -1,0 +1,398 @@
+"""What the tensors of a checkpoint are taken for: by the model's config, by names, or as the user says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import masksolve as ms
+from masksolve import Pattern, cli
+from masksolve.checkpoint import (
+    CheckpointError,
+    apply_masks,
+    check_checkpoint,
+    page,
+    plan_checkpoint,
+    prune_checkpoint,
+)
+from tests.checkpoint.test_selection import ATTENTION, LAYER, MASKED
+from tests.checkpoints import RECORD, contents, tensors_of, write_shard
+from tests.torch.transformer_models import CONFIGS, build
+
+PATTERN = Pattern(4, 8)
+
+# What 4:8 prunes of a folder that transformers has written, where that is not what the model calls its weights.
+PRUNED: dict[str, list[str]] = {
+    **MASKED,
+    "GPTNeoX": [name.replace("lm_head", "embed_out") for name in MASKED["GPTNeoX"]],
+    "Mixtral": [
+        *ATTENTION,
+        *(f"{LAYER}.block_sparse_moe.experts.{e}.{name}.weight" for e in range(8) for name in ("w1", "w2", "w3")),
+        "lm_head.weight",
+    ],
+    "Qwen3-MoE": [
+        *ATTENTION,
+        *(f"{LAYER}.mlp.experts.{e}.{name}_proj.weight" for e in range(8) for name in ("gate", "up", "down")),
+        "lm_head.weight",
+    ],
+}
+
+# And what some others are, by the config and by their names.
+EMBEDDING, ROUTER = "an embedding", "the router of a mixture of experts"
+DENSE: dict[str, dict[str, str]] = {
+    "T5": {
+        "shared.weight": EMBEDDING,
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": EMBEDDING,
+    },
+    "GPTNeoX": {"gpt_neox.embed_in.weight": EMBEDDING},
+    "Llama": {"model.embed_tokens.weight": EMBEDDING},
+    "Llama, tied": {"model.embed_tokens.weight": EMBEDDING},
+    "Mixtral": {"model.embed_tokens.weight": EMBEDDING, f"{LAYER}.block_sparse_moe.gate.weight": ROUTER},
+    "Qwen3-MoE": {"model.embed_tokens.weight": EMBEDDING, f"{LAYER}.mlp.gate.weight": ROUTER},
+    "GPT-OSS": {"model.embed_tokens.weight": EMBEDDING, f"{LAYER}.mlp.router.weight": ROUTER},
+    "BERT": {
+        "bert.embeddings.position_embeddings.weight": EMBEDDING,
+        "bert.embeddings.word_embeddings.weight": EMBEDDING,
+    },
+    "Whisper": {"model.encoder.embed_positions.weight": EMBEDDING},
+}
+ONLY_BY_CONFIG = {"model.encoder.conv1.weight", "model.encoder.conv2.weight"}
+
+
+def save(name: str, folder: Path) -> Path:
+    build(name).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def no_transformers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return lambda: monkeypatch.setitem(sys.modules, "transformers", None)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PRUNED)
+def test_by_the_config_and_by_names_the_same_is_pruned(
+    name: str, tmp_path: Path, no_transformers: Callable[[], None]
+) -> None:
+    source = save(name, tmp_path / "in")
+    report = prune_checkpoint(source, tmp_path / "out", PATTERN)
+    assert sorted(tensor.name for tensor in report.tensors) == sorted(PRUNED[name])
+    assert report.identified_by == f"the model of config.json ({CONFIGS[name][0]})"
+    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
+    for tensor, words in DENSE[name].items():
+        assert reasons[tensor] == f"{words}; --include it to prune it"
+    assert not [tensor.name for tensor in check_checkpoint(tmp_path / "out", PATTERN).tensors if tensor.problem]
+
+    no_transformers()
+    by_names = prune_checkpoint(source, tmp_path / "by names", PATTERN)
+    assert {tensor.name for tensor in by_names.tensors} == set(PRUNED[name]) - ONLY_BY_CONFIG
+    assert by_names.identified_by == ("the names of the tensors (transformers is not installed, to read config.json)")
+    reasons = {tensor.name: tensor.reason for tensor in by_names.skipped}
+    for tensor, words in DENSE[name].items():
+        assert reasons[tensor] == f"{words} by its name; --include it to prune it"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_of_conv1d_alone_is_refused_with_reasons_and_pruned_when_included(tmp_path: Path) -> None:
+    source = save("GPT2", tmp_path / "in")
+    with pytest.raises(CheckpointError, match="no tensor fits pattern 4:8") as caught:
+        prune_checkpoint(source, tmp_path / "out", PATTERN)
+    assert "transformer.h.0.attn.c_attn.weight: the weight of a transformers.Conv1D; --include it" in str(caught.value)
+    assert "transformer.wpe.weight: an embedding; --include it to prune it (and 1 more)" in str(caught.value)
+    report = prune_checkpoint(source, tmp_path / "out", PATTERN, include=["*.attn.c_attn.weight", "*.mlp.*.weight"])
+    assert len(report.tensors) == 3
+    assert not [each for each in check_checkpoint(tmp_path / "out", PATTERN).tensors if each.problem]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_output_layer_that_is_stored_beside_the_embedding_it_is_tied_to_stays_dense(tmp_path: Path) -> None:
+    source = save("Llama, tied", tmp_path / "in")
+    tensors = tensors_of(source / "model.safetensors")
+    write_shard(
+        source / "model.safetensors",
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]},
+        {"format": "pt"},
+    )
+    report = prune_checkpoint(source, tmp_path / "out", PATTERN)
+    assert sorted(tensor.name for tensor in report.tensors) == sorted(PRUNED["Llama, tied"])
+    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
+    assert reasons["lm_head.weight"] == ("tied to model.embed_tokens.weight, an embedding; --include it to prune it")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("single", ["the folder", "its file"])
+def test_a_config_beside_a_file_counts_as_that_of_the_folder(single: str, tmp_path: Path) -> None:
+    source = save("T5", tmp_path / "in")
+    plan = plan_checkpoint(source if single == "the folder" else source / "model.safetensors", [PATTERN])
+    assert plan.identified_by == "the model of config.json (T5ForConditionalGeneration)"
+    assert sorted(tensor.name for tensor in plan.plans[0].chosen) == sorted(PRUNED["T5"])
+
+
+SPOILT: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "there is no config.json beside them"),
+    "no JSON": ("{", "config.json cannot be read: "),
+    "no model": ('{"hidden": 8}', "config.json names no model_type"),
+    "an unknown model": ('{"model_type": "no-such-model"}', "config.json: ValueError: "),
+    "sizes that cannot be": ('{"model_type": "llama", "hidden_size": "wide"}', "config.json: "),
+    "code beside it": (
+        '{"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}',
+        "config.json: ValueError: ",
+    ),
+    "another model": (
+        '{"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32, '
+        '"num_attention_heads": 2, "vocab_size": 40}',
+        "none of which the LlamaModel of config.json has",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", SPOILT)
+def test_whatever_is_wrong_with_a_config_the_names_decide_and_the_report_says_why(case: str, tmp_path: Path) -> None:
+    config, why = SPOILT[case]
+    source, ones = tmp_path / "in", np.ones((16, 16), np.float32)
+    source.mkdir()
+    write_shard(source / "model.safetensors", {"a.proj.weight": ones, "wte.weight": ones, "b.router.weight": ones})
+    (source / "evil.py").write_text("raise SystemExit('code beside the weights was run')")
+    if config is not None:
+        (source / "config.json").write_text(config)
+    report = prune_checkpoint(source, tmp_path / "out", PATTERN)
+    assert [tensor.name for tensor in report.tensors] == ["a.proj.weight"]
+    assert report.identified_by.startswith(f"the names of the tensors ({why}")
+    assert json.loads(report.to_json())["identified_by"] == report.identified_by
+    assert f"Tensors were identified by the names of the tensors ({why[:20]}" in page(report)
+
+
+NAMES = {
+    "wte.weight": EMBEDDING,
+    "h.0.wpe.weight": EMBEDDING,
+    "shared.weight": EMBEDDING,
+    "tokens.embedding": EMBEDDING,
+    "a.relative_attention_bias.weight": EMBEDDING,
+    "bert.embeddings.word_embeddings.weight": EMBEDDING,
+    "tok_embeddings.weight": EMBEDDING,
+    "embed_out.weight": None,
+    "lm_head.weight": None,
+    "a.shared.up_proj.weight": None,
+    "a.reembedder.weight": None,
+    "embeddings.projection.weight": None,
+    "a.mlp.gate.weight": ROUTER,
+    "a.router.weight": ROUTER,
+    "a.router.classifier.weight": ROUTER,
+    "a.block_sparse_moe.gate.weight": ROUTER,
+    "a.mlp.gate.wg.weight": ROUTER,
+    "a.mlp.gate_proj.weight": None,
+    "a.experts.0.gate_up_proj.weight": None,
+    "a.experts.down_proj_bias": "a bias",
+    "a.lora_A.weight": "part of a PEFT adapter",
+    "a.lora_B.default.weight": "part of a PEFT adapter",
+    "a.lora_proj.weight": None,
+}
+
+
+def test_names_are_compared_part_by_part(tmp_path: Path) -> None:
+    ones = np.ones((8, 8), np.float32)
+    write_shard(tmp_path / "in.safetensors", dict.fromkeys(NAMES, ones))
+    plan = plan_checkpoint(tmp_path / "in.safetensors", [PATTERN]).plans[0]
+    reasons = {tensor.name: tensor.reason for tensor in plan.skipped}
+    assert [tensor.name for tensor in plan.chosen] == [name for name, what in NAMES.items() if what is None]
+    for name, what in NAMES.items():
+        assert reasons.get(name) == (f"{what} by its name; --include it to prune it" if what else None)
+
+
+def three_axes(path: Path, *, rows: int = 24) -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    tensors = {
+        "experts": rng.standard_normal((5, rows, 16)).astype(np.float32),
+        "conv": rng.standard_normal((16, 24, 3)).astype(np.float32),
+        "w": rng.standard_normal((16, 16)).astype(np.float32),
+        "thin": rng.standard_normal((16, 3, 16)).astype(np.float32),
+    }
+    write_shard(path, tensors)
+    return tensors
+
+
+def test_three_axes_are_skipped_until_somebody_says_what_they_are(tmp_path: Path) -> None:
+    source = tmp_path / "in.safetensors"
+    three_axes(source)
+    for options in ({}, {"include": ["*"]}):
+        report = prune_checkpoint(source, tmp_path / "out.safetensors", PATTERN, overwrite=True, **options)
+        assert [tensor.name for tensor in report.tensors] == ["w"]
+        reasons = {tensor.name: tensor.reason for tensor in report.skipped}
+        for name in ("experts", "conv"):
+            assert reasons[name].startswith("3-D, either a stack of matrices (count, rows, columns) or the weight of a")
+            assert reasons[name].endswith("say which by --stack or --convolution")
+        assert reasons["thin"] == "16x3 holds no whole 8x8 tile"
+
+
+@pytest.mark.parametrize("rows", [24, 20])
+@pytest.mark.parametrize("bands", ["small", "whole"])
+def test_each_matrix_of_a_stack_is_pruned_and_proven_by_itself(
+    rows: int, bands: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bands == "small":
+        from tests.checkpoint.test_sharded import small_bands
+
+        small_bands(monkeypatch)
+    source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    before = three_axes(source, rows=rows)
+    masks = tmp_path / "masks"
+    options: dict[str, Any] = {"stack": ["exp*"], "convolution": ["conv"]}
+    report = prune_checkpoint(source, target, Pattern(3, 8), masks=masks, method="greedy", **options)
+    after = tensors_of(target)
+    assert {tensor.name: tensor.stack for tensor in report.tensors} == {"experts": True, "conv": False, "w": False}
+    assert report.command.endswith("--stack 'exp*' --convolution conv")
+    solved = ms.solve_matrix(before["experts"], 3, 8, method="greedy")
+    assert np.array_equal(after["experts"], np.where(solved, before["experts"], np.float32(0)))
+    of_kernel = np.moveaxis(before["conv"], 2, 0)
+    assert np.array_equal(np.moveaxis(after["conv"], 2, 0) != 0, ms.solve_matrix(of_kernel, 3, 8, method="greedy"))
+
+    kept = next(tensor for tensor in report.tensors if tensor.name == "experts")
+    certificate = ms.certify(before["experts"], solved, 3, 8)
+    assert kept.gap == pytest.approx(certificate.gap)
+    for tile in kept.worst_tiles:
+        (expert,) = tile.matrix
+        place = slice(tile.row, tile.row + len(tile.mask)), slice(tile.column, tile.column + len(tile.mask[0]))
+        found = ["".join(map(str, line)) for line in solved[expert][place].astype(int)]
+        assert list(tile.mask) == found
+    for worst in report.worst_tiles:
+        if worst.tensor == "experts":
+            tile = worst.tile
+            weights = before["experts"][tile.matrix][tile.row :, tile.column :][: len(tile.mask), : len(tile.mask[0])]
+            assert np.array_equal(np.array(worst.weights), weights)
+
+    apply_masks(source, masks, tmp_path / "applied.safetensors")
+    assert contents(tmp_path / "applied.safetensors") == contents(target)
+    checked = check_checkpoint(target, Pattern(3, 8), **options)
+    assert [(tensor.name, tensor.problem) for tensor in checked.tensors] == [
+        (tensor.name, None) for tensor in report.tensors
+    ]
+
+
+def test_places_in_a_stack_are_named_by_its_own_indices(tmp_path: Path) -> None:
+    source = tmp_path / "in.safetensors"
+    tensors = three_axes(source)
+    options: dict[str, Any] = {"stack": ["experts"], "include": ["experts"]}
+    prune_checkpoint(source, tmp_path / "out.safetensors", PATTERN, **options)
+    pruned = dict(tensors_of(tmp_path / "out.safetensors"))
+    for entries, said in (
+        ((slice(2, 3), slice(9, 10), slice(8, 16)), "mask[2, 9, 8:16] keeps 8 of 8 entries; 4:8 along rows"),
+        ((slice(3, 4), slice(16, 24), slice(5, 6)), "mask[3, 16:24, 5] keeps 8 of 8 entries; 4:8 along columns"),
+    ):
+        spoilt = pruned["experts"].copy()
+        spoilt[entries] = 1
+        if entries[1].stop - entries[1].start > 1:
+            spoilt[3, :, [column for column in range(16) if column != 5]] = 0
+        write_shard(source, {**pruned, "experts": spoilt})
+        (found,) = check_checkpoint(source, PATTERN, **options).tensors
+        assert found.problem is not None
+        assert said in found.problem
+    tensors["experts"][4, 17, 3] = np.nan
+    write_shard(source, tensors)
+    with pytest.raises(CheckpointError, match=r"weights\[4, 17, 3\] is nan"):
+        prune_checkpoint(source, tmp_path / "never", PATTERN, **options)
+
+
+def test_options_that_contradict_the_tensors_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "in.safetensors"
+    three_axes(source)
+    for options, message in (
+        ({"stack": ["w"]}, r"--stack 'w' matches no tensor of three or more axes \(w has 2\)"),
+        ({"convolution": ["x*"]}, r"--convolution 'x\*' matches none of the 4 tensor names"),
+        ({"stack": ["exp*"], "convolution": ["e*"]}, "'experts' cannot be both a stack of matrices and a convolution"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            plan_checkpoint(source, [PATTERN], **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stacked_experts_are_named_by_the_config_and_pruned_when_the_user_says_so(tmp_path: Path) -> None:
+    source = save("GPT-OSS", tmp_path / "in")
+    report = prune_checkpoint(source, tmp_path / "out", PATTERN)
+    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
+    name = f"{LAYER}.mlp.experts.down_proj"
+    assert reasons[name] == "a stack of 8 experts; --stack it to prune each of its matrices"
+    for options in ({"stack": ["*.down_proj"]}, {"include": ["*.down_proj"]}):
+        report = prune_checkpoint(source, tmp_path / "out", PATTERN, overwrite=True, **options)
+        assert next(tensor for tensor in report.tensors if tensor.name == name).stack
+        experts = tensors_of(tmp_path / "out" / "model.safetensors")[name]
+        assert ms.is_valid_mask(experts != 0, 4, 8)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_config_of_a_model_with_weight_norm_tells_its_other_weights(tmp_path: Path) -> None:
+    source = save("Wav2Vec2", tmp_path / "in")
+    report = prune_checkpoint(source, tmp_path / "out", PATTERN)
+    assert report.identified_by == "the model of config.json (Wav2Vec2ForCTC)"
+    assert "wav2vec2.feature_extractor.conv_layers.1.conv.weight" in {tensor.name for tensor in report.tensors}
+    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
+    name = "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original1"
+    assert reasons[name] == "what a parametrization computes a weight from; --include it to prune it"
+
+
+def test_check_reads_which_tensors_were_pruned_from_what_the_prune_left(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    three_axes(source / "model.safetensors")
+    report = prune_checkpoint(source, target, PATTERN, stack=["experts"], exclude=["w"])
+    assert json.loads((target / RECORD).read_text())["tensors"] == [{"name": "experts", "stack": True}]
+    checked = check_checkpoint(target, PATTERN)
+    assert [(tensor.name, tensor.problem) for tensor in checked.tensors] == [("experts", None)]
+    assert {tensor.reason for tensor in checked.skipped} == {f"left dense, says {RECORD}"}
+    assert checked.identified_by == RECORD
+    assert checked.recorded
+    # The user's word counts more.
+    (other,) = check_checkpoint(target, PATTERN, include=["w"]).tensors
+    assert other.problem is not None
+    assert not check_checkpoint(target, PATTERN, include=["w"]).recorded
+    # A file has its report, where one was written.
+    (tmp_path / "report.json").write_text(report.to_json())
+    alone = check_checkpoint(target / "model.safetensors", PATTERN, record=tmp_path / "report.json")
+    assert [tensor.name for tensor in alone.tensors] == ["experts"]
+    # A second prune leaves a record of its own.
+    prune_checkpoint(target, tmp_path / "again", Pattern(2, 8), include=["w"])
+    assert [tensor.name for tensor in check_checkpoint(tmp_path / "again", Pattern(2, 8)).tensors] == ["w"]
+
+
+BAD_RECORDS = {
+    "no JSON": ("{", "holds no valid JSON"),
+    "no record": ("{}", "is neither masksolve.json nor the JSON report of a prune"),
+    "names alone": ('{"tensors": ["w"]}', "is neither masksolve.json nor the JSON report of a prune"),
+    "another's": ('{"tensors": [{"name": "v", "stack": false}]}', "says that the tensor 'v' was pruned, which"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RECORDS)
+def test_a_record_that_is_none_is_refused(case: str, tmp_path: Path) -> None:
+    text, message = BAD_RECORDS[case]
+    write_shard(tmp_path / "model.safetensors", {"w": np.zeros((8, 8), np.float32)})
+    (tmp_path / RECORD).write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        check_checkpoint(tmp_path, PATTERN)
+    assert message in str(caught.value)
+    assert str(tmp_path / RECORD) in str(caught.value)
+
+
+def test_the_command_says_what_tensors_are_identified_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    three_axes(source / "model.safetensors")
+    options = ["--pattern", "4:8", "--stack", "experts", "--convolution", "conv"]
+    by = "tensors were identified by the names of the tensors (there is no config.json beside them)"
+    for command, said in (
+        (["prune", source, "--output", tmp_path / "out", *options], by),
+        (["plan", source, *options], by),
+        (["check", tmp_path / "out", *options], by),
+        (["check", tmp_path / "out", "--pattern", "4:8"], "tensors were identified by masksolve.json"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["masksolve", *map(str, command)])
+        assert cli.main() == 0
+        assert said in capsys.readouterr().out.splitlines()

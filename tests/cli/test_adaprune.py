@@ -1,0 +1,333 @@
+"""`masksolve adaprune`: models from code and from Hugging Face folders, and that a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import masksolve as ms
+from masksolve import cli
+from masksolve.torch._adaprune import adaprune as implementation
+
+Run = Callable[..., tuple[int, str, str]]
+
+FACTORY = """
+import torch
+
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.Linear(16, 4))
+
+def tied():
+    model = make()
+    model.z = torch.nn.Linear(16, 16)
+    model.add_module("a", torch.nn.Linear(16, 16))
+    model.z.weight = model.a.weight
+    return torch.nn.Sequential(model[0], model.z, model.a)
+
+def number():
+    return 3
+
+def lazy():
+    import parts_of_tests
+    return parts_of_tests.make()
+
+def broken():
+    raise RuntimeError("no weights")
+"""
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run `masksolve adaprune` in a folder that has a factory and data: (exit code, stdout, stderr)."""
+    (tmp_path / "zoo_of_tests.py").write_text(FACTORY)
+    (tmp_path / "parts_of_tests.py").write_text("from zoo_of_tests import make")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["masksolve", "adaprune", *map(str, arguments)])
+        code = cli.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+CODE = ("--model", "zoo_of_tests:make", "--pattern", "3:4", "--output", "out")
+
+
+def test_a_model_from_code_is_pruned_and_reported(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run(*CODE, "--calibration", "x.npy", "--masks", "wanda")
+    assert code == 0
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert ms.is_valid_mask(state["2.weight"].numpy() != 0, 3, 4)
+    assert bool((state["0.weight"] != 0).all())
+    record = json.loads((tmp_path / "out" / "adaprune.json").read_text())
+    assert [layer["name"] for layer in record["layers"]] == ["2.weight"]
+    assert "1 layers pruned to 3:4" in out
+    assert "the first layer" in out
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
+        "out",
+        "parts_of_tests.py",
+        "x.npy",
+        "zoo_of_tests.py",
+    ]
+
+
+def test_a_terminal_sees_every_phase_from_the_loading_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "150")
+    code, _, err = run(*CODE, "--calibration", "x.npy", "--all-layers")
+    assert code == 0
+    phases = ["loading zoo_of_tests:make", "running the dense model", "learning what to keep", "repairing"]
+    places = [err.find(phase) for phase in phases]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_a_factory_may_import_what_lies_beside_it_when_it_is_called(run: Run, tmp_path: Path) -> None:
+    before = list(sys.path)
+    assert run(*CODE, "--calibration", "x.npy", "--model", "zoo_of_tests:lazy")[0] == 0
+    assert sys.path == before
+
+
+BROKEN_ARRAYS: dict[str, tuple[Any, str]] = {
+    "empty.npy": (b"", "cannot be read as .npy (No data left in file)"),
+    "cut.npy": (b"\x93NUMPY\x01\x00", "cannot be read as .npy"),
+    "words.npy": (np.array(["a", "b"]), "cannot be read as .npy (can't convert np.ndarray of type numpy.str_"),
+    "scalar.npy": (np.float32(1), "has arrays of shapes [()]; the first axis of each counts samples"),
+    "none.npy": (np.zeros((0, 8), np.float32), "has arrays of shapes [(0, 8)]"),
+    "cut.safetensors": (b"nothing of the kind", "cannot be read as .safetensors"),
+    "empty.safetensors": ({}, "has arrays of shapes []"),
+    "scalar.safetensors": ({"input": torch.tensor(1.0)}, "has arrays of shapes [()]"),
+    "uneven.safetensors": ({"a": torch.ones(2), "b": torch.ones(3, 1)}, "has arrays of shapes [(2,), (3, 1)]"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_ARRAYS)
+def test_arrays_that_are_no_samples_are_refused_by_name(name: str, run: Run, tmp_path: Path) -> None:
+    content, message = BROKEN_ARRAYS[name]
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif isinstance(content, dict):
+        save_file(content, tmp_path / name)
+    else:
+        np.save(tmp_path / name, content)
+    code, _, err = run(*CODE, "--calibration", name)
+    assert code == 2
+    assert f"--calibration {name} {message}" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_arrays_with_names_are_keyword_arguments(run: Run, tmp_path: Path) -> None:
+    save_file({"input": torch.randn(20, 8)}, tmp_path / "x.safetensors")
+    assert run(*CODE, "--calibration", "x.safetensors", "--all-layers", "--direction", "rows")[0] == 0
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert ms.is_valid_mask(state["0.weight"].numpy() != 0, 3, 4, direction="rows")
+
+
+def test_so_many_samples_are_read_as_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    calibration = implementation.Calibration
+
+    class Counting(calibration):  # type: ignore[misc,valid-type]
+        def __init__(self, model: Any, batches: Any) -> None:
+            seen.extend(map(len, batches))
+            super().__init__(model, batches)
+
+    monkeypatch.setattr(implementation, "Calibration", Counting)
+    assert run(*CODE, "--calibration", "x.npy", "--calibration", "x.npy", "--samples", 30, "--batch", 10)[0] == 0
+    assert seen == [10, 5, 10, 5]
+
+
+def test_an_interrupt_writes_what_is_finished(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repair = implementation.repair_layer
+    done: list[str] = []
+
+    def interrupted(task: Any, *rest: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(task.name)
+        return repair(task, *rest)
+
+    monkeypatch.setattr(implementation, "repair_layer", interrupted)
+    code, _, err = run(*CODE, "--calibration", "x.npy", "--all-layers")
+    assert code == 130
+    assert "interrupted; the layers above are done" in err
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert ms.is_valid_mask(state["0.weight"].numpy() != 0, 3, 4)
+    assert not ms.is_valid_mask(state["2.weight"].numpy() != 0, 3, 4)
+
+
+BAD = {
+    "no such model": (["--model", "nowhere"], "--model 'nowhere' is neither a folder that exists nor module:factory"),
+    "a factory that fails": (
+        ["--model", "zoo_of_tests:broken"],
+        "zoo_of_tests:broken' fails (RuntimeError: no weights)",
+    ),
+    "no such module": (["--model", "no_zoo:make"], "No module named 'no_zoo'"),
+    "no such function": (["--model", "zoo_of_tests:f"], "module 'zoo_of_tests' has no function 'f'"),
+    "no model": (["--model", "zoo_of_tests:number"], "returned int; it must return a torch.nn.Module"),
+    "no Hugging Face folder": (["--model", "."], "--model . has no config.json"),
+    "no data": (["--calibration", "none.npy"], "none.npy' does not exist"),
+    "text for code": (["--calibration", "zoo_of_tests.py"], "is neither .npy nor .safetensors"),
+    "unknown masks": (["--masks", "fisher"], "unknown masks 'fisher'"),
+    "output exists": (["--output", "."], "--output . exists; name another folder"),
+    "output nowhere": (["--output", "a/b"], "a is no folder that can be written"),
+    "pattern too large": (["--pattern", "16:32"], "no parameter of this Sequential can be 16:32 sparse"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_usage_gets_one_line_and_writes_nothing(case: str, run: Run, tmp_path: Path) -> None:
+    options, message = BAD[case]
+    calibration = () if "--calibration" in options else ("--calibration", "x.npy")
+    code, out, err = run(*CODE, *calibration, *options)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "x.npy",
+        "zoo_of_tests.py",
+        "parts_of_tests.py",
+        "__pycache__",
+    }
+
+
+def test_an_output_that_is_a_broken_link_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    code, out, err = run(*CODE, "--calibration", "x.npy", "--output", "link")
+    assert (code, out, err) == (2, "", "masksolve: --output link exists; name another folder\n")
+
+
+def test_a_hugging_face_folder_without_transformers_names_the_extra(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text("{}")
+    code, _, err = run(*CODE, "--calibration", "x.npy", "--model", "bert")
+    assert code == 2
+    assert "pip install 'masksolve[transformers]'" in err
+
+
+def bert(folder: Path) -> None:
+    """A Hugging Face folder of a very small BERT."""
+    import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["a", "few", "words", "of", "no", "meaning", "at", "all"]]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hugging_face_folder_is_one_again_head_included(run: Run, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    (tmp_path / "text").write_text("a few words\nno meaning\n\nwords of meaning at all\nall of a few\n" * 5)
+    code, out, _ = run(
+        *("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out"),
+        *("--include", "bert.encoder.*.weight", "--exclude", "*LayerNorm*"),
+    )
+    assert code == 0
+    assert "12 layers pruned to 2:4" in out
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("bert", "out"))
+    assert list(before) == list(after)
+    for name, weight in after.items():
+        if "encoder" in name and weight.ndim == 2:
+            assert ms.is_valid_mask(weight.numpy() != 0, 2, 4)
+    assert torch.equal(before["classifier.weight"], after["classifier.weight"])
+    assert {path.name for path in (tmp_path / "bert").iterdir()} - {"vocab.txt"} < {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_check_accepts_the_folder_with_the_layers_that_stayed_dense(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bert(tmp_path / "bert")
+    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    options = ("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
+    assert run(*options, "--exclude", "bert.pooler.*")[0] == 0
+    dense = load_file(tmp_path / "out" / "model.safetensors")["bert.pooler.dense.weight"]
+    assert not ms.is_valid_mask(dense.numpy() != 0, 2, 4)
+    for command in (["check", "out", "--pattern", "2:4"], ["check", "out", "--pattern", "3:4"]):
+        monkeypatch.setattr(sys, "argv", ["masksolve", *command])
+        assert cli.main() == 0
+        assert "tensors were identified by masksolve.json" in capsys.readouterr().out
+    layers = json.loads((tmp_path / "out" / "adaprune.json").read_text())["layers"]
+    record = json.loads((tmp_path / "out" / "masksolve.json").read_text())
+    assert sorted(tensor["name"] for tensor in record["tensors"]) == sorted(layer["name"] for layer in layers)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hugging_face_folder_keeps_its_other_files_but_weights_in_other_formats(run: Run, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    kept = ["README.md", "1_Pooling/config.json", "2_Dense/model.safetensors", "vocab.txt"]
+    left = ["pytorch_model.bin", "onnx/model.onnx", "openvino/openvino_model.bin", ".cache/x", "masksolve.json"]
+    for name in kept[:3] + left:
+        (tmp_path / "bert" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bert" / name).write_text(f"what {name} held")
+    (tmp_path / "bert" / "link.txt").symlink_to("README.md")
+    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    assert run("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")[0] == 0
+    for name in kept:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "bert" / name).read_bytes()
+    assert (tmp_path / "out" / "link.txt").read_text() == "what README.md held"
+    assert "what masksolve.json held" not in (tmp_path / "out" / "masksolve.json").read_text()
+    for name in left[:-1]:
+        assert not (tmp_path / "out" / name).exists()
+
+
+def test_a_tied_weight_of_a_model_from_code_is_checked_by_the_name_that_it_is_stored_under(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, _ = run(*CODE, "--calibration", "x.npy", "--model", "zoo_of_tests:tied", "--all-layers")
+    assert code == 0
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    record = json.loads((tmp_path / "out" / "masksolve.json").read_text())
+    assert {tensor["name"] for tensor in record["tensors"]} == {name for name in stored if name.endswith("weight")}
+    monkeypatch.setattr(sys, "argv", ["masksolve", "check", "out", "--pattern", "3:4"])
+    assert cli.main() == 0
+    assert "all 2 tensors are" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, "--model bert has no tokenizer; save the model's there"),
+        ("config.json", "{", "--model bert cannot be loaded (JSONDecodeError"),
+        ("model.safetensors", "", "--model bert cannot be loaded (SafetensorError"),
+    ],
+)
+def test_a_hugging_face_folder_that_is_not_complete_is_refused(
+    file: str, content: str | None, message: str, run: Run, tmp_path: Path
+) -> None:
+    bert(tmp_path / "bert")
+    if content is None:
+        (tmp_path / "bert" / file).unlink()
+        (tmp_path / "bert" / "vocab.txt").unlink()
+    else:
+        (tmp_path / "bert" / file).write_text(content)
+    (tmp_path / "text").write_text("a few words\n")
+    code, _, err = run("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "out").exists()

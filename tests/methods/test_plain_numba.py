@@ -1,0 +1,97 @@
+"""Solving in plain Numba, by its public API alone: the same masks and potentials, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import masksolve as ms
+from tests import processes
+from tests.tables import FAMILIES, PATTERNS, Pair, name_of, weights_of
+
+EQUILIBRATED = [(n, m) for n, m in PATTERNS if n < m]
+LARGE_TILES = ["gaussian float32", "gaussian float64", "int8", "half zero"]
+
+
+def solutions(pattern: Pair, families: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Digests of the masks and potentials of families of weights, cold and warm, under both readings."""
+    n, m = pattern
+    for family in families:
+        # Enough tiles for some to be deferred, and for groups that are not full.
+        weights = weights_of(family, (9 * m, 5 * m))
+        for saturated in (True, False):
+            cold = ms.solve_matrix(weights, n, m, saturated=saturated, return_potentials=True, threads=1)
+            start = np.random.default_rng(1).permutation(cold[1].ravel()).reshape(cold[1].shape)
+            warm = ms.solve_matrix(
+                weights, n, m, saturated=saturated, potentials=start, return_potentials=True, threads=1
+            )
+            digest = hashlib.sha256(b"".join(array.tobytes() for array in (*cold, *warm))).hexdigest()
+            yield f"{name_of(pattern)}, {family}, {'exactly' if saturated else 'at most'} n", digest
+
+
+def some_solutions() -> dict[str, str]:
+    return dict(solution for pattern in EQUILIBRATED for solution in solutions(pattern, ["gaussian float32"]))
+
+
+def all_solutions() -> dict[str, str]:
+    """Those of every family whose tiles equilibration solves: others take seconds if large, by the same kernels."""
+    return dict(
+        solution
+        for pattern in EQUILIBRATED
+        for solution in solutions(pattern, FAMILIES if pattern[1] <= 16 else LARGE_TILES)
+    )
+
+
+@pytest.mark.parametrize("solve", [some_solutions, pytest.param(all_solutions, marks=pytest.mark.slow)])
+def test_masks_and_potentials_are_the_same_in_plain_numba(solve: Callable[[], dict[str, str]]) -> None:
+    # Compiling takes more time than a script of `processes.run` has.
+    script = f"""
+import json
+from masksolve import _jit
+from masksolve._methods.exact import inner_loops, plain
+from tests.methods.test_plain_numba import {solve.__name__}
+assert _jit.internals is None and inner_loops.call is plain.call
+print(json.dumps({solve.__name__}()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "MASKSOLVE_PLAIN_NUMBA": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == solve()
+
+
+def test_plain_numba_touches_no_private_part_of_numba_and_writes_no_code(tmp_path: Path) -> None:
+    script = """
+import sys
+import masksolve as ms
+import masksolve._methods.exact
+ms.solve_block([[1, 2], [2, 1]], 1, 2, method="greedy")
+print("masksolve._numba_internals" in sys.modules, "masksolve._methods.exact.codegen" in sys.modules)
+"""
+    assert processes.run(script, MASKSOLVE_PLAIN_NUMBA="1", NUMBA_CACHE_DIR=str(tmp_path)) == "False False\n"
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("value", ["yes", "2"])
+def test_the_variable_for_plain_numba_is_0_or_1(value: str) -> None:
+    script = """
+try:
+    import masksolve._jit
+except ValueError as error:
+    print(error)
+"""
+    printed = processes.run(script, MASKSOLVE_PLAIN_NUMBA=value)
+    assert printed.startswith(f"the environment variable MASKSOLVE_PLAIN_NUMBA is {value!r}: set it to 1 ")
