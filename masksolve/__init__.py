@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from masksolve._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from masksolve import diversity, odds
     from masksolve._certificate import Certificate, certify
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from masksolve._solve import solve_block, solve_blocks, solve_matrix
     from masksolve.diversity._sample import random_mask
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Certificate",

@@ -7,3 +7,7 @@ class InvalidMaskError(ValueError):
 
 class MethodNotInstalledError(ImportError):
     """A method needs a library that is not installed; the message names the extra to install."""
+
+
+class UnusableWeightError(Exception):
+    """A weight is NaN, infinite or an integer beyond float64. Internal: who holds the whole array names the weight."""

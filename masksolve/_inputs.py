@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -38,6 +39,13 @@ def as_weights(weights: ArrayLike, ndim: int | None = None) -> NDArray[Any]:
     if array.size == 0:
         raise ValueError(f"weights have shape {array.shape}, which is empty; every dimension must be at least 1")
     return array
+
+
+@cache
+def potentials_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The floats in which method "exact" solves weights of a dtype: float32 where that holds them exactly."""
+    is_narrow = dtype.itemsize <= (2 if dtype.kind in "iu" else 4)
+    return np.dtype(np.float32 if is_narrow else np.float64)
 
 
 def check_values(weights: NDArray[Any]) -> None:

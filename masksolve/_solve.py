@@ -7,9 +7,18 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from masksolve._errors import UnusableWeightError
 from masksolve._floating_point import IeeeArithmetic
-from masksolve._inputs import as_array, as_weights, check_direction, check_flag, check_threads, check_values
-from masksolve._methods import NotFiniteError, load_method, potentials_dtype
+from masksolve._inputs import (
+    as_array,
+    as_weights,
+    check_direction,
+    check_flag,
+    check_threads,
+    check_values,
+    potentials_dtype,
+)
+from masksolve._methods import load_method
 from masksolve._pattern import Pattern
 from masksolve._tiles import grids, regions, tile_grids
 
@@ -246,7 +255,7 @@ def _solve(
                 else:
                     for tiles, masks in parts:
                         solve(tiles, masks, region.line_sums, threads=threads, **options)
-    except NotFiniteError:
+    except UnusableWeightError:
         check_values(weights)
         raise
     return mask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from masksolve._cores import usable_cores
+from masksolve._errors import UnusableWeightError
 from masksolve._floating_point import IeeeArithmetic
 from masksolve._inputs import LARGEST_INTEGER
-from masksolve._methods import NotFiniteError
 
 # One chunk's importance takes half a MiB: it stays in the second-level cache, and threads share the work evenly.
 _CHUNK_WEIGHTS = 1 << 16
@@ -28,23 +28,15 @@ def importance_of(tiles: NDArray[Any]) -> NDArray[np.float64]:
     importance = np.array(tiles, dtype=np.float64, order="C")
     np.abs(importance, out=importance)
     if not importance.max() < np.inf:
-        raise NotFiniteError
+        raise UnusableWeightError
     return importance
 
 
 def refuse_large_integers(tiles: NDArray[Any]) -> None:
-    """Raise NotFiniteError for integers that float64 does not hold."""
+    """Raise UnusableWeightError for integers that float64 does not hold."""
     is_long = tiles.dtype.kind in "iu" and tiles.dtype.itemsize == 8
     if is_long and max(int(tiles.max()), -int(tiles.min())) > LARGEST_INTEGER:
-        raise NotFiniteError
-
-
-def usable_cores() -> int:
-    """The cores this process may run on, which containers and `taskset` make fewer than the machine's."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
+        raise UnusableWeightError
 
 
 def for_each_chunk(work: Callable[[Piece], None], shape: tuple[int, ...], threads: int | None) -> None:

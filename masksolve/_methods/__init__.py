@@ -15,16 +15,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
-
-import numpy as np
 
 from masksolve._errors import MethodNotInstalledError
 from masksolve._inputs import nearest
-
-
-class NotFiniteError(Exception):
-    """A method met a weight that is NaN, infinite or beyond float64. Who knows the whole array can say which one."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +58,6 @@ def available_methods() -> tuple[str, ...]:
 def extras_of_methods() -> dict[str, str | None]:
     """Every method there is, preferred first, and the extra that installs what it needs."""
     return {name: method.extra for name, method in _METHODS.items()}
-
-
-@cache
-def potentials_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The floats in which method "exact" solves weights of a dtype: float32 where that holds them exactly."""
-    is_narrow = dtype.itemsize <= (2 if dtype.kind in "iu" else 4)
-    return np.dtype(np.float32 if is_narrow else np.float64)
 
 
 def load_method(name: str, options: Collection[str]) -> Callable[..., None]:

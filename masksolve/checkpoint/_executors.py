@@ -26,9 +26,9 @@ from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
+from masksolve._cores import usable_cores
 from masksolve._errors import MethodNotInstalledError
 from masksolve._inputs import as_count
-from masksolve._threads import usable_cores
 
 _logger = logging.getLogger("masksolve")
 Item = TypeVar("Item")

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-import masksolve
 from masksolve._pattern import Pattern
 from masksolve._tiles import convolution_matrices
+from masksolve._version import __version__
 from masksolve.checkpoint._file import CheckpointError, TensorInfo
 from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
@@ -277,7 +277,7 @@ def _report(request: Request, outcome: Outcome, skipped: Sequence[SkippedTensor]
     arguments = request.arguments
     return PruneReport(
         versions={
-            "masksolve": masksolve.__version__,
+            "masksolve": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "numba", "safetensors")},
         },

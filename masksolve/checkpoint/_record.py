@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import masksolve
 from masksolve._pattern import Pattern
+from masksolve._version import __version__
 from masksolve.checkpoint._file import CheckpointError, TensorInfo, parse_json
 from masksolve.checkpoint._selection import Given
 
@@ -17,7 +17,7 @@ RECORD = "masksolve.json"
 def record_of(pattern: Pattern, chosen: Sequence[TensorInfo]) -> str:
     """The record as JSON: the same for the same weights and masks, wherever, whenever and however they are pruned."""
     record = {
-        "masksolve_version": masksolve.__version__,
+        "masksolve_version": __version__,
         "pattern": str(pattern),
         "tensors": [{"name": tensor.name, "stack": tensor.stack} for tensor in chosen],
     }

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import masksolve
+from masksolve._version import __version__
 from masksolve.checkpoint._executors import executor_for, run_all
 from masksolve.checkpoint._file import CheckpointError, TensorInfo, printable
 from masksolve.checkpoint._layout import Checkpoint
@@ -109,7 +109,7 @@ def run(
             if check is not None:
                 check(hashes)
             plan = {
-                "masksolve": masksolve.__version__,
+                "masksolve": __version__,
                 "arguments": request.arguments,
                 "files": [[file.name, file.size] for file in request.checkpoint.files],
                 "units": fingerprints,

@@ -12,10 +12,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-import masksolve
 from masksolve._certificate import certify_tiles, scale_shift
 from masksolve._check import BadGroup, find_bad_group
 from masksolve._pattern import Pattern
+from masksolve._solve import solve_block, solve_matrix
 from masksolve._tiles import convolution_matrices, regions, tile_grids
 from masksolve.checkpoint._file import CheckpointError
 from masksolve.checkpoint._masks import pack, packed_like, unpack
@@ -115,7 +115,7 @@ class UnitRecord:
 def try_method(job: Job) -> None:
     """Raise what the method raises if it cannot solve a tile of this pattern; the tile compiles its code, too."""
     n, m = job.pattern.n, job.pattern.m
-    masksolve.solve_block(np.zeros((m, m)), n, m, method=job.method)
+    solve_block(np.zeros((m, m)), n, m, method=job.method)
 
 
 def fingerprint_unit(job: Job, unit: Unit) -> str:
@@ -251,9 +251,9 @@ def mask_of(job: Job, unit: Unit, piece: Piece, weights: NDArray[Any]) -> tuple[
     potentials = None
     if job.given is None:
         if job.method == "exact":
-            mask, potentials = masksolve.solve_matrix(matrices, n, m, threads=1, return_potentials=True)
+            mask, potentials = solve_matrix(matrices, n, m, threads=1, return_potentials=True)
         else:
-            mask = masksolve.solve_matrix(matrices, n, m, method=job.method, threads=1)
+            mask = solve_matrix(matrices, n, m, method=job.method, threads=1)
         shaped = np.moveaxis(mask, (-2, -1), (0, 1))
     else:
         shaped = unpack(_read_packed(job.given, unit, piece), weights.shape)

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from masksolve import Pattern, available_methods, diversity
-from masksolve._methods import extras_of_methods
+from masksolve import diversity
+from masksolve._methods import available_methods, extras_of_methods
+from masksolve._pattern import Pattern
 from masksolve.odds import choose_pattern, group_odds, row_odds, tile_odds
 
 try:

@@ -30,7 +30,6 @@ from masksolve._kinds import (
 )
 from masksolve._pattern import Pattern
 from masksolve._tiles import convolution_axes
-from masksolve.torch._training.masking import masked_parameter
 
 Ragged = Literal["allow", "skip"]
 
@@ -111,6 +110,12 @@ class _Found:
     owner: nn.Module
     attribute: str
     parameter: Tensor
+
+
+def masked_attributes(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's own parameters that a Sparsifier masks, as the class says that it gave the module."""
+    found: tuple[str, ...] = getattr(type(module), "_masked_attributes", ())
+    return found
 
 
 def select(
@@ -284,7 +289,7 @@ def _reason_to_skip(
             if fnmatchcase(other.name, glob):
                 return f"excluded by {glob!r}" + ("" if other is one else f", to which {other.name} is tied")
     for other in names:
-        if masked_parameter(other.owner, other.attribute) is not None:
+        if other.attribute in masked_attributes(other.owner):
             return "already masked by a Sparsifier; finalize it first"
         if isinstance(other.owner, ParametrizationList):
             return f"already parametrized by {type(list(other.owner)[-1]).__name__}; remove that parametrization first"

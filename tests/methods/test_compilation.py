@@ -263,7 +263,7 @@ def test_the_cores_that_a_process_may_use_are_counted() -> None:
     script = """
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from masksolve._threads import usable_cores
+from masksolve._cores import usable_cores
 print(usable_cores())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -17,9 +17,9 @@ from torch.distributed.fsdp._fully_shard import _fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from masksolve.torch import Sparsifier
+from masksolve.torch._layers import masked_attributes
 from masksolve.torch._solver import device
 from masksolve.torch._solver import solve as solver
-from masksolve.torch._training.masking import masked_attributes
 from tests.torch import masked
 
 STEPS = 3

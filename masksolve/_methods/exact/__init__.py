@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from masksolve._inputs import potentials_dtype
 from masksolve._jit import kernel
-from masksolve._methods import potentials_dtype
 from masksolve._methods.exact.augment import solve_tiles
 from masksolve._methods.exact.equilibrate import equilibrate_tiles
 from masksolve._threads import Piece, for_each_chunk, importance_of, pieces_of, refuse_large_integers, run_pieces

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masksolve._methods import NotFiniteError
+from masksolve._errors import UnusableWeightError
 from masksolve._methods.exact.inner_loops import program
 from masksolve._methods.exact.lanes import Tiles
 from masksolve._methods.exact.layout import Vectors, is_large_enough, new_memory, vectors_in
@@ -58,7 +58,7 @@ def equilibrate_tiles(
 
     Raises
     ------
-    NotFiniteError
+    UnusableWeightError
         If a weight is not finite.
     """
     down, across, m, _ = tiles.shape
@@ -84,7 +84,7 @@ def equilibrate_tiles(
         at_most,
     )
     if count < 0:
-        raise NotFiniteError
+        raise UnusableWeightError
     if count > 0:
         narrow, start = start, np.empty((2, count, m))
         start[0] = narrow[0, :count]

@@ -23,8 +23,8 @@ from masksolve.torch._adaprune.progress import progress_bar
 from masksolve.torch._adaprune.records import AdaPruneReport, PrunedLayer
 from masksolve.torch._adaprune.scores import SCORES, Score
 from masksolve.torch._adaprune.tasks import Task, by_inputs, choose_tasks, in_order, without
+from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._layers import as_globs
-from masksolve.torch._training.distributed import is_sharded
 
 _logger = logging.getLogger("masksolve")
 

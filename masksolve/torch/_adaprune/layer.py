@@ -20,8 +20,7 @@ from masksolve.torch._adaprune.least_squares import absorb, adam, least_squares,
 from masksolve.torch._adaprune.records import Conversion, PrunedLayer
 from masksolve.torch._adaprune.scores import Score, one_step, scores_of
 from masksolve.torch._adaprune.tasks import Task
-from masksolve.torch._solver.solve import MaskFunction, Recipe, solve_masks
-from masksolve.torch._training.records import kept_share
+from masksolve.torch._solver.solve import MaskFunction, Recipe, kept_share, solve_masks
 
 Solver = Literal["lstsq", "adam", "absorb", "none"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masksolve._errors import UnusableWeightError
 from masksolve._inputs import check_values
-from masksolve._methods import NotFiniteError, load_method
+from masksolve._methods import load_method
 from masksolve._pattern import Pattern
 from masksolve._tiles import LineSums, Region, regions
 from masksolve.torch._solver import batched
@@ -131,7 +132,7 @@ def solve_on_device(
                 region.line_sums,
                 warm=potentials is not None,
             )
-    except NotFiniteError:
+    except UnusableWeightError:
         _refuse_values(weights)
         raise
     if repaired:

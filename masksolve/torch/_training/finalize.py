@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from masksolve.torch._training.distributed import is_sharded
+from masksolve.torch._dtensor import is_sharded
+from masksolve.torch._layers import masked_attributes
 from masksolve.torch._training.loading import unguard_loading
 from masksolve.torch._training.masking import (
     check_weight,
     detach,
     is_outermost,
-    masked_attributes,
     masked_parameter,
     write_zeros,
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from masksolve.torch._training.distributed import is_sharded
+from masksolve.torch._dtensor import is_sharded
 
 _SAMPLES = 16
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from masksolve.torch._training.masking import mask_faults, masked_attributes
+from masksolve.torch._layers import masked_attributes
+from masksolve.torch._training.masking import mask_faults
 
 
 def guard_loading(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from masksolve.torch._training.distributed import is_sharded
+from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._training.masked_read import MaskedRead
 
 Gradient = Literal["ste", "sr-ste", "masked"]
@@ -171,6 +171,7 @@ def _masked_class(
 
     class Masked(base):  # type: ignore[misc, valid-type]
         _unmasked = (base, attributes, forward)
+        _masked_attributes = attributes
 
         def __delattr__(self, name: str) -> None:
             # As torch.nn.utils.parametrize does first, which would keep the masked weight for the dense one.
@@ -279,11 +280,6 @@ def unmasked_class(module: nn.Module) -> type[nn.Module]:
     """The class of a module, apart from its masks."""
     base: type[nn.Module] = getattr(type(module), "_unmasked", (type(module),))[0]
     return base
-
-
-def masked_attributes(module: nn.Module) -> tuple[str, ...]:
-    """The names of a module's own parameters that are masked."""
-    return tuple(_masks(module))
 
 
 def masked_parameter(owner: nn.Module, attribute: str) -> tuple[nn.Parameter, MaskedWeight] | None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from masksolve.torch._training.distributed import as_plain, is_sharded
-
-# Weights of a part that stays in a core's cache.
-_CACHED = 1 << 16
+from masksolve.torch._dtensor import as_plain, is_sharded
 
 
 @dataclass(frozen=True)
@@ -83,26 +79,7 @@ class RefreshRecord:
         return found
 
 
-def kept_share(scores: Tensor, mask: Tensor) -> float:
-    """The share of the importance that a mask keeps; shards of both may lie anywhere."""
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    total = kept = torch.zeros((), dtype=dtype, device=scores.device)
-    for part, ones in _parts(scores, mask):
-        importance = part.to(dtype).abs()
-        total = total + as_plain(importance.sum())
-        kept = kept + as_plain((importance * ones).sum())
-    return float(kept / total) if total > 0 else 1.0
-
-
 def count_changes(mask: Tensor, before: Tensor) -> int:
     """How many entries of two masks differ; shards of both lie in the same places."""
     changed = mask ^ before
     return int(as_plain(changed.sum()) if is_sharded(changed) else torch.count_nonzero(changed))
-
-
-def _parts(scores: Tensor, mask: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """On a CPU, parts that stay in its cache: a third of the time."""
-    if is_sharded(scores) or scores.device.type != "cpu":
-        return [(scores, mask)]
-    rows = max(1, _CACHED // scores[0].numel())
-    return zip(scores.split(rows), mask.split(rows), strict=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from masksolve.torch._training.distributed import is_sharded
+from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._training.masked_read import plain
 from masksolve.torch._training.masking import Gradient, MaskedWeight, MaskFault, masked_parameter, unmasked_class
 

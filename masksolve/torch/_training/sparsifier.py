@@ -15,17 +15,19 @@ from torch import Tensor, nn
 
 from masksolve._inputs import nearest
 from masksolve._pattern import Pattern
+from masksolve.torch._dtensor import as_plain, is_sharded, like
 from masksolve.torch._layers import Layout, ParameterReport, Ragged, Site, as_globs, select
-from masksolve.torch._solver.solve import MaskFunction, Masks, Recipe, Solution, as_pattern, mask_fault, solve_masks
-from masksolve.torch._training.distributed import (
-    as_plain,
-    check_not_fully_sharded,
-    is_sharded,
-    like,
-    share_solves,
-    solve_sharded,
-    unwrapped,
+from masksolve.torch._solver.solve import (
+    MaskFunction,
+    Masks,
+    Recipe,
+    Solution,
+    as_pattern,
+    kept_share,
+    mask_fault,
+    solve_masks,
 )
+from masksolve.torch._training.distributed import check_not_fully_sharded, share_solves, solve_sharded, unwrapped
 from masksolve.torch._training.finalize import finalize, remove_masks
 from masksolve.torch._training.first_steps import FirstSteps
 from masksolve.torch._training.loading import guard_loading, unguard_loading
@@ -40,7 +42,7 @@ from masksolve.torch._training.masking import (
     masked_parameter,
     owner_of,
 )
-from masksolve.torch._training.records import LayerRecord, RefreshRecord, count_changes, kept_share
+from masksolve.torch._training.records import LayerRecord, RefreshRecord, count_changes
 from masksolve.torch._training.schedule import RefreshEvery, Schedule
 from masksolve.torch._training.sparse_linear import PackableWeight, packed_forward
 from masksolve.torch._training.step_count import StepCount
