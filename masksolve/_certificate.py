@@ -13,7 +13,7 @@ from masksolve._check import check_mask
 from masksolve._floating_point import IeeeArithmetic
 from masksolve._inputs import as_mask, as_weights, check_direction, check_flag, check_values
 from masksolve._pattern import Pattern
-from masksolve._tiles import LineSums, regions, tile_grids
+from masksolve._tiles import Margins, regions, tile_grids
 
 # Above this binary exponent the sums of a tile could leave float64.
 _LARGEST_EXPONENT = 960
@@ -105,7 +105,7 @@ def certify(
         shift = scale_shift(array)
         for region in regions(array.shape[-2], array.shape[-1], pattern, checked_direction, saturated):
             for tiles, masks in zip(tile_grids(array, region), tile_grids(mask_array, region), strict=True):
-                part = certify_tiles(tiles, masks, region.line_sums, shift)
+                part = certify_tiles(tiles, masks, region.margins, shift)
                 kept.append(float(part.kept.sum()))
                 bounds.append(float(part.upper_bound.sum()))
                 optimal &= bool(part.optimal.all())
@@ -133,7 +133,7 @@ def scale_shift(array: NDArray[Any]) -> int:
 def certify_tiles(
     tiles: NDArray[Any],
     masks: NDArray[np.bool_],
-    line_sums: LineSums,
+    margins: Margins,
     shift: int = 0,
     *,
     threads: int | None = None,
@@ -145,7 +145,7 @@ def certify_tiles(
     """
     if tiles.shape[3] == 1 < tiles.shape[2]:
         # The row potential of a tile of one column would be the only one that matters, and none is computed.
-        turned = LineSums(line_sums.kept, line_sums.exact_columns, line_sums.exact_rows)
+        turned = Margins(margins.kept, margins.exact_columns, margins.exact_rows)
         return certify_tiles(tiles.swapaxes(2, 3), masks.swapaxes(2, 3), turned, shift, threads=threads)
     # Numba is imported on first use, not with the package.
     from masksolve._certificate_kernels import add_up, prove_tiles
@@ -156,27 +156,24 @@ def certify_tiles(
     kept = np.empty(tiles.shape[:2])
     bound = np.empty(tiles.shape[:2])
     optimal = np.zeros(tiles.shape[:2], np.bool_)
-    sums = line_sums.kept, line_sums.exact_rows, line_sums.exact_columns
+    sums = margins.kept, margins.exact_rows, margins.exact_columns
 
     def work(piece: Piece) -> None:
         part = tiles[piece]
         is_native = part.dtype in (np.float32, np.float64) and part.dtype.isnative
         part = np.ascontiguousarray(part) if is_native else importance_of(part)
         judged = np.ascontiguousarray(masks[piece])
-        if potentials is None:
-            start = exact.find_potentials(part, line_sums)
-        else:
-            start = np.ascontiguousarray(potentials[piece])
+        start = exact.find_potentials(part, margins) if potentials is None else np.ascontiguousarray(potentials[piece])
         if shift == 0:
             total[piece], kept[piece], optimal[piece] = prove_tiles(part, judged, start, *sums)
             bound[piece] = kept[piece]
         left = np.nonzero(~optimal[piece])
         if len(left[0]):
             importance, to_judge = importance_of(part[left])[np.newaxis], judged[left][np.newaxis]
-            best, _, verdicts = exact.solve_importance(importance, line_sums, start[left][np.newaxis], to_judge)
+            best, _, verdicts = exact.solve_importance(importance, margins, start[left][np.newaxis], to_judge)
             of_all, of_judged, of_best = add_up(np.ldexp(importance, -shift), to_judge, best)
             # Sums of nearly equal masks are rounded each in its own way; none that is allowed keeps more than the best.
-            of_best = np.where(_fills(to_judge, line_sums), np.maximum(of_judged, of_best), of_best)
+            of_best = np.where(_fills(to_judge, margins), np.maximum(of_judged, of_best), of_best)
             found = of_all, of_judged, of_best, verdicts
             for array, values in zip((total, kept, bound, optimal), found, strict=True):
                 array[piece][left] = values[0]
@@ -186,9 +183,9 @@ def certify_tiles(
     return TileCertificates(total, kept, np.where(optimal, kept, bound), optimal)
 
 
-def _fills(masks: NDArray[np.bool_], line_sums: LineSums) -> NDArray[np.bool_]:
+def _fills(masks: NDArray[np.bool_], margins: Margins) -> NDArray[np.bool_]:
     """Whether masks (..., r, c), with at most `kept` ones in a line, hold exactly that many where they have to."""
     rows, columns = masks.sum(axis=-1), masks.sum(axis=-2)
-    full_rows = not line_sums.exact_rows or (rows == line_sums.kept).all(axis=-1)
-    full_columns = not line_sums.exact_columns or (columns == line_sums.kept).all(axis=-1)
+    full_rows = not margins.exact_rows or (rows == margins.kept).all(axis=-1)
+    full_columns = not margins.exact_columns or (columns == margins.kept).all(axis=-1)
     return np.broadcast_to(np.logical_and(full_rows, full_columns), masks.shape[:-2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,8 @@ from masksolve._tiles import DIRECTIONS, Direction
 # Importance is compared in float64, which holds every float up to 64 bits and every integer up to this.
 LARGEST_INTEGER = 2**53
 _CHUNK = 1 << 16
+
+_Choice = TypeVar("_Choice", bound=str)
 
 
 def as_weights(weights: ArrayLike, ndim: int | None = None) -> NDArray[Any]:
@@ -116,12 +118,17 @@ def check_flag(value: bool, name: str) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def check_choice(given: _Choice, name: str, allowed: Iterable[_Choice]) -> _Choice:
+    """Return the one of the allowed strings that was given; `name` is what it is a choice of."""
+    for choice in allowed:
+        if isinstance(given, str) and given == choice:
+            return choice
+    raise ValueError(f"unknown {name} {given!r}{nearest(given, allowed)}")
+
+
 def check_direction(direction: str) -> Direction:
-    """One of "both", "rows", "columns"."""
-    for allowed in DIRECTIONS:
-        if direction == allowed:
-            return allowed
-    raise ValueError(f"unknown direction {direction!r}{nearest(direction, DIRECTIONS)}")
+    """Return the direction, one of "both", "rows", "columns"."""
+    return check_choice(cast(Direction, direction), "direction", DIRECTIONS)
 
 
 def check_threads(threads: int | None) -> None:

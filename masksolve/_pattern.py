@@ -110,6 +110,34 @@ class Pattern:
         return f"{self.n}:{self.m}"
 
 
+# Whatever stands for a pattern where a parameter is called `pattern`.
+PatternLike = str | tuple[int, int] | Pattern
+
+
+def as_pattern(pattern: PatternLike) -> Pattern:
+    """Return the pattern that "N:M", the tuple (N, M) or a Pattern stands for, N of every M **kept**.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    ValueError
+        For text that is not "N:M", and for N or M out of range.
+
+    Examples
+    --------
+    >>> as_pattern("2:4") == as_pattern((2, 4)) == Pattern(2, 4)
+    True
+    """
+    if isinstance(pattern, Pattern):
+        return pattern
+    if isinstance(pattern, str):
+        return Pattern.parse(pattern)
+    if isinstance(pattern, tuple) and len(pattern) == 2:
+        return Pattern(*pattern)
+    raise TypeError(f'a pattern is "N:M", (N, M) or a Pattern, such as "2:4" with 2 of every 4 kept; got {pattern!r}')
+
+
 def as_integer(value: SupportsIndex, name: str) -> int:
     """A whole number as an int; a bool is none."""
     if type(value) is int:  # nearly always, and small calls are made in loops

@@ -251,10 +251,10 @@ def _solve(
                 parts = zip(tile_grids(weights, region), tile_grids(mask, region), strict=True)
                 if potentials is not None and region.tile_shape == (pattern.m, pattern.m):
                     for (tiles, masks), found in zip(parts, grids(potentials, inner=1), strict=True):
-                        solve(tiles, masks, region.line_sums, threads=threads, potentials=found, warm=warm)
+                        solve(tiles, masks, region.margins, threads=threads, potentials=found, warm=warm)
                 else:
                     for tiles, masks in parts:
-                        solve(tiles, masks, region.line_sums, threads=threads, **options)
+                        solve(tiles, masks, region.margins, threads=threads, **options)
     except UnusableWeightError:
         check_values(weights)
         raise

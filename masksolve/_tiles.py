@@ -22,7 +22,7 @@ DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
 @dataclass(frozen=True)
-class LineSums:
+class Margins:
     """What the rows and columns of one tile may hold.
 
     No line holds more than `kept` ones; rows hold exactly that many where `exact_rows`, columns where
@@ -42,7 +42,7 @@ class Region:
     rows: slice
     columns: slice
     tile_shape: tuple[int, int]
-    line_sums: LineSums
+    margins: Margins
 
 
 @lru_cache(maxsize=1024)
@@ -53,7 +53,7 @@ def regions(rows: int, columns: int, pattern: Pattern, direction: Direction, sat
     result = []
     for row_band, tile_rows in _bands(rows, height):
         for column_band, tile_columns in _bands(columns, width):
-            sums = LineSums(
+            sums = Margins(
                 kept=pattern.n,
                 exact_rows=saturated and direction != "columns" and tile_columns == pattern.m,
                 exact_columns=saturated and direction != "rows" and tile_rows == pattern.m,

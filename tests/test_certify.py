@@ -141,11 +141,11 @@ def test_potentials_prove_or_say_nothing_whatever_they_are(family: str, method: 
     masks = ms.solve_matrix(weights, 3, 8, method=method)
     (region,) = regions(40, 48, ms.Pattern(3, 8), "both", True)
     (tiles,), (judged,) = tile_grids(weights, region), tile_grids(masks, region)
-    expected = certify_tiles(tiles, judged, region.line_sums)
+    expected = certify_tiles(tiles, judged, region.margins)
     _, good = ms.solve_matrix(weights, 3, 8, return_potentials=True)
     drawn = np.random.default_rng(0).standard_normal(good.shape)
     for potentials in (good, -good, drawn, 1e30 * drawn, 1e-300 * drawn, drawn * np.nan, drawn * np.inf):
-        found = certify_tiles(tiles, judged, region.line_sums, potentials=potentials)
+        found = certify_tiles(tiles, judged, region.margins, potentials=potentials)
         assert np.array_equal(found.optimal, expected.optimal)
         assert np.allclose(found.kept, expected.kept, rtol=1e-12)
         assert np.allclose(found.upper_bound, expected.upper_bound, rtol=1e-12)

@@ -1,5 +1,6 @@
 """Pattern: n is what is kept."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import masksolve as ms
+from masksolve._pattern import as_pattern
 
 patterns = st.integers(1, 100).flatmap(lambda m: st.tuples(st.integers(0, m), st.just(m)))
 
@@ -43,6 +45,19 @@ def test_numpy_integers_are_integers() -> None:
     pattern = ms.Pattern(np.int8(3), np.uint64(4))  # type: ignore[arg-type]
     assert pattern == ms.Pattern(3, 4)
     assert type(pattern.n) is type(pattern.m) is int
+
+
+@given(patterns)
+def test_text_a_tuple_and_a_pattern_mean_the_same(pair: tuple[int, int]) -> None:
+    pattern = ms.Pattern(*pair)
+    assert as_pattern(pattern) is pattern
+    assert as_pattern(str(pattern)) == as_pattern(pair) == pattern
+
+
+@pytest.mark.parametrize("given", [4, [2, 4], (2, 4, 1), None, b"2:4"], ids=repr)
+def test_nothing_else_stands_for_a_pattern(given: Any) -> None:
+    with pytest.raises(TypeError, match=rf'a pattern is "N:M", \(N, M\) or a Pattern, .* got {re.escape(repr(given))}'):
+        as_pattern(given)
 
 
 NOT_INTEGERS = [True, False, np.True_, 2.0, np.float32(2), "2", None, 2 + 0j]

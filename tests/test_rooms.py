@@ -54,9 +54,7 @@ def test_no_modules_import_each_other(graph: grimp.ImportGraph) -> None:
 
 
 @pytest.mark.parametrize("importer", ["masksolve.torch._training.records", "masksolve._pattern"])
-def test_an_arrow_upwards_is_found(
-    importer: str, graph: grimp.ImportGraph, rows: list[tuple[set[str], bool]]
-) -> None:
+def test_an_arrow_upwards_is_found(importer: str, graph: grimp.ImportGraph, rows: list[tuple[set[str], bool]]) -> None:
     graph.add_import(importer=importer, imported="masksolve.torch._adaprune.tasks")
     try:
         within = ["", "torch."][importer.startswith("masksolve.torch.")]

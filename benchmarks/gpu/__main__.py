@@ -35,7 +35,7 @@ _CERTIFIED_WEIGHTS = 1 << 18
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One solver on one matrix. `retained`: kept importance over the best; `repaired`: tiles that the CPU solved."""
+    """One solver on one matrix. `kept_importance` is a share of the best; tiles are counted that the CPU solved."""
 
     pattern: str
     dtype: str
@@ -43,9 +43,9 @@ class Row:
     solver: str
     milliseconds: float
     copies: float
-    retained: float | None
+    kept_importance: float | None
     certified: str | None
-    repaired: int | None
+    solved_on_cpu: int | None
 
 
 def main() -> None:
@@ -86,14 +86,16 @@ def _measure(pattern: ms.Pattern, dtype: torch.dtype, side: int, *, with_peers: 
     best = _kept(weights, optimum.masks)
     name = str(dtype).removeprefix("torch.")
 
-    def row(solver: str, time: float, masks: Tensor | None, *, exact: bool = False, repaired: int | None = None) -> Row:
-        retained = None if masks is None else _kept(weights, masks) / best
+    def row(
+        solver: str, time: float, masks: Tensor | None, *, exact: bool = False, solved_on_cpu: int | None = None
+    ) -> Row:
+        kept_importance = None if masks is None else _kept(weights, masks) / best
         certified = _certified(weights, masks, pattern) if masks is not None and exact else None
-        return Row(str(pattern), name, side, solver, time, time / copy, retained, certified, repaired)
+        return Row(str(pattern), name, side, solver, time, time / copy, kept_importance, certified, solved_on_cpu)
 
     yield row("copy", copy, None)
     time = milliseconds(lambda: solve_on_device(weights, pattern))
-    yield row("exact", time, optimum.masks, exact=True, repaired=optimum.repaired)
+    yield row("exact", time, optimum.masks, exact=True, solved_on_cpu=optimum.solved_on_cpu)
     time = milliseconds(lambda: solve_on_device(weights, pattern, masked=True))
     yield row("exact, and masked weights", time, optimum.masks)
     if optimum.potentials is not None:
@@ -106,7 +108,7 @@ def _measure(pattern: ms.Pattern, dtype: torch.dtype, side: int, *, with_peers: 
     with mock.patch.object(device, "_solver", return_value=batched_operations):
         batched = solve_on_device(weights, pattern)
         time = milliseconds(lambda: solve_on_device(weights, pattern))
-    yield row("exact, batched PyTorch", time, batched.masks, exact=True, repaired=batched.repaired)
+    yield row("exact, batched PyTorch", time, batched.masks, exact=True, solved_on_cpu=batched.solved_on_cpu)
     if dtype != PEER_DTYPE:
         return
     for peer in peers.of(pattern):
@@ -128,7 +130,7 @@ def _print(rows: list[Row]) -> None:
     facts = describe(torch.get_num_threads())
     print(f"device: {torch.cuda.get_device_name()}, driver {_driver()}, CUDA {torch.version.cuda}")
     print("\n".join(f"{key}: {value}" for key, value in facts.items()))
-    columns = ("pattern", "dtype", "solver", "side", "ms", "copies", "retained", "certified", "repaired")
+    columns = ("pattern", "dtype", "solver", "side", "ms", "copies", "kept importance", "certified", "solved on CPU")
     cells = [
         [
             row.pattern,
@@ -137,9 +139,9 @@ def _print(rows: list[Row]) -> None:
             str(row.side),
             significant(row.milliseconds),
             significant(row.copies),
-            "-" if row.retained is None else f"{row.retained:.6f}",
+            "-" if row.kept_importance is None else f"{row.kept_importance:.6f}",
             row.certified or "-",
-            "-" if row.repaired is None else str(row.repaired),
+            "-" if row.solved_on_cpu is None else str(row.solved_on_cpu),
         ]
         for row in rows
     ]

@@ -60,11 +60,11 @@ def compile_variants(
             count = tiles.shape[:3].numel()
             potentials = torch.empty(count, region.tile_shape[1])
             launches: list[tuple[str, Callable[[], object]]] = []
-            if is_direct(region.tile_shape, region.line_sums, tiles):
+            if is_direct(region.tile_shape, region.margins, tiles):
                 launches.append(
                     ("directly", partial(kernel.solve_directly, tiles, mask_tiles, None, halves(pattern.n)))
                 )
-            for index, stage in enumerate(plan(*region.tile_shape, region.line_sums)):
+            for index, stage in enumerate(plan(*region.tile_shape, region.margins)):
                 which = torch.arange(count) if launches else None
                 solve = partial(kernel.solve_stage, tiles, mask_tiles, None, potentials, which, stage, index > 0)
                 launches.append((f"stage {index + 1}", solve))

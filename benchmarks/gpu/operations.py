@@ -24,7 +24,7 @@ import masksolve as ms
 from benchmarks.gpu.offline import compile_variants
 from benchmarks.marks import write_between_marks
 from benchmarks.report import markdown, significant
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 from masksolve.torch._solver.batched import solve_stage
 from masksolve.torch._solver.fixed_point import plan
 
@@ -102,7 +102,7 @@ def _rounds_of_a_warp(n: int, m: int) -> float:
     in_warp, count = 32 // m, 1 << 11
     weights = np.random.default_rng(0).standard_normal((1, 1, count, m, m), np.float32)
     tiles = torch.from_numpy(weights).bfloat16()
-    stage = plan(m, m, LineSums(n, exact_rows=True, exact_columns=True))[0]
+    stage = plan(m, m, Margins(n, exact_rows=True, exact_columns=True))[0]
     rounds = float(stage.first + 1)
     for last in range(stage.first, stage.last):
         short = dataclasses.replace(stage, last=last)

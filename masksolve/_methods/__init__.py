@@ -2,7 +2,7 @@
 
 A method is one file of this folder with a function
 
-    solve(tiles, masks, line_sums, *, threads, **options) -> None
+    solve(tiles, masks, margins, *, threads, **options) -> None
 
 that fills the boolean masks (P, Q, r, c) for the weights tiles (P, Q, r, c), both strided views, and a row in the
 table below.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksolve._threads import Piece, for_each_chunk, importance_of
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 from masksolve.diversity._count import count_masks, log10_states
 
 # The list of masks, a byte an entry, stays below 32 MiB. It is scored in slices of a MiB of float64.
@@ -24,11 +24,11 @@ _SLICE = 1 << 17
 _LOG10_STATES = 5.0
 
 
-def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, *, threads: int | None) -> None:
+def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], margins: Margins, *, threads: int | None) -> None:
     """Fill masks (P, Q, r, c) with optimal masks of tiles (P, Q, r, c); ValueError if there are too many to list."""
     rows, cols = tiles.shape[2:]
-    _refuse_too_many(rows, cols, line_sums)
-    candidates = _all_masks(rows, cols, line_sums)
+    _refuse_too_many(rows, cols, margins)
+    candidates = _all_masks(rows, cols, margins)
 
     def work(piece: Piece) -> None:
         importance = importance_of(tiles[piece])
@@ -40,22 +40,22 @@ def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, *,
     for_each_chunk(work, tiles.shape, threads)
 
 
-def _refuse_too_many(rows: int, cols: int, line_sums: LineSums) -> None:
-    countable = log10_states(rows, cols, line_sums) <= _LOG10_STATES
-    count = count_masks(rows, cols, line_sums) if countable else None
+def _refuse_too_many(rows: int, cols: int, margins: Margins) -> None:
+    countable = log10_states(rows, cols, margins) <= _LOG10_STATES
+    count = count_masks(rows, cols, margins) if countable else None
     if count is None or count * rows * cols > _MEMORY_LIMIT:
         many = "more masks than can be counted here" if count is None else f"{count:,} masks"
         raise ValueError(
-            f"a {rows}x{cols} tile that keeps {line_sums.kept} a line has {many}; method 'enumerate' lists at most "
+            f"a {rows}x{cols} tile that keeps {margins.kept} a line has {many}; method 'enumerate' lists at most "
             f"{_MEMORY_LIMIT >> 20} MiB of them, {_MEMORY_LIMIT // (rows * cols):,} masks; use method='exact'"
         )
 
 
 @functools.lru_cache(maxsize=8)
-def _all_masks(rows: int, cols: int, line_sums: LineSums) -> NDArray[np.bool_]:
+def _all_masks(rows: int, cols: int, margins: Margins) -> NDArray[np.bool_]:
     """All valid masks of a tile, flattened: (number of masks, rows * cols)."""
-    kept = line_sums.kept
-    fewest = kept if line_sums.exact_rows else 0
+    kept = margins.kept
+    fewest = kept if margins.exact_rows else 0
     choices = np.array(
         [
             np.isin(np.arange(cols), columns)
@@ -70,7 +70,7 @@ def _all_masks(rows: int, cols: int, line_sums: LineSums) -> NDArray[np.bool_]:
         for choice in choices:
             after = loads + choice
             possible = (after <= kept).all(axis=1)
-            if line_sums.exact_columns:
+            if margins.exact_columns:
                 possible &= (after + left >= kept).all(axis=1)
             row = np.broadcast_to(choice, (int(possible.sum()), 1, cols))
             extended.append(np.concatenate([partial[possible], row], axis=1))

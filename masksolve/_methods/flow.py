@@ -22,26 +22,26 @@ from numpy.typing import NDArray
 from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 
 from masksolve._threads import Piece, for_each_chunk, importance_of
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 
 
-def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, *, threads: int | None) -> None:
+def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], margins: Margins, *, threads: int | None) -> None:
     """Fill masks (P, Q, r, c) with optimal masks of tiles (P, Q, r, c)."""
 
     def work(piece: Piece) -> None:
         importance = importance_of(tiles[piece])
         chunk = np.empty(importance.shape, np.bool_)
         for index in np.ndindex(importance.shape[:2]):
-            chunk[index] = _solve_tile(importance[index], line_sums)
+            chunk[index] = _solve_tile(importance[index], margins)
         masks[piece] = chunk
 
     for_each_chunk(work, tiles.shape, threads)
 
 
-def _solve_tile(importance: NDArray[np.float64], line_sums: LineSums) -> NDArray[np.bool_]:
+def _solve_tile(importance: NDArray[np.float64], margins: Margins) -> NDArray[np.bool_]:
     rows, cols = importance.shape
     network = SimpleMinCostFlow()
-    tails, heads, capacities, supplies = _network(rows, cols, line_sums)
+    tails, heads, capacities, supplies = _network(rows, cols, margins)
     costs = np.zeros(len(tails), np.int64)
     costs[: rows * cols] = -_integer_costs(importance).ravel()
     arcs = network.add_arcs_with_capacity_and_unit_cost(tails, heads, capacities, costs)
@@ -54,18 +54,18 @@ def _solve_tile(importance: NDArray[np.float64], line_sums: LineSums) -> NDArray
 
 
 @functools.lru_cache(maxsize=64)
-def _network(rows: int, cols: int, line_sums: LineSums) -> tuple[NDArray[Any], ...]:
+def _network(rows: int, cols: int, margins: Margins) -> tuple[NDArray[Any], ...]:
     """Tails, heads and capacities of all arcs, the tile's entries first, and the supply of every node."""
-    kept = line_sums.kept
+    kept = margins.kept
     row_nodes = np.arange(rows)
     column_nodes = rows + np.arange(cols)
     unused = rows + cols
     tails = [np.repeat(row_nodes, cols)]
     heads = [np.tile(column_nodes, rows)]
-    if not line_sums.exact_rows:
+    if not margins.exact_rows:
         tails.append(row_nodes)
         heads.append(np.full(rows, unused))
-    if not line_sums.exact_columns:
+    if not margins.exact_columns:
         tails.append(np.full(cols, unused))
         heads.append(column_nodes)
     all_tails = np.concatenate(tails).astype(np.int32)

@@ -14,25 +14,25 @@ from numpy.typing import NDArray
 from masksolve._inputs import check_flag
 from masksolve._jit import kernel
 from masksolve._threads import Piece, for_each_chunk, importance_of
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 
 
 def solve(
     tiles: NDArray[Any],
     masks: NDArray[np.bool_],
-    line_sums: LineSums,
+    margins: Margins,
     *,
     threads: int | None,
     complete: bool = False,
 ) -> None:
     """Fill masks greedily; with `complete`, fill up lines that must hold exactly N by augmenting paths."""
     check_flag(complete, "complete")
-    fill_rows, fill_columns = complete and line_sums.exact_rows, complete and line_sums.exact_columns
+    fill_rows, fill_columns = complete and margins.exact_rows, complete and margins.exact_columns
 
     def work(piece: Piece) -> None:
         importance = importance_of(tiles[piece])
         chunk = np.zeros(importance.shape, np.bool_)
-        _solve_tiles(importance, line_sums.kept, fill_rows, fill_columns, chunk)
+        _solve_tiles(importance, margins.kept, fill_rows, fill_columns, chunk)
         masks[piece] = chunk
 
     for_each_chunk(work, tiles.shape, threads)

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksolve._errors import MethodNotInstalledError
-from masksolve._inputs import nearest
+from masksolve._inputs import check_choice
 from masksolve._threads import Piece, for_each_chunk, importance_of
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 
 _HIGHS_LARGEST = 2.0**20
 _CBC_LARGEST = 2.0**30
@@ -29,22 +29,20 @@ _CBC_LARGEST = 2.0**30
 def solve(
     tiles: NDArray[Any],
     masks: NDArray[np.bool_],
-    line_sums: LineSums,
+    margins: Margins,
     *,
     threads: int | None,
     backend: str = "highs",
 ) -> None:
     """Fill masks (P, Q, r, c) with optimal masks of tiles (P, Q, r, c); backend "highs" or "pulp"."""
     backends = {"highs": _solve_with_highs, "pulp": _solve_with_pulp}
-    if backend not in backends:
-        raise ValueError(f"unknown backend {backend!r} of method 'lp'{nearest(backend, backends)}")
-    solve_tile = backends[backend]
+    solve_tile = backends[check_choice(backend, "backend", backends)]
 
     def work(piece: Piece) -> None:
         importance = importance_of(tiles[piece])
         chunk = np.empty(importance.shape, np.bool_)
         for index in np.ndindex(importance.shape[:2]):
-            values = solve_tile(importance[index], line_sums)
+            values = solve_tile(importance[index], margins)
             chunk[index] = values > 0.5
             if np.abs(values - chunk[index]).max() > 1e-6:
                 raise RuntimeError(
@@ -61,17 +59,17 @@ def _scaled(importance: NDArray[np.float64], largest: float) -> NDArray[np.float
     return importance / top * largest if top > 0 else importance
 
 
-def _solve_with_highs(importance: NDArray[np.float64], line_sums: LineSums) -> NDArray[np.float64]:
+def _solve_with_highs(importance: NDArray[np.float64], margins: Margins) -> NDArray[np.float64]:
     from scipy.optimize import linprog
 
     rows, cols = importance.shape
-    exact, at_most = _line_matrices(rows, cols, line_sums)
+    exact, at_most = _line_matrices(rows, cols, margins)
     result = linprog(
         -_scaled(importance, _HIGHS_LARGEST).ravel(),
         A_eq=exact,
-        b_eq=None if exact is None else np.full(exact.shape[0], line_sums.kept),
+        b_eq=None if exact is None else np.full(exact.shape[0], margins.kept),
         A_ub=at_most,
-        b_ub=None if at_most is None else np.full(at_most.shape[0], line_sums.kept),
+        b_ub=None if at_most is None else np.full(at_most.shape[0], margins.kept),
         bounds=(0, 1),
         method="highs-ds",
         options={"dual_feasibility_tolerance": 1e-10, "primal_feasibility_tolerance": 1e-10},
@@ -83,18 +81,18 @@ def _solve_with_highs(importance: NDArray[np.float64], line_sums: LineSums) -> N
 
 
 @functools.lru_cache(maxsize=64)
-def _line_matrices(rows: int, cols: int, line_sums: LineSums) -> tuple[Any, Any]:
+def _line_matrices(rows: int, cols: int, margins: Margins) -> tuple[Any, Any]:
     """The sparse matrices of the lines that hold exactly, and at most, N; None where there are none."""
     from scipy.sparse import csr_array
 
     entry_lines = np.concatenate([np.repeat(np.arange(rows), cols), rows + np.tile(np.arange(cols), rows)])
     entries = np.tile(np.arange(rows * cols), 2)
     lines = csr_array((np.ones(len(entries)), (entry_lines, entries)), shape=(rows + cols, rows * cols))
-    is_exact = np.repeat([line_sums.exact_rows, line_sums.exact_columns], [rows, cols])
+    is_exact = np.repeat([margins.exact_rows, margins.exact_columns], [rows, cols])
     return lines[is_exact] if is_exact.any() else None, lines[~is_exact] if not is_exact.all() else None
 
 
-def _solve_with_pulp(importance: NDArray[np.float64], line_sums: LineSums) -> NDArray[np.float64]:
+def _solve_with_pulp(importance: NDArray[np.float64], margins: Margins) -> NDArray[np.float64]:
     try:
         import cbcbox
         import pulp
@@ -109,10 +107,10 @@ def _solve_with_pulp(importance: NDArray[np.float64], line_sums: LineSums) -> ND
     program += pulp.lpSum(float(weights[i, j]) * x[i][j] for i in range(rows) for j in range(cols))
     for line in x:
         total = pulp.lpSum(line)
-        program += total == line_sums.kept if line_sums.exact_rows else total <= line_sums.kept
+        program += total == margins.kept if margins.exact_rows else total <= margins.kept
     for column in zip(*x, strict=True):
         total = pulp.lpSum(column)
-        program += total == line_sums.kept if line_sums.exact_columns else total <= line_sums.kept
+        program += total == margins.kept if margins.exact_columns else total <= margins.kept
     status = program.solve(pulp.COIN_CMD(path=cbcbox.cbc_bin_path(), msg=False))
     if status != pulp.LpStatusOptimal:
         raise RuntimeError(f"CBC did not solve a {rows}x{cols} tile: {pulp.LpStatus[status]}; please report this tile")

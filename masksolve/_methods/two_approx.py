@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from masksolve._jit import kernel
 from masksolve._threads import Piece, for_each_chunk, importance_of
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 
 
-def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], line_sums: LineSums, *, threads: int | None) -> None:
-    """Fill masks (P, Q, r, c) with the 2-approximation's; they hold at most N a line whatever `line_sums` ask."""
+def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], margins: Margins, *, threads: int | None) -> None:
+    """Fill masks (P, Q, r, c) with the 2-approximation's; they hold at most N a line whatever `margins` ask."""
 
     def work(piece: Piece) -> None:
         importance = importance_of(tiles[piece])
         chunk = np.ones(importance.shape, np.bool_)
-        _solve_tiles(importance, line_sums.kept, chunk)
+        _solve_tiles(importance, margins.kept, chunk)
         masks[piece] = chunk
 
     for_each_chunk(work, tiles.shape, threads)

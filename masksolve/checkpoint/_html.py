@@ -72,7 +72,7 @@ def page(report: PruneReport) -> str:
         f"<p class=note>Tensors were identified by {escape(report.identified_by)}.</p>",
         _numbers(
             {
-                "mean kept importance": f"{report.mean_kept_share:.2%}",
+                "mean kept importance": f"{report.mean_kept_importance:.2%}",
                 "tensors pruned": f"{len(report.tensors):,}",
                 "weights in them": f"{weights:,}",
                 "tensors passed through": f"{len(report.skipped):,}",
@@ -97,7 +97,7 @@ def page(report: PruneReport) -> str:
                     tensor.name,
                     tensor.dtype,
                     _shape(tensor.shape),
-                    f"{tensor.kept_share:.2%}",
+                    f"{tensor.kept_importance:.2%}",
                     "0 (optimal)" if tensor.optimal else f"{tensor.gap:.2e}",
                     f"{tensor.solve_seconds:.2f} s",
                     f"{tensor.certify_seconds:.2f} s",
@@ -125,7 +125,7 @@ def _numbers(numbers: dict[str, str]) -> str:
 
 
 def _kept_chart(tensors: Sequence[PrunedTensor]) -> str:
-    rows = [(tensor.name, tensor.kept_share, f"{tensor.kept_share:.2%}", "bar") for tensor in tensors]
+    rows = [(tensor.name, tensor.kept_importance, f"{tensor.kept_importance:.2%}", "bar") for tensor in tensors]
     return _bars(rows, "kept importance of each pruned tensor")
 
 

@@ -113,7 +113,7 @@ def prune_checkpoint(
     >>> source, target = Path(folder.name, "in.safetensors"), Path(folder.name, "out.safetensors")
     >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
     >>> report = prune_checkpoint(source, target, Pattern(2, 4))
-    >>> [tensor.name for tensor in report.tensors], report.optimal, round(report.mean_kept_share, 3)
+    >>> [tensor.name for tensor in report.tensors], report.optimal, round(report.mean_kept_importance, 3)
     (['w'], True, 0.5)
     >>> folder.cleanup()
     """

@@ -70,7 +70,7 @@ class PrunedTensor:
         )
 
     @property
-    def kept_share(self) -> float:
+    def kept_importance(self) -> float:
         """Kept importance as a share of all importance; 1.0 for a tensor of zeros."""
         return self.kept / self.importance if self.importance > 0 else 1.0
 
@@ -114,9 +114,9 @@ class PruneReport:
     seconds: float
 
     @property
-    def mean_kept_share(self) -> float:
+    def mean_kept_importance(self) -> float:
         """Mean over the pruned tensors of their kept importance as a share."""
-        return sum(tensor.kept_share for tensor in self.tensors) / len(self.tensors)
+        return sum(tensor.kept_importance for tensor in self.tensors) / len(self.tensors)
 
     @property
     def optimal(self) -> bool:
@@ -146,9 +146,9 @@ class PruneReport:
         record = asdict(self)
         record["masksolve_version"] = self.versions["masksolve"]
         record["pattern"] = str(self.pattern)
-        record["mean_kept_share"] = self.mean_kept_share
+        record["mean_kept_importance"] = self.mean_kept_importance
         record["optimal"] = self.optimal
         record["command"] = self.command
         for entry, tensor in zip(record["tensors"], self.tensors, strict=True):
-            entry["kept_share"] = tensor.kept_share
+            entry["kept_importance"] = tensor.kept_importance
         return json.dumps(record, indent=2) + "\n"

@@ -232,7 +232,7 @@ def _finish(workspace: Workspace, team: _Team, fingerprints: Sequence[str]) -> d
 def _log_tensor(name: str, records: Sequence[UnitRecord]) -> None:
     band = merge_bands([record.band for record in records if record.band is not None])
     proof = "optimal" if band.optimal else f"gap {band.gap:.2e}"
-    _logger.info("pruned %s: %.2f%%, %s", printable(name), band.kept_share * 100, proof)
+    _logger.info("pruned %s: %.2f%%, %s", printable(name), band.kept_importance * 100, proof)
 
 
 def _record_from(entry: dict[str, Any]) -> UnitRecord:

@@ -92,7 +92,7 @@ class BandRecord:
     certify_seconds: float
 
     @property
-    def kept_share(self) -> float:
+    def kept_importance(self) -> float:
         """Kept importance as a share of all importance; 1.0 for weights that are all zero."""
         return self.kept / self.importance if self.importance > 0 else 1.0
 
@@ -310,7 +310,7 @@ def _certified(
             (tiles,), (masks,) = tile_grids(matrices[kernel], region), tile_grids(mask[kernel], region)
             is_whole = region.tile_shape == (pattern.m, pattern.m)
             start_from = None if potentials is None or not is_whole else potentials[kernel]
-            found = certify_tiles(tiles, masks, region.line_sums, shift, threads=1, potentials=start_from)
+            found = certify_tiles(tiles, masks, region.margins, shift, threads=1, potentials=start_from)
             optimal &= bool(found.optimal.all())
             with np.errstate(all="ignore"):
                 importance += float(found.importance.sum())

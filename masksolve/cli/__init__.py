@@ -55,7 +55,14 @@ if TYPE_CHECKING:
     from masksolve.torch import AdaPruneReport
 
 
-class _PatternType(click.ParamType[Pattern]):
+if TYPE_CHECKING:
+    # Generic from click 8.2 on.
+    _PatternParameter = click.ParamType[Pattern]
+else:
+    _PatternParameter = click.ParamType
+
+
+class _PatternType(_PatternParameter):
     name = "N:M"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pattern:
@@ -632,7 +639,7 @@ def _write_and_print(result: PruneReport, report: Path | None) -> None:
     proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
     click.echo(
         f"{result.output or result.masks}: {len(result.tensors)} tensors pruned to {result.pattern.describe()}, "
-        f"mean kept importance {result.mean_kept_share:.2%}, {proof}"
+        f"mean kept importance {result.mean_kept_importance:.2%}, {proof}"
     )
 
 
@@ -658,7 +665,7 @@ def _print_pruned(tensors: Sequence[PrunedTensor]) -> None:
         table.add_row(
             Text(printable(tensor.name)),
             _shape(tensor.shape),
-            f"{tensor.kept_share:.2%}",
+            f"{tensor.kept_importance:.2%}",
             gap,
             f"{tensor.solve_seconds * 1e3:.0f} ms",
         )

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from masksolve._inputs import as_count, check_direction, check_flag, nearest
+from masksolve._inputs import as_count, check_choice, check_direction, check_flag
 from masksolve._pattern import Pattern
-from masksolve._tiles import DIRECTIONS, LineSums
+from masksolve._tiles import DIRECTIONS, Margins
 from masksolve.diversity._count import count_masks, log10_seconds, log10_states
 
 __all__ = [
@@ -99,16 +99,16 @@ def count(n: int, m: int, direction: str = "both", *, saturated: bool = True) ->
         return masks
     if n == m and not saturated:
         return 1 << m * m
-    line_sums = _line_sums(pattern, saturated)
-    log10 = log10_seconds(m, m, line_sums)
+    margins = _line_sums(pattern, saturated)
+    log10 = log10_seconds(m, m, margins)
     if log10 > _LOG10_SECONDS:
-        states = log10_states(m, m, line_sums)
+        states = log10_states(m, m, margins)
         instead = "; log2_count approximates it" if saturated else ""
         raise ValueError(
             f"counting the transposable masks of {pattern} would visit about {_rough(states)} states and take about "
             f"{_rough(log10)} s; count starts nothing that takes more than {10**_LOG10_SECONDS:.0f} s{instead}"
         )
-    return count_masks(m, m, line_sums)
+    return count_masks(m, m, margins)
 
 
 def log2_count(n: int, m: int, direction: str = "both") -> Log2Count:
@@ -195,7 +195,7 @@ def mask_diversity(pattern: Pattern, size: int, direction: str = "both") -> int:
     if not isinstance(pattern, Pattern):
         raise TypeError(f"the pattern must be a Pattern, such as Pattern(4, 8), got {pattern!r}")
     size = as_count(size, "size", 1)
-    direction = _check_constraint(direction)
+    direction = check_choice(direction, "direction", _CONSTRAINTS)
     n, m = pattern.n, pattern.m
     if direction == "unstructured":
         if size * n % m:
@@ -238,7 +238,7 @@ def bits_per_weight(n: int, m: int, direction: str = "both") -> float:
     [0.574, 0.766, 1.0]
     """
     pattern = Pattern(n, m)
-    direction = _check_constraint(direction)
+    direction = check_choice(direction, "direction", _CONSTRAINTS)
     if direction == "unstructured":
         shares = pattern.kept / pattern.m, pattern.zeros / pattern.m
         return sum(-share * math.log2(share) for share in shares if share > 0)
@@ -306,10 +306,10 @@ def _rough(log10: float) -> str:
     return f"{10**log10:.2g}" if log10 < 300 else f"1e{log10:.0f}"
 
 
-def _line_sums(pattern: Pattern, saturated: bool) -> LineSums:
+def _line_sums(pattern: Pattern, saturated: bool) -> Margins:
     # Exchanging ones and zeros maps saturated n:m masks to (m - n):m masks.
     kept = min(pattern.kept, pattern.zeros) if saturated else pattern.kept
-    return LineSums(kept, saturated, saturated)
+    return Margins(kept, saturated, saturated)
 
 
 def _canfield_mckay(n: int, m: int) -> float:
@@ -322,9 +322,3 @@ def _canfield_mckay(n: int, m: int) -> float:
 
 def _log2_binomial(total: int, chosen: int) -> float:
     return (math.lgamma(total + 1) - math.lgamma(chosen + 1) - math.lgamma(total - chosen + 1)) / math.log(2)
-
-
-def _check_constraint(direction: str) -> str:
-    if direction not in _CONSTRAINTS:
-        raise ValueError(f"unknown direction {direction!r}{nearest(direction, _CONSTRAINTS)}")
-    return direction

@@ -16,23 +16,23 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache, lru_cache
 
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 
 States = dict[int, int]
 
 
 @lru_cache(maxsize=256)
-def count_masks(rows: int, cols: int, line_sums: LineSums, one: int = 1) -> int:
-    """The number of 0/1 matrices (rows, cols) that `line_sums` allow; each weighs `one` to the power of its ones.
+def count_masks(rows: int, cols: int, margins: Margins, one: int = 1) -> int:
+    """The number of 0/1 matrices (rows, cols) that `margins` allow; each weighs `one` to the power of its ones.
 
-    >>> count_masks(8, 8, LineSums(4, True, True))
+    >>> count_masks(8, 8, Margins(4, True, True))
     116963796250
     """
-    kept, exact_columns = line_sums.kept, line_sums.exact_columns
+    kept, exact_columns = margins.kept, margins.exact_columns
     if kept == 0:
         return 1
     upper_rows, lower_rows = rows // 2, rows - rows // 2
-    halves = dict(enumerate(_after_each_row(lower_rows, cols, kept, line_sums.exact_rows)))
+    halves = dict(enumerate(_after_each_row(lower_rows, cols, kept, margins.exact_rows)))
     upper = _weigh(halves[upper_rows], cols, one)
     lower = _weigh(halves[lower_rows], cols, one)
     fullest = min(kept, lower_rows)
@@ -58,13 +58,13 @@ def counts_by_ones(m: int, n: int) -> tuple[int, ...]:
     """
     # A weight of 2**bits for every one writes the counts side by side into one integer: none reaches 2**bits.
     bits = m * m + 1
-    packed = count_masks(m, m, LineSums(n, False, False), 1 << bits)
+    packed = count_masks(m, m, Margins(n, False, False), 1 << bits)
     return tuple(packed >> bits * ones & (1 << bits) - 1 for ones in range(m * n + 1))
 
 
-def log10_states(rows: int, cols: int, line_sums: LineSums) -> float:
+def log10_states(rows: int, cols: int, margins: Margins) -> float:
     """An estimate, within a factor of 3, of how many states `count_masks` visits."""
-    kept, exact = line_sums.kept, line_sums.exact_rows
+    kept, exact = margins.kept, margins.exact_rows
     if kept == 0:
         return 0.0
     logs = [0.0]
@@ -83,11 +83,11 @@ def log10_states(rows: int, cols: int, line_sums: LineSums) -> float:
     return (log_states + math.log(steps_per_row)) / math.log(10)
 
 
-def log10_seconds(rows: int, cols: int, line_sums: LineSums) -> float:
+def log10_seconds(rows: int, cols: int, margins: Margins) -> float:
     """An estimate of the time that `count_masks` takes: a microsecond a state, and more where counts are long."""
     half = rows - rows // 2
-    bits = half * math.log2(math.comb(cols, min(line_sums.kept, cols)))
-    return log10_states(rows, cols, line_sums) - 6 + math.log10(1 + bits / 3000)
+    bits = half * math.log2(math.comb(cols, min(margins.kept, cols)))
+    return log10_states(rows, cols, margins) - 6 + math.log10(1 + bits / 3000)
 
 
 def pack(loads: list[int], cols: int) -> int:

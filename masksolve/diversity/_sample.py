@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from masksolve._inputs import as_count, as_generator
 from masksolve._pattern import Pattern
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 from masksolve.diversity._count import States, arrangements, log10_states, pack, steps, unpack
 
 # How many limbs the tables may hold: a few seconds to set up, and 60 MiB to keep.
@@ -98,7 +98,7 @@ def switch_attempts(n: int, m: int) -> int:
 
 def _is_countable(kept: int, m: int) -> bool:
     """Whether `_counts` is quick to make and small."""
-    states = log10_states(m, m, LineSums(kept, True, True))
+    states = log10_states(m, m, Margins(kept, True, True))
     return states + math.log10(_limbs(math.comb(m, kept) ** (m - m // 2))) <= _LOG10_LIMBS
 
 

@@ -75,7 +75,7 @@ def test_the_page_is_well_formed_and_tells_everything(report: PruneReport) -> No
     text = "\n".join(parsed.texts)
     for tensor in report.tensors:
         assert tensor.name in text
-        assert f"{tensor.kept_share:.2%}" in text
+        assert f"{tensor.kept_importance:.2%}" in text
     for skipped in report.skipped:
         assert skipped.reason in text
     assert HOSTILE in text

@@ -160,7 +160,7 @@ def test_patterns_that_keep_nothing_or_all_are_pruned_to(pattern: str, tmp_path:
     source = write_sharded(tmp_path / "in")
     report = prune_checkpoint(source, tmp_path / "out", Pattern.parse(pattern), masks=tmp_path / "masks")
     assert report.optimal
-    assert report.mean_kept_share == {"0:4": 0, "3:20": report.mean_kept_share}.get(pattern, 1)
+    assert report.mean_kept_importance == {"0:4": 0, "3:20": report.mean_kept_importance}.get(pattern, 1)
     assert all(check.problem is None for check in check_checkpoint(tmp_path / "out", Pattern.parse(pattern)).tensors)
 
 

@@ -151,7 +151,7 @@ def test_the_report_repeats_what_the_certificates_say(run: Run, checkpoint: Path
     certificate = masksolve.certify(w, tensors_of(output)["layer.weight"] != 0, 4, 8)
     assert entry["kept"] == pytest.approx(certificate.kept, rel=1e-12)
     assert entry["gap"] == pytest.approx(certificate.gap, rel=1e-9)
-    assert entry["kept_share"] == pytest.approx(certificate.kept / np.abs(w.astype(float)).sum())
+    assert entry["kept_importance"] == pytest.approx(certificate.kept / np.abs(w.astype(float)).sum())
     assert record["optimal"] is False
 
 

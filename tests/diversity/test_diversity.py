@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from masksolve import Pattern, diversity
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 from masksolve.diversity import bits_per_weight, count, log2_count, mask_diversity, paper_formula, paper_formula_ratio
 from masksolve.diversity._count import count_masks, counts_by_ones, log10_states, steps
 
@@ -89,7 +89,7 @@ def test_ragged_tiles_are_counted_like_brute_force(
         if (exact_rows and n > cols) or (exact_columns and n > rows):
             continue
         expected = sum(brute_force(rows, cols, n, exact_rows, exact_columns))
-        assert count_masks(rows, cols, LineSums(n, exact_rows, exact_columns)) == expected
+        assert count_masks(rows, cols, Margins(n, exact_rows, exact_columns)) == expected
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 2), (1, 3), (2, 4), (3, 4), (4, 4), (2, 5)], ids=str)
@@ -102,7 +102,7 @@ def test_counts_by_number_of_ones_are_those_of_brute_force(n: int, m: int) -> No
 @pytest.mark.parametrize(("n", "m"), UP_TO_12, ids=str)
 def test_exchanging_ones_and_zeros_keeps_the_number_of_masks(n: int, m: int) -> None:
     # Not through `count`, which uses this law.
-    kept, zeros = LineSums(n, True, True), LineSums(m - n, True, True)
+    kept, zeros = Margins(n, True, True), Margins(m - n, True, True)
     assert count_masks(m, m, kept) == count_masks(m, m, zeros) == count(n, m)
 
 
@@ -154,7 +154,7 @@ def test_large_patterns_are_counted_in_time(n: int, m: int, limit: float) -> Non
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (5, 11), (6, 12), (4, 16), (2, 32), (3, 24)], ids=str)
 def test_the_estimated_cost_is_within_a_factor_of_three(n: int, m: int, saturated: bool) -> None:
     visited = sum(len(states) for _, _, states in steps(m - m // 2, m, n, saturated))
-    assert 1 / 3 < 10 ** log10_states(m, m, LineSums(n, saturated, saturated)) / visited < 3
+    assert 1 / 3 < 10 ** log10_states(m, m, Margins(n, saturated, saturated)) / visited < 3
 
 
 @pytest.mark.parametrize(

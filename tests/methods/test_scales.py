@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 import masksolve as ms
 from masksolve._methods.exact import solve_importance
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 from tests import oracle
 
 Weights = NDArray[np.float64]
@@ -99,7 +99,7 @@ def test_a_tile_is_solved_and_judged_exactly_from_any_start(
             for _ in range(2):
                 found, _, verdict = solve_importance(
                     weights[np.newaxis, np.newaxis],
-                    LineSums(n, *exact),
+                    Margins(n, *exact),
                     any_start(rng, weights)[np.newaxis, np.newaxis],
                     judged[np.newaxis, np.newaxis],
                 )
@@ -148,7 +148,7 @@ def test_leading_bits_decide_no_entry_that_the_bits_below_them_change(length: in
         weights[1:, 1:] = tile[:, rng.permutation(length)]
         for start in (np.zeros(length + 1), rng.standard_normal(length + 1) * unit, any_start(rng, weights)):
             found, *_ = solve_importance(
-                weights[np.newaxis, np.newaxis], LineSums(1, True, True), start[np.newaxis, np.newaxis]
+                weights[np.newaxis, np.newaxis], Margins(1, True, True), start[np.newaxis, np.newaxis]
             )
             assert oracle.is_optimal_tile(weights, found[0, 0], 1)
 
@@ -162,5 +162,5 @@ def test_no_bit_is_lost_wherever_the_bits_are_cut(m: int) -> None:
         for best in range(m):
             weights = tile.copy()
             weights[best, 0] += 2.0**-52
-            masks, _, _ = solve_importance(weights[np.newaxis, np.newaxis], LineSums(1, True, True))
+            masks, _, _ = solve_importance(weights[np.newaxis, np.newaxis], Margins(1, True, True))
             assert masks[0, 0, best, 0], (gap, best)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import masksolve as ms
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 from masksolve.torch._solver import batched as batched_operations
 from masksolve.torch._solver import device as device_solver
 from masksolve.torch._solver import direct_4x4
@@ -84,7 +84,7 @@ def assert_same(a: DeviceSolution, b: DeviceSolution) -> None:
     assert (a.potentials is None) == (b.potentials is None)
     if a.potentials is not None and b.potentials is not None:
         assert torch.equal(a.potentials, b.potentials)
-    assert a.repaired == b.repaired
+    assert a.solved_on_cpu == b.solved_on_cpu
 
 
 @pytest.mark.parametrize(("n", "m"), KERNEL_PATTERNS, ids=map(name_of, KERNEL_PATTERNS))
@@ -166,7 +166,7 @@ def test_few_tiles_are_left_to_the_cpu(family: str) -> None:
     if family != "half zero":
         weights = weights.bfloat16()
     for n, m in [(2, 4), (3, 8), (4, 8)]:
-        assert solve_on_device(weights, ms.Pattern(n, m)).repaired <= 0.01 * (256 // m) ** 2
+        assert solve_on_device(weights, ms.Pattern(n, m)).solved_on_cpu <= 0.01 * (256 // m) ** 2
 
 
 def test_what_every_stage_leaves_is_solved_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_what_every_stage_leaves_is_solved_by_the_cpu(monkeypatch: pytest.Monkey
     weights = gaussian((2, 17, 20), torch.float32)
     kernel, batched = solve_with_both(monkeypatch, weights, ms.Pattern(3, 8), masked=True)
     for solution in (kernel, batched):
-        assert solution.repaired == 2 * 3 * 3
+        assert solution.solved_on_cpu == 2 * 3 * 3
         assert_optimal(weights, solution, 3, 8)
         assert solution.masked is not None
         assert torch.equal(solution.masked, weights * solution.masks)
@@ -235,7 +235,7 @@ def test_coarse_and_subnormal_weights_are_all_solved_directly_and_the_largest_le
 
 
 def test_tiles_are_solved_directly_where_their_sums_have_a_type() -> None:
-    full, loose = (LineSums(2, exact_rows=exact, exact_columns=True) for exact in (True, False))
+    full, loose = (Margins(2, exact_rows=exact, exact_columns=True) for exact in (True, False))
     of_16_bits = [torch.bfloat16, torch.float16]
     for device, dtypes in (("cuda", [*of_16_bits, torch.float32]), ("mps", of_16_bits)):
         for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
@@ -367,8 +367,8 @@ def test_a_warm_start_of_unchanged_weights_takes_no_rounds(version: str, monkeyp
     cold = solve_on_device(weights, ms.Pattern(4, 8))
     plan = device_solver.plan
     monkeypatch.setattr(device_solver, "plan", lambda *tile: (dataclasses.replace(plan(*tile)[0], last=0),))
-    assert solve_on_device(weights, ms.Pattern(4, 8), potentials=cold.potentials).repaired == 0
-    assert solve_on_device(weights, ms.Pattern(4, 8)).repaired == 16
+    assert solve_on_device(weights, ms.Pattern(4, 8), potentials=cold.potentials).solved_on_cpu == 0
+    assert solve_on_device(weights, ms.Pattern(4, 8)).solved_on_cpu == 16
 
 
 def test_potentials_agree_with_the_bound_of_the_cpu() -> None:
@@ -385,7 +385,7 @@ def test_potentials_agree_with_the_bound_of_the_cpu() -> None:
 def test_patterns_that_keep_nothing_or_everything(n: int, m: int) -> None:
     solution = solve_on_device(gaussian((8, 12)), ms.Pattern(n, m), masked=True)
     assert (solution.masks == (n == m)).all()
-    assert solution.repaired == 0
+    assert solution.solved_on_cpu == 0
     assert solution.potentials is not None
     assert solution.potentials.shape == (2, 3, 4)
 

@@ -82,7 +82,7 @@ def test_under_ddp_masks_of_a_device_are_shared_like_those_of_the_cpu(results: R
     assert_trained_as(alone("1:2"), results["ddp_on_device"][0]["layers"])
     first, second = (result["records"] for result in results["ddp_on_device"])
     assert first == second
-    assert [layer.repaired for layer in sorted(first, key=lambda layer: layer.name)] == [32, 48, 48, 16]
+    assert [layer.solved_on_cpu for layer in sorted(first, key=lambda layer: layer.name)] == [32, 48, 48, 16]
     assert not any(result["shapes"] for result in results["ddp_on_device"])
 
 

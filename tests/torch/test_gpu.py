@@ -43,7 +43,7 @@ def test_masks_on_the_gpu_are_optimal_and_the_batched_versions_bits(
     monkeypatch.setattr(device, "_solver", lambda tiles: batched)
     expected = solve_on_device(weights, ms.Pattern(n, m), saturated=saturated)
     assert torch.equal(found.masks.cpu(), expected.masks)
-    assert found.repaired == expected.repaired
+    assert found.solved_on_cpu == expected.solved_on_cpu
 
 
 def test_the_gpu_uses_the_kernel() -> None:

@@ -139,11 +139,11 @@ def test_records_tell_how_many_tiles_the_device_left_to_the_cpu(
 ) -> None:
     plan = device.plan
     layer = nn.Linear(24, 16)
-    assert Sparsifier(layer, "4:8", refresh_every=1).last_refresh.layers[0].repaired == 0
+    assert Sparsifier(layer, "4:8", refresh_every=1).last_refresh.layers[0].solved_on_cpu == 0
     monkeypatch.setattr(device, "plan", lambda *tile: tuple(dataclasses.replace(x, last=-1) for x in plan(*tile)))
     layer = nn.Linear(24, 16)
     record = Sparsifier(layer, "4:8").last_refresh
-    assert record.scalars()["masks/repaired/weight"] == 6
+    assert record.scalars()["masks/solved_on_cpu/weight"] == 6
     assert oracle.is_optimal(*(x.detach().numpy() for x in held(layer, "weight")), 4, 8)
 
 

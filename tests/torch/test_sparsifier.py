@@ -411,7 +411,7 @@ def test_scalars_name_every_figure_of_every_layer() -> None:
         yield from ("masks/seconds", "masks/share")
         for layer in record.layers:
             yield from (
-                f"masks/{figure}/{layer.name}" for figure in ("kept_importance", "sad", "flip_rate", "repaired")
+                f"masks/{figure}/{layer.name}" for figure in ("kept_importance", "sad", "flip_rate", "solved_on_cpu")
             )
 
     record = Sparsifier(net(), "2:4").last_refresh

@@ -20,7 +20,7 @@ from masksolve._jit import kernel
 from masksolve._methods.exact.augment import solve_tiles
 from masksolve._methods.exact.equilibrate import equilibrate_tiles
 from masksolve._threads import Piece, for_each_chunk, importance_of, pieces_of, refuse_large_integers, run_pieces
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 
 _logger = logging.getLogger("masksolve")
 
@@ -38,7 +38,7 @@ _ROUNDS, _RELAXATION = 8, 1.5
 def solve(
     tiles: NDArray[Any],
     masks: NDArray[np.bool_],
-    line_sums: LineSums,
+    margins: Margins,
     *,
     threads: int | None,
     potentials: NDArray[np.floating[Any]] | None = None,
@@ -54,52 +54,52 @@ def solve(
         def work(piece: Piece) -> None:
             importance = importance_of(tiles[piece])
             lines = importance.reshape(*importance.shape[:2], -1)
-            masks[piece] = _best_of_lines(lines, line_sums.kept).reshape(importance.shape)
+            masks[piece] = _best_of_lines(lines, margins.kept).reshape(importance.shape)
 
         for_each_chunk(work, tiles.shape, threads)
-    elif not _is_equilibrated(tiles.shape, line_sums):
+    elif not _is_equilibrated(tiles.shape, margins):
 
         def work(piece: Piece) -> None:
             importance = importance_of(tiles[piece])
-            start = potentials[piece] if potentials is not None and warm else _start(importance, line_sums)
-            masks[piece], found, _ = solve_importance(importance, line_sums, start)
+            start = potentials[piece] if potentials is not None and warm else _start(importance, margins)
+            masks[piece], found, _ = solve_importance(importance, margins, start)
             if potentials is not None:
                 with np.errstate(all="ignore"):  # beyond the ends of float32; whoever returns them sees to that
                     potentials[piece] = found
 
         run_pieces(work, pieces_of(tiles.shape, _WEIGHTS_ONE_BY_ONE), threads)
     else:
-        _equilibrate(tiles, masks, line_sums, threads, potentials, warm)
+        _equilibrate(tiles, masks, margins, threads, potentials, warm)
 
 
-def find_potentials(tiles: NDArray[Any], line_sums: LineSums) -> NDArray[np.floating[Any]]:
+def find_potentials(tiles: NDArray[Any], margins: Margins) -> NDArray[np.floating[Any]]:
     """Column potentials (P, Q, c) of tiles (P, Q, r, c), optimal for most of them and good to start from for others."""
     down, across, _, cols = tiles.shape
-    if not _is_equilibrated(tiles.shape, line_sums):
-        return _start(importance_of(tiles), line_sums)
+    if not _is_equilibrated(tiles.shape, margins):
+        return _start(importance_of(tiles), margins)
     potentials = np.zeros((down, across, cols), potentials_dtype(tiles.dtype))
-    _equilibrate(tiles, np.empty(tiles.shape, np.bool_), line_sums, 1, potentials, warm=False, finish=False)
+    _equilibrate(tiles, np.empty(tiles.shape, np.bool_), margins, 1, potentials, warm=False, finish=False)
     return potentials
 
 
-def _is_equilibrated(shape: tuple[int, ...], line_sums: LineSums) -> bool:
+def _is_equilibrated(shape: tuple[int, ...], margins: Margins) -> bool:
     rows, cols = shape[2:]
-    return rows == cols and 0 < line_sums.kept < rows <= _LARGEST_EQUILIBRATED
+    return rows == cols and 0 < margins.kept < rows <= _LARGEST_EQUILIBRATED
 
 
-def _start(importance: NDArray[np.float64], line_sums: LineSums) -> NDArray[np.float64]:
+def _start(importance: NDArray[np.float64], margins: Margins) -> NDArray[np.float64]:
     down, across, rows, cols = importance.shape
     # Smaller tiles are solved sooner than potentials are found.
     if min(rows, cols) <= _LARGEST_EQUILIBRATED:
         return np.zeros((down, across, cols))
-    start: NDArray[np.float64] = _approach(importance, line_sums.kept, line_sums.exact_rows, line_sums.exact_columns)
+    start: NDArray[np.float64] = _approach(importance, margins.kept, margins.exact_rows, margins.exact_columns)
     return start
 
 
 def _equilibrate(
     tiles: NDArray[Any],
     masks: NDArray[np.bool_],
-    line_sums: LineSums,
+    margins: Margins,
     threads: int | None,
     potentials: NDArray[Any] | None,
     warm: bool,
@@ -114,10 +114,10 @@ def _equilibrate(
         if not in_place:
             part = _converted(part, dtype)
         if part_potentials is None:
-            _equilibrate_piece(part, part_masks, line_sums, None, warm, finish)
+            _equilibrate_piece(part, part_masks, margins, None, warm, finish)
         else:
             found = part_potentials.reshape(-1, part.shape[3])
-            _equilibrate_piece(part, part_masks, line_sums, found, warm, finish)
+            _equilibrate_piece(part, part_masks, margins, found, warm, finish)
             part_potentials[...] = found.reshape(part_potentials.shape)
 
     at_once = _WEIGHTS_IN_PLACE if in_place else _WEIGHTS_CONVERTED
@@ -149,12 +149,12 @@ def _converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 def _equilibrate_piece(
     tiles: NDArray[Any],
     masks: NDArray[np.bool_],
-    line_sums: LineSums,
+    margins: Margins,
     potentials: NDArray[Any] | None,
     warm: bool,
     finish: bool,
 ) -> None:
-    left = equilibrate_tiles(tiles, masks, line_sums, potentials, warm)
+    left = equilibrate_tiles(tiles, masks, margins, potentials, warm)
     if left is None:
         return
     down, across = tiles.shape[:2]
@@ -162,7 +162,7 @@ def _equilibrate_piece(
     where = left.where >> 32, left.where & 0xFFFFFFFF
     ends = left.potentials[np.newaxis]
     if finish:
-        solved, ends, _ = solve_importance(importance_of(tiles[where])[np.newaxis], line_sums, ends)
+        solved, ends, _ = solve_importance(importance_of(tiles[where])[np.newaxis], margins, ends)
         masks[where] = solved[0]
     if potentials is not None:
         with np.errstate(all="ignore"):  # beyond the ends of float32; whoever returns them sees to that
@@ -171,7 +171,7 @@ def _equilibrate_piece(
 
 def solve_importance(
     importance: NDArray[np.float64],
-    line_sums: LineSums,
+    margins: Margins,
     start: NDArray[np.floating[Any]] | None = None,
     judged: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_]]:
@@ -184,13 +184,13 @@ def solve_importance(
     shape = importance.shape
     if judged is None:
         # Of equal entries a row keeps those it has; this spreads the ties of a constant tile evenly.
-        spread = (np.arange(shape[3]) - np.arange(shape[2])[:, np.newaxis]) % shape[3] < line_sums.kept
+        spread = (np.arange(shape[3]) - np.arange(shape[2])[:, np.newaxis]) % shape[3] < margins.kept
         masks = np.broadcast_to(spread, shape).copy()
     else:
         masks = judged.copy()
     potentials = np.zeros((*shape[:2], shape[3])) if start is None else start.astype(np.float64)
     optimal = np.zeros(shape[:2], np.bool_)
-    sums = line_sums.kept, line_sums.exact_rows, line_sums.exact_columns
+    sums = margins.kept, margins.exact_rows, margins.exact_columns
     for piece in pieces_of(shape, _WEIGHTS_ONE_BY_ONE):
         to_judge = masks[piece] if judged is None else judged[piece]
         optimal[piece] = solve_tiles(importance[piece], *sums, to_judge, masks[piece], potentials[piece])

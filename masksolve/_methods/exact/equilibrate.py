@@ -41,13 +41,13 @@ from masksolve._methods.exact.lanes import Tiles
 from masksolve._methods.exact.layout import Vectors, is_large_enough, new_memory, vectors_in
 from masksolve._methods.exact.perturbed import equilibrate_perturbed
 from masksolve._methods.exact.strict import equilibrate_strict
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 
 
 def equilibrate_tiles(
     tiles: NDArray[Any],
     masks: NDArray[np.bool_],
-    line_sums: LineSums,
+    margins: Margins,
     potentials: NDArray[Any] | None,
     warm: bool,
 ) -> Tiles | None:
@@ -62,7 +62,7 @@ def equilibrate_tiles(
         If a weight is not finite.
     """
     down, across, m, _ = tiles.shape
-    n, itemsize, at_most = line_sums.kept, tiles.itemsize, not line_sums.exact_rows
+    n, itemsize, at_most = margins.kept, tiles.itemsize, not margins.exact_rows
     nothing = _NO_POTENTIALS[itemsize]
     found = nothing if potentials is None else potentials
     strides = (tiles.strides[0] // itemsize, tiles.strides[1] // itemsize, tiles.strides[2] // itemsize)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from masksolve._check import check_mask
 from masksolve._errors import InvalidMaskError
-from masksolve._inputs import as_count, nearest
+from masksolve._inputs import as_count, check_choice
 from masksolve._pattern import Pattern
 from masksolve.torch._adaprune.batch_norm import Statistics, called_after, follow, running_batch_norms
 from masksolve.torch._adaprune.calibration import Calibration, Moments, Trace
@@ -140,10 +140,10 @@ def adaprune(
     start = time.perf_counter()
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    _check_choice("direction", direction, ("both", "rows"))
-    _check_choice("solver", solver, SOLVERS)
+    check_choice(direction, "direction", ("both", "rows"))
+    check_choice(solver, "solver", SOLVERS)
     if not isinstance(masks, Mapping):
-        _check_choice("masks", masks, SCORES)
+        check_choice(masks, "masks", SCORES)
     if not damping > 0:
         raise ValueError(f"damping must be positive, got {damping!r}; 1e-2 is the default, 1e-8 is nearly none")
     options = LayerOptions(
@@ -322,11 +322,6 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _check_choice(option: str, given: object, allowed: Sequence[str]) -> None:
-    if given not in allowed:
-        raise ValueError(f"unknown {option} {given!r}{nearest(given, allowed)}")
 
 
 def _check_tasks(tasks: Sequence[Task], masks: Score | Mapping[str, Tensor], direction: str) -> None:

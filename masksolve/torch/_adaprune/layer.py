@@ -20,7 +20,7 @@ from masksolve.torch._adaprune.least_squares import absorb, adam, least_squares,
 from masksolve.torch._adaprune.records import Conversion, PrunedLayer
 from masksolve.torch._adaprune.scores import Score, one_step, scores_of
 from masksolve.torch._adaprune.tasks import Task
-from masksolve.torch._solver.solve import MaskFunction, Recipe, kept_share, solve_masks
+from masksolve.torch._solver.solve import MaskFunction, Recipe, kept_importance, solve_masks
 
 Solver = Literal["lstsq", "adam", "absorb", "none"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
@@ -106,7 +106,7 @@ def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
         layer.task.name,
         tuple(layer.dense.shape),
         layer.task.pattern,
-        kept_share(scores, mask),
+        kept_importance(scores, mask),
         before,
         after,
         tuple(errors),

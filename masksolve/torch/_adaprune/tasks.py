@@ -11,10 +11,9 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from masksolve import odds
-from masksolve._pattern import Pattern
+from masksolve._pattern import Pattern, as_pattern
 from masksolve.torch._adaprune.calibration import Trace, input_key, is_layer
 from masksolve.torch._layers import ParameterReport, Site, as_globs, layout_of, select
-from masksolve.torch._solver.solve import as_pattern
 
 
 @dataclass(frozen=True, eq=False)

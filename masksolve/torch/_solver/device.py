@@ -19,7 +19,7 @@ from masksolve._errors import UnusableWeightError
 from masksolve._inputs import check_values
 from masksolve._methods import load_method
 from masksolve._pattern import Pattern
-from masksolve._tiles import LineSums, Region, regions
+from masksolve._tiles import Margins, Region, regions
 from masksolve.torch._solver import batched
 from masksolve.torch._solver.direct_4x4 import halves, is_direct
 from masksolve.torch._solver.fixed_point import plan
@@ -42,7 +42,7 @@ class DeviceSolution:
     potentials : Tensor of float32, shape (..., R // m, C // m, m), or None
         Column potentials of the whole tiles, in units of the weights: a warm start for weights that have moved since.
         None where whole tiles are solved directly: those of 4x4 under `saturated=True`.
-    repaired : int
+    solved_on_cpu : int
         Tiles that the device left unproven and the CPU solved.
     masked : Tensor or None
         The weights under the masks, and 0 elsewhere, if they were asked for.
@@ -50,7 +50,7 @@ class DeviceSolution:
 
     masks: Tensor
     potentials: Tensor | None
-    repaired: int
+    solved_on_cpu: int
     masked: Tensor | None = None
 
 
@@ -106,7 +106,7 @@ def solve_on_device(
     weights = weights.detach()
     *lead, rows, columns = weights.shape
     shape = (*lead, rows // pattern.m, columns // pattern.m, pattern.m)
-    if is_direct((pattern.m, pattern.m), LineSums(pattern.n, saturated, saturated), weights):
+    if is_direct((pattern.m, pattern.m), Margins(pattern.n, saturated, saturated), weights):
         found = None
     else:
         found = torch.zeros(shape, dtype=torch.float32, device=weights.device)
@@ -120,24 +120,24 @@ def solve_on_device(
     product = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device) if masked else None
     if found is not None and potentials is not None:
         found.copy_(potentials)
-    repaired = 0
+    solved_on_cpu = 0
     try:
         for region in regions(rows, columns, pattern, "both", saturated):
             is_whole = region.tile_shape == (pattern.m, pattern.m)
-            repaired += _solve_region(
+            solved_on_cpu += _solve_region(
                 _tiles(weights, region),
                 _tiles(masks, region),
                 None if product is None else _tiles(product, region),
                 None if found is None or not is_whole else found.view(-1, pattern.m),
-                region.line_sums,
+                region.margins,
                 warm=potentials is not None,
             )
     except UnusableWeightError:
         _refuse_values(weights)
         raise
-    if repaired:
-        _logger.debug("%d tiles of %s weights left to the CPU", repaired, tuple(weights.shape))
-    return DeviceSolution(masks, found, repaired, product)
+    if solved_on_cpu:
+        _logger.debug("%d tiles of %s weights left to the CPU", solved_on_cpu, tuple(weights.shape))
+    return DeviceSolution(masks, found, solved_on_cpu, product)
 
 
 def _solve_region(
@@ -145,7 +145,7 @@ def _solve_region(
     masks: Tensor,
     masked: Tensor | None,
     potentials: Tensor | None,
-    line_sums: LineSums,
+    margins: Margins,
     *,
     warm: bool,
 ) -> int:
@@ -153,14 +153,14 @@ def _solve_region(
     height, width = tiles.shape[3:]
     solver = _solver(tiles)
     which = None
-    if is_direct((height, width), line_sums, tiles):
-        which = solver.solve_directly(tiles, masks, masked, halves(line_sums.kept)).nonzero()[:, 0]
+    if is_direct((height, width), margins, tiles):
+        which = solver.solve_directly(tiles, masks, masked, halves(margins.kept)).nonzero()[:, 0]
         if len(which) == 0:
             return 0
     if potentials is None:
         potentials = torch.empty(tiles.shape[:3].numel(), width, dtype=torch.float32, device=tiles.device)
         warm = False
-    for stage in plan(height, width, line_sums):
+    for stage in plan(height, width, margins):
         left = solver.solve_stage(tiles, masks, masked, potentials, which, stage, warm)
         warm = True
         some = left.nonzero()[:, 0]
@@ -168,12 +168,12 @@ def _solve_region(
         if len(which) == 0:
             return 0
     assert which is not None
-    _repair(tiles, masks, masked, potentials, which, line_sums)
+    _solve_on_cpu(tiles, masks, masked, potentials, which, margins)
     return len(which)
 
 
-def _repair(
-    tiles: Tensor, masks: Tensor, masked: Tensor | None, potentials: Tensor, which: Tensor, line_sums: LineSums
+def _solve_on_cpu(
+    tiles: Tensor, masks: Tensor, masked: Tensor | None, potentials: Tensor, which: Tensor, margins: Margins
 ) -> None:
     """Solve tiles that are left on the CPU; only they are copied."""
     across = tiles.shape[2]
@@ -184,7 +184,7 @@ def _repair(
     solved = np.empty((1, *weights.shape), np.bool_)
     ends = potentials[which].nan_to_num().to(given.dtype).cpu().numpy()[np.newaxis]
     solve = load_method("exact", ())
-    solve(given.cpu().numpy()[np.newaxis], solved, line_sums, threads=None, potentials=ends, warm=True)
+    solve(given.cpu().numpy()[np.newaxis], solved, margins, threads=None, potentials=ends, warm=True)
     masks[where] = torch.from_numpy(solved[0]).to(tiles.device)
     if masked is not None:
         masked[where] = weights * masks[where]

@@ -23,7 +23,7 @@ from itertools import combinations, product
 
 from torch import Tensor, bfloat16, float16, float32, float64
 
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 
 SIDE = 4
 # What weights of a dtype are added in.
@@ -50,9 +50,9 @@ class Halves:
     spare: int
 
 
-def is_direct(tile_shape: tuple[int, int], line_sums: LineSums, weights: Tensor) -> bool:
+def is_direct(tile_shape: tuple[int, int], margins: Margins, weights: Tensor) -> bool:
     """Whether tiles of these weights are solved without rounds."""
-    is_exact = line_sums.exact_rows and line_sums.exact_columns and 0 < line_sums.kept < SIDE
+    is_exact = margins.exact_rows and margins.exact_columns and 0 < margins.kept < SIDE
     sums = SUMS.get(weights.dtype)
     # MPS has no float64.
     is_had = sums == float32 or (sums == float64 and weights.device.type != "mps")

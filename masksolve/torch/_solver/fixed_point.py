@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksolve._networks import selection_network
-from masksolve._tiles import LineSums
+from masksolve._tiles import Margins
 
 # The largest weight of a tile has so many bits.
 BITS = 27
@@ -99,7 +99,7 @@ class Stage:
 
 
 @cache
-def plan(height: int, width: int, line_sums: LineSums) -> tuple[Stage, ...]:
+def plan(height: int, width: int, margins: Margins) -> tuple[Stage, ...]:
     """The stages for tiles of height x width, in turn."""
     bits = (max(height, width) - 1).bit_length()
     # Measured on Gaussian tiles, as in `masksolve._methods.exact`.
@@ -111,11 +111,11 @@ def plan(height: int, width: int, line_sums: LineSums) -> tuple[Stage, ...]:
         first, every, last, more, relaxation = 5, 2, 27, 80, 13
     else:
         first, every, last, more, relaxation = 8, 3, 41, 120, 17
-    clamp_rows, clamp_columns = not line_sums.exact_rows, not line_sums.exact_columns
+    clamp_rows, clamp_columns = not margins.exact_rows, not margins.exact_columns
     start = Stage(
-        kept=line_sums.kept,
-        rows=_selection(line_sums.kept, width),
-        columns=_selection(line_sums.kept, height),
+        kept=margins.kept,
+        rows=_selection(margins.kept, width),
+        columns=_selection(margins.kept, height),
         clamp_rows=clamp_rows,
         clamp_columns=clamp_columns,
         at_most=False,

@@ -43,22 +43,17 @@ _CACHED = 1 << 16
 _COLD_UP_TO = 4
 
 
-def as_pattern(pattern: str | Pattern) -> Pattern:
-    """The pattern, parsed if it is text."""
-    return pattern if isinstance(pattern, Pattern) else Pattern.parse(pattern)
-
-
 @dataclass(frozen=True)
 class Solution:
     """The mask found for one parameter, shaped like it, and the share of the importance that it keeps.
 
     `potentials` are to start the next solve from, on the device that found them; None where there are none, or another
-    process has them. `repaired` counts the tiles that a device left to the CPU.
+    process has them. `solved_on_cpu` counts the tiles that a device left to the CPU.
     """
 
     mask: Tensor
     potentials: Tensor | None
-    repaired: int
+    solved_on_cpu: int
     kept_importance: float
 
 
@@ -67,7 +62,7 @@ class Masks(NamedTuple):
 
     masks: Tensor
     potentials: Tensor | None
-    repaired: int
+    solved_on_cpu: int
 
 
 def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None) -> Masks:
@@ -89,7 +84,7 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
     masks : Tensor of bool, shape (..., R, C), on the device of the scores
     potentials : Tensor or None
         None for methods that have none, and for tiles so small that they start cold.
-    repaired : int
+    solved_on_cpu : int
         How many tiles the device left unproven and the CPU solved; 0 for scores on the CPU.
     """
     pattern = recipe.pattern
@@ -102,7 +97,7 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
         potentials = None
     if recipe.method == "exact" and _is_solved_where_it_lies(scores):
         solution = solve_on_device(scores, pattern, saturated=recipe.saturated, potentials=potentials)
-        return Masks(solution.masks, solution.potentials, solution.repaired)
+        return Masks(solution.masks, solution.potentials, solution.solved_on_cpu)
     # NumPy has no bfloat16; float32 holds it exactly.
     array = (scores.float() if scores.dtype == torch.bfloat16 else scores).cpu().numpy()
     n, m, threads = pattern.n, pattern.m, torch.get_num_threads()
@@ -121,7 +116,7 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
     return Masks(torch.from_numpy(mask), torch.from_numpy(found), 0)
 
 
-def kept_share(scores: Tensor, mask: Tensor) -> float:
+def kept_importance(scores: Tensor, mask: Tensor) -> float:
     """The share of the importance that a mask keeps; shards of both may lie anywhere."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     total = kept = torch.zeros((), dtype=dtype, device=scores.device)

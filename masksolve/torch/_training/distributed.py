@@ -69,7 +69,7 @@ def share_solves(
         # The others wait for this process, and have to be told.
         error = caught
     told: list[Any] = [None] * count
-    mine = {name: (solution.repaired, solution.kept_importance) for name, solution in solved.items()}
+    mine = {name: (solution.solved_on_cpu, solution.kept_importance) for name, solution in solved.items()}
     dist.all_gather_object(told, (None if error is None else str(error), mine), group=group)
     if error is not None:
         raise error

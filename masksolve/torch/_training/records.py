@@ -25,7 +25,7 @@ class LayerRecord:
         the mask changed. 0 for the first mask.
     flip_rate : float
         The same as a share of the parameter's weights (Hu et al. 2024, arXiv 2404.01847).
-    repaired : int
+    solved_on_cpu : int
         Tiles whose masks a GPU could not prove and left to the CPU; those of this process, of a sharded parameter. 0
         for weights on the CPU.
     """
@@ -34,7 +34,7 @@ class LayerRecord:
     kept_importance: float
     sad: int
     flip_rate: float
-    repaired: int
+    solved_on_cpu: int
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,18 @@ class RefreshRecord:
 
         Examples
         --------
-        >>> layer = LayerRecord("fc.weight", kept_importance=0.75, sad=4, flip_rate=0.0625, repaired=0)
+        >>> layer = LayerRecord("fc.weight", kept_importance=0.75, sad=4, flip_rate=0.0625, solved_on_cpu=0)
         >>> RefreshRecord(40, seconds=0.002, share=0.01, layers=(layer,)).scalars()
         {'masks/seconds': 0.002,
          'masks/share': 0.01,
          'masks/kept_importance/fc.weight': 0.75,
          'masks/sad/fc.weight': 4,
          'masks/flip_rate/fc.weight': 0.0625,
-         'masks/repaired/fc.weight': 0}
+         'masks/solved_on_cpu/fc.weight': 0}
         """
         found = {"masks/seconds": self.seconds, "masks/share": self.share}
         for layer in self.layers:
-            for figure in ("kept_importance", "sad", "flip_rate", "repaired"):
+            for figure in ("kept_importance", "sad", "flip_rate", "solved_on_cpu"):
                 found[f"masks/{figure}/{layer.name}"] = getattr(layer, figure)
         return found
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masksolve._inputs import nearest
-from masksolve._pattern import Pattern
+from masksolve._inputs import check_choice
+from masksolve._pattern import Pattern, as_pattern
 from masksolve.torch._dtensor import as_plain, is_sharded, like
 from masksolve.torch._layers import Layout, ParameterReport, Ragged, Site, as_globs, select
 from masksolve.torch._solver.solve import (
@@ -22,8 +22,7 @@ from masksolve.torch._solver.solve import (
     Masks,
     Recipe,
     Solution,
-    as_pattern,
-    kept_share,
+    kept_importance,
     mask_fault,
     solve_masks,
 )
@@ -166,8 +165,8 @@ class Sparsifier:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        _check_choice("ragged", ragged, ("allow", "skip"))
-        _check_choice("gradient", gradient, GRADIENTS)
+        check_choice(ragged, "ragged", ("allow", "skip"))
+        check_choice(gradient, "gradient", GRADIENTS)
         self._recipe = Recipe(as_pattern(pattern), method, saturated)
         self._schedule = Schedule(refresh_every, until)
         if importance is not None and not callable(importance):
@@ -440,7 +439,7 @@ class Sparsifier:
             found = solve_sharded(scores, site.layout, self.pattern.m, solve) if is_sharded(scores) else solve(scores)
         except ValueError as error:
             raise ValueError(f"parameter {site.name!r}: {_not_finite(scores) or error}; no mask was changed") from error
-        return Solution(*found, kept_share(scores, found.masks))
+        return Solution(*found, kept_importance(scores, found.masks))
 
     def _finish_refresh(
         self, solutions: Mapping[str, Solution], start: float, changed: Mapping[str, int]
@@ -450,7 +449,11 @@ class Sparsifier:
         }
         layers = tuple(
             LayerRecord(
-                name, solution.kept_importance, changed[name], changed[name] / solution.mask.numel(), solution.repaired
+                name,
+                solution.kept_importance,
+                changed[name],
+                changed[name] / solution.mask.numel(),
+                solution.solved_on_cpu,
             )
             for name, solution in solutions.items()
         )
@@ -546,11 +549,6 @@ class _Judge:
 def _some_of(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:3]))
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def _check_choice(option: str, given: object, allowed: Sequence[str]) -> None:
-    if given not in allowed:
-        raise ValueError(f"unknown {option} {given!r}{nearest(given, allowed)}")
 
 
 def _checked_decay(decay: float) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from masksolve._pattern import Pattern
+from masksolve._pattern import Pattern, as_pattern
 from masksolve.torch._layers import layout_of
-from masksolve.torch._solver.solve import MaskFunction, Recipe, as_pattern, solve_masks
+from masksolve.torch._solver.solve import MaskFunction, Recipe, solve_masks
 from masksolve.torch._training.masking import masked_parameter
 
 
