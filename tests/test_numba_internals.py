@@ -71,7 +71,7 @@ assert _jit.internals is None and inner_loops.call is plain.call
     assert name in printed[0]
 
 
-def test_code_that_llvm_does_not_read_is_done_without_and_said_once() -> None:
+def test_code_that_llvm_does_not_read_is_done_without_and_said_once(tmp_path: Path) -> None:
     script = """
 import logging, sys
 from llvmlite import binding
@@ -82,13 +82,10 @@ def refuse_vector_code(text, *context):
     return parse(text, *context)
 binding.parse_assembly = refuse_vector_code
 logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s: %(message)s")
-import masksolve._methods.exact.machine_code as machine_code
-machine_code.stored = lambda beside, name, made_of, make: make()
-import masksolve._methods.exact.strict
 from masksolve._methods.exact import inner_loops, plain
 assert inner_loops.call is plain.call
 """
-    printed = processes.run(script).splitlines()
+    printed = processes.run(script, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
     assert len(printed) == 1
     assert printed[0].startswith("masksolve WARNING: solving in plain Numba")
     assert "does not read the code for 1:2" in printed[0]
