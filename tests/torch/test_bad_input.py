@@ -59,7 +59,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], st
     (mlp, {"exclude": ["0.*", None]}, TypeError, r"include and exclude take globs of parameter names, .* got None"),
     (mlp, {"pattern": "5:4"}, ValueError, r"n must lie between 0 and m=4, got n=5"),
     (mlp, {"pattern": "2-4"}, ValueError, r"a pattern is written \"N:M\""),
-    (mlp, {"pattern": 4}, TypeError, r"a pattern is parsed from a string such as \"2:4\", got 4"),
+    (mlp, {"pattern": 4}, TypeError, r"a pattern is \"N:M\", \(N, M\) or a Pattern, .*; got 4"),
     (mlp, {"gradient": "srste"}, ValueError, r"unknown gradient 'srste'; allowed .*did you mean 'sr-ste'"),
     (mlp, {"ragged": "pad"}, ValueError, r"unknown ragged 'pad'; allowed are 'allow', 'skip'"),
     (mlp, {"method": "exactly"}, ValueError, r"unknown method 'exactly'.*did you mean 'exact'"),
