@@ -96,8 +96,6 @@ def _measure(pattern: ms.Pattern, dtype: torch.dtype, side: int, *, with_peers: 
     yield row("copy", copy, None)
     time = milliseconds(lambda: solve_on_device(weights, pattern))
     yield row("exact", time, optimum.masks, exact=True, solved_on_cpu=optimum.solved_on_cpu)
-    time = milliseconds(lambda: solve_on_device(weights, pattern, masked=True))
-    yield row("exact, and masked weights", time, optimum.masks)
     if optimum.potentials is not None:
         noise = torch.randn(weights.shape, device=_DEVICE, generator=generator)
         moved = (weights.float() * (1 + 1e-3 * noise)).to(dtype)

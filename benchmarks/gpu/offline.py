@@ -23,7 +23,7 @@ from masksolve._tiles import Region, regions
 from masksolve.torch._solver import kernels as kernel
 from masksolve.torch._solver.device import _tiles
 from masksolve.torch._solver.direct_4x4 import halves, is_direct
-from masksolve.torch._solver.fixed_point import plan
+from masksolve.torch._solver.fixed_point import stages_for
 
 HOPPER = GPUTarget("cuda", 90, 32)
 
@@ -61,12 +61,10 @@ def compile_variants(
             potentials = torch.empty(count, region.tile_shape[1])
             launches: list[tuple[str, Callable[[], object]]] = []
             if is_direct(region.tile_shape, region.margins, tiles):
-                launches.append(
-                    ("directly", partial(kernel.solve_directly, tiles, mask_tiles, None, halves(pattern.n)))
-                )
-            for index, stage in enumerate(plan(*region.tile_shape, region.margins)):
+                launches.append(("directly", partial(kernel.solve_directly, tiles, mask_tiles, halves(pattern.n))))
+            for index, stage in enumerate(stages_for(*region.tile_shape, region.margins)):
                 which = torch.arange(count) if launches else None
-                solve = partial(kernel.solve_stage, tiles, mask_tiles, None, potentials, which, stage, index > 0)
+                solve = partial(kernel.solve_stage, tiles, mask_tiles, potentials, which, stage, index > 0)
                 launches.append((f"stage {index + 1}", solve))
             for what, launch in launches if every_stage else launches[:1]:
                 launch()

@@ -26,7 +26,7 @@ from benchmarks.marks import write_between_marks
 from benchmarks.report import markdown, significant
 from masksolve._tiles import Margins
 from masksolve.torch._solver.batched import solve_stage
-from masksolve.torch._solver.fixed_point import plan
+from masksolve.torch._solver.fixed_point import stages_for
 
 # An H200 SXM by its data sheet, at its highest clock.
 _MULTIPROCESSORS, _SCHEDULERS, _HERTZ, _BYTES_PER_SECOND = 132, 4, 1.98e9, 4.8e12
@@ -102,13 +102,13 @@ def _rounds_of_a_warp(n: int, m: int) -> float:
     in_warp, count = 32 // m, 1 << 11
     weights = np.random.default_rng(0).standard_normal((1, 1, count, m, m), np.float32)
     tiles = torch.from_numpy(weights).bfloat16()
-    stage = plan(m, m, Margins(n, exact_rows=True, exact_columns=True))[0]
+    stage = stages_for(m, m, Margins(n, exact_rows=True, exact_columns=True))[0]
     rounds = float(stage.first + 1)
     for last in range(stage.first, stage.last):
         short = dataclasses.replace(stage, last=last)
         masks = torch.empty(tiles.shape, dtype=torch.bool)
-        left = solve_stage(tiles, masks, None, torch.empty(count, m), None, short, False)
-        rounds += float(left.view(-1, in_warp).any(dim=1).float().mean())
+        remaining = solve_stage(tiles, masks, torch.empty(count, m), None, short, False)
+        rounds += float(remaining.view(-1, in_warp).any(dim=1).float().mean())
     return rounds
 
 

@@ -166,16 +166,16 @@ def ddp(rank: int) -> dict[str, Any]:
 @scenario
 def ddp_on_device(rank: int) -> dict[str, Any]:
     """Masks as on a GPU, found where the weights lie; but with no rounds, so that the CPU is left with every tile."""
-    elsewhere, plan = solver._is_solved_where_it_lies, device.plan
+    elsewhere, stages_for = solver._is_solved_where_it_lies, device.stages_for
     solver._is_solved_where_it_lies = lambda scores: True
-    device.plan = lambda *tile: tuple(replace(stage, last=-1) for stage in plan(*tile))
+    device.stages_for = lambda *tile: tuple(replace(stage, last=-1) for stage in stages_for(*tile))
     try:
         with Counted() as shapes:
             model = DistributedDataParallel(net(seed=rank))
             sparsifier = Sparsifier(model, "1:2", refresh_every=1)
             train(model, sparsifier, rank)
     finally:
-        solver._is_solved_where_it_lies, device.plan = elsewhere, plan
+        solver._is_solved_where_it_lies, device.stages_for = elsewhere, stages_for
     records = sparsifier.last_refresh.layers
     return {"layers": gathered(model.module), "shapes": shapes, "records": records}
 

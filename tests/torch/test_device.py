@@ -17,7 +17,8 @@ from masksolve._tiles import Margins
 from masksolve.torch._solver import batched as batched_operations
 from masksolve.torch._solver import device as device_solver
 from masksolve.torch._solver import direct_4x4
-from masksolve.torch._solver.device import DeviceSolution, solve_on_device
+from masksolve.torch._solver.device import solve_on_device
+from masksolve.torch._solver.solution import MaskSolution
 from tests import oracle, processes
 from tests.tables import name_of, weights_of
 
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 KERNEL_PATTERNS = [(2, 4), (1, 4), (3, 4), (3, 8), (4, 8), (3, 6), (5, 10), (7, 13), (8, 16), (16, 32)]
-# Where ties take the interpreter, or the CPU that is left with them, many seconds.
+# Where ties take the interpreter, or the CPU that solves what remains, many seconds.
 LARGE = [pytest.param(n, m, marks=pytest.mark.slow) for n, m in [(8, 16), (16, 32), (5, 64)]]
 TIES = ["int8", "uint8", "half zero", "nearly all zero", "constant", "all zero", "tenths", "negative zero"]
 MAGNITUDES = ["tiny", "huge", "subnormal float32", "mixed magnitudes", "largest", "student-t", "near ties"]
@@ -63,7 +64,7 @@ def as_array(weights: Tensor) -> NDArray[Any]:
     return (weights if weights.dtype == torch.float64 else weights.float()).numpy()
 
 
-def assert_optimal(weights: Tensor, solution: DeviceSolution, n: int, m: int, saturated: bool = True) -> None:
+def assert_optimal(weights: Tensor, solution: MaskSolution, n: int, m: int, saturated: bool = True) -> None:
     assert solution.masks.shape == weights.shape
     assert solution.masks.dtype == torch.bool
     assert ms.certify(as_array(weights), solution.masks.numpy(), n, m, saturated=saturated).optimal
@@ -71,7 +72,7 @@ def assert_optimal(weights: Tensor, solution: DeviceSolution, n: int, m: int, sa
 
 def solve_with_both(
     monkeypatch: pytest.MonkeyPatch, weights: Tensor, pattern: ms.Pattern, **options: Any
-) -> tuple[DeviceSolution, DeviceSolution]:
+) -> tuple[MaskSolution, MaskSolution]:
     solutions = []
     for module in (_triton, batched_operations):
         use(monkeypatch, module)
@@ -79,7 +80,7 @@ def solve_with_both(
     return solutions[0], solutions[1]
 
 
-def assert_same(a: DeviceSolution, b: DeviceSolution) -> None:
+def assert_same(a: MaskSolution, b: MaskSolution) -> None:
     assert torch.equal(a.masks, b.masks)
     assert (a.potentials is None) == (b.potentials is None)
     if a.potentials is not None and b.potentials is not None:
@@ -92,12 +93,9 @@ def test_the_kernel_finds_the_optimum_and_the_batched_version_the_same_bits(
     n: int, m: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = gaussian((2, 2 * m, 2 * m), torch.bfloat16 if m < 32 else torch.float32)
-    kernel, batched = solve_with_both(monkeypatch, weights, ms.Pattern(n, m), masked=True)
+    kernel, batched = solve_with_both(monkeypatch, weights, ms.Pattern(n, m))
     assert_optimal(weights, kernel, n, m)
     assert_same(kernel, batched)
-    for solution in (kernel, batched):
-        assert solution.masked is not None
-        assert torch.equal(solution.masked, weights * solution.masks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -170,17 +168,17 @@ def test_few_tiles_are_left_to_the_cpu(family: str) -> None:
 
 
 def test_what_every_stage_leaves_is_solved_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = device_solver.plan
+    stages_for = device_solver.stages_for
     monkeypatch.setattr(
-        device_solver, "plan", lambda *tile: tuple(dataclasses.replace(stage, last=-1) for stage in plan(*tile))
+        device_solver,
+        "stages_for",
+        lambda *tile: tuple(dataclasses.replace(stage, last=-1) for stage in stages_for(*tile)),
     )
     weights = gaussian((2, 17, 20), torch.float32)
-    kernel, batched = solve_with_both(monkeypatch, weights, ms.Pattern(3, 8), masked=True)
+    kernel, batched = solve_with_both(monkeypatch, weights, ms.Pattern(3, 8))
     for solution in (kernel, batched):
         assert solution.solved_on_cpu == 2 * 3 * 3
         assert_optimal(weights, solution, 3, 8)
-        assert solution.masked is not None
-        assert torch.equal(solution.masked, weights * solution.masks)
         assert solution.potentials is not None
         assert torch.isfinite(solution.potentials).all()
 
@@ -190,12 +188,12 @@ def of_one_value(dtype: torch.dtype, value: float) -> Tensor:
 
 
 def solve_directly(module: ModuleType, weights: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Masks of a matrix of whole tiles, right or not, and which tiles were left (rows / 4, columns / 4)."""
+    """Masks of a matrix of whole tiles, right or not, and which tiles remained (rows / 4, columns / 4)."""
     (region,) = device_solver.regions(*weights.shape, ms.Pattern(n, 4), "both", True)
     masks = torch.empty(weights.shape, dtype=torch.bool)
     tiles = device_solver._tiles(weights, region)
-    left = module.solve_directly(tiles, device_solver._tiles(masks, region), None, direct_4x4.halves(n))
-    return masks, left.view(tiles.shape[1:3])
+    remaining = module.solve_directly(tiles, device_solver._tiles(masks, region), direct_4x4.halves(n))
+    return masks, remaining.view(tiles.shape[1:3])
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -208,10 +206,10 @@ def test_direct_masks_are_optimal_and_tiles_are_left_where_sums_would_round(n: i
     is_large = rng.random((48, 64)) < 0.85
     is_large[::8] = False
     weights = torch.from_numpy(np.where(is_large, 255 / 128, small * unit)).to(dtype)
-    masks, left = solve_directly(_triton, weights, n)
-    assert torch.equal(left, solve_directly(batched_operations, weights, n)[1])
+    masks, remaining = solve_directly(_triton, weights, n)
+    assert torch.equal(remaining, solve_directly(batched_operations, weights, n)[1])
     wrong = 0
-    for (i, j), is_left in np.ndenumerate(left.numpy()):
+    for (i, j), is_left in np.ndenumerate(remaining.numpy()):
         where = slice(4 * i, 4 * i + 4), slice(4 * j, 4 * j + 4)
         is_optimal = oracle.is_optimal_tile(as_array(weights)[where], masks.numpy()[where], n)
         assert is_left or is_optimal
@@ -332,10 +330,8 @@ def test_strides_do_not_matter(layout: str, version: str) -> None:
     weights = gaussian((2, 3, 9, 14), torch.float32)
     view = LAYOUTS[layout](weights)
     before = view.clone()
-    found, expected = (solve_on_device(each, ms.Pattern(2, 4), masked=True) for each in (view, view.contiguous()))
+    found, expected = (solve_on_device(each, ms.Pattern(2, 4)) for each in (view, view.contiguous()))
     assert_same(found, expected)
-    assert found.masked is not None
-    assert torch.equal(found.masked, view * found.masks)
     assert torch.equal(view, before)
 
 
@@ -365,8 +361,8 @@ def test_a_warm_start_never_changes_how_much_is_kept(version: str) -> None:
 def test_a_warm_start_of_unchanged_weights_takes_no_rounds(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = gaussian((32, 32), torch.float32)
     cold = solve_on_device(weights, ms.Pattern(4, 8))
-    plan = device_solver.plan
-    monkeypatch.setattr(device_solver, "plan", lambda *tile: (dataclasses.replace(plan(*tile)[0], last=0),))
+    stages_for = device_solver.stages_for
+    monkeypatch.setattr(device_solver, "stages_for", lambda *tile: (dataclasses.replace(stages_for(*tile)[0], last=0),))
     assert solve_on_device(weights, ms.Pattern(4, 8), potentials=cold.potentials).solved_on_cpu == 0
     assert solve_on_device(weights, ms.Pattern(4, 8)).solved_on_cpu == 16
 
@@ -383,7 +379,7 @@ def test_potentials_agree_with_the_bound_of_the_cpu() -> None:
 
 @pytest.mark.parametrize(("n", "m"), [(0, 4), (4, 4)])
 def test_patterns_that_keep_nothing_or_everything(n: int, m: int) -> None:
-    solution = solve_on_device(gaussian((8, 12)), ms.Pattern(n, m), masked=True)
+    solution = solve_on_device(gaussian((8, 12)), ms.Pattern(n, m))
     assert (solution.masks == (n == m)).all()
     assert solution.solved_on_cpu == 0
     assert solution.potentials is not None
@@ -420,6 +416,5 @@ def test_bad_input_is_refused_with_what_was_given_and_what_is_allowed() -> None:
 def test_parameters_that_require_gradients_are_taken() -> None:
     weights = torch.nn.Parameter(gaussian((8, 8), torch.float32))
     for pattern in (ms.Pattern(2, 4), ms.Pattern(4, 8)):
-        solution = solve_on_device(weights, pattern, masked=True)
-        assert solution.masked is not None
-        assert not solution.masked.requires_grad
+        solution = solve_on_device(weights, pattern)
+        assert_optimal(weights.detach(), solution, pattern.n, pattern.m)

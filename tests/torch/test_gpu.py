@@ -35,11 +35,9 @@ def test_masks_on_the_gpu_are_optimal_and_the_batched_versions_bits(
     n: int, m: int, dtype: torch.dtype, family: str, saturated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = torch.from_numpy(weights_of(family, (2, 5 * m + 1, 7 * m - 1)).astype(np.float32)).to(dtype)
-    found = solve_on_device(weights.cuda(), ms.Pattern(n, m), saturated=saturated, masked=True)
+    found = solve_on_device(weights.cuda(), ms.Pattern(n, m), saturated=saturated)
     array = weights.double().numpy()
     assert ms.certify(array, found.masks.cpu().numpy(), n, m, saturated=saturated).optimal
-    assert found.masked is not None
-    assert torch.equal(found.masked, weights.cuda() * found.masks)
     monkeypatch.setattr(device, "_solver", lambda tiles: batched)
     expected = solve_on_device(weights, ms.Pattern(n, m), saturated=saturated)
     assert torch.equal(found.masks.cpu(), expected.masks)

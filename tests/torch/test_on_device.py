@@ -108,8 +108,8 @@ def test_potentials_of_one_device_start_the_solver_of_another(
     solved_first: str, scale: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = (torch.linspace(-3, 3, 512, dtype=torch.float64).sin() * min(scale, torch.finfo(dtype).max / 2)).to(dtype)
-    recipe = tensor_solver.Recipe(ms.Pattern(3, 8), "exact", saturated=True)
-    found = tensor_solver.Masks(torch.empty(0), None, 0)
+    recipe = tensor_solver.Recipe(pattern=ms.Pattern(3, 8), method="exact")
+    found = tensor_solver.MaskSolution(masks=torch.empty(0))
     for solver in (solved_first, "cpu" if solved_first == "device" else "device"):
         monkeypatch.setattr(tensor_solver, "_is_solved_where_it_lies", lambda scores, solver=solver: solver == "device")
         found = tensor_solver.solve_masks(weights.view(16, 32), recipe, found.potentials)
@@ -117,7 +117,7 @@ def test_potentials_of_one_device_start_the_solver_of_another(
 
 
 def test_potentials_of_other_shapes_are_left_aside(on_device: list[Tensor | None]) -> None:
-    recipe = tensor_solver.Recipe(ms.Pattern(2, 4), "exact", saturated=True)
+    recipe = tensor_solver.Recipe(pattern=ms.Pattern(2, 4), method="exact")
     tensor_solver.solve_masks(torch.ones(8, 8), recipe, torch.ones(1, 2, 4))
     assert on_device == [None]
 
@@ -137,10 +137,12 @@ def test_weights_that_are_not_finite_are_named_and_every_mask_is_kept(on_device:
 def test_records_tell_how_many_tiles_the_device_left_to_the_cpu(
     on_device: list[Tensor | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = device.plan
+    stages_for = device.stages_for
     layer = nn.Linear(24, 16)
     assert Sparsifier(layer, "4:8", refresh_every=1).last_refresh.layers[0].solved_on_cpu == 0
-    monkeypatch.setattr(device, "plan", lambda *tile: tuple(dataclasses.replace(x, last=-1) for x in plan(*tile)))
+    monkeypatch.setattr(
+        device, "stages_for", lambda *tile: tuple(dataclasses.replace(x, last=-1) for x in stages_for(*tile))
+    )
     layer = nn.Linear(24, 16)
     record = Sparsifier(layer, "4:8").last_refresh
     assert record.scalars()["masks/solved_on_cpu/weight"] == 6

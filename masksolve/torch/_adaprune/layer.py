@@ -172,7 +172,7 @@ def _solved(layer: _Layer, scores: Tensor, options: LayerOptions) -> Tensor:
     if options.respect_zeros:
         scores = torch.where(layer.dense != 0, scores, 0.0)
     method = "exact" if options.direction == "both" else _one_sided(saturated=not options.respect_zeros)
-    recipe = Recipe(layer.task.pattern, method, saturated=not options.respect_zeros)
+    recipe = Recipe(pattern=layer.task.pattern, method=method, saturated=not options.respect_zeros)
     try:
         masks = solve_masks(layout.matrices(scores), recipe).masks
     except ValueError as error:

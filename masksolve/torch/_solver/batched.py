@@ -1,6 +1,6 @@
 """The exact solver in batched PyTorch operations, for devices without Triton; `direct_4x4` and `fixed_point` say why.
 
-Tiles lie last, so that every operation runs over whole lines of memory.
+Tiles are the last axis, so that every operation runs over whole lines of memory.
 """
 
 from __future__ import annotations
@@ -22,45 +22,43 @@ from masksolve.torch._solver.fixed_point import (
     SATURATED,
     Selection,
     Stage,
-    shares,
+    random_bits,
 )
 
-# Weights that are solved at a time, which bounds the memory it takes.
+# Weights solved at a time, which bounds the memory.
 _CHUNK_ON_CPU = 1 << 17
 _CHUNK_ELSEWHERE = 1 << 24
 
 
-def solve_directly(tiles: Tensor, masks: Tensor, masked: Tensor | None, halves: Halves) -> Tensor:
-    """Solve 4x4 tiles (b, p, q, 4, 4) without rounds; which of the b * p * q are left, bool.
+def solve_directly(tiles: Tensor, masks: Tensor, halves: Halves) -> Tensor:
+    """Solve 4x4 tiles (b, p, q, 4, 4) without rounds; return which of the b * p * q remain, bool.
 
     Parameters
     ----------
-    masks, masked
-        (b, p, q, 4, 4), of equal strides: the boolean masks, and the weights under them if wanted, to fill.
+    masks
+        (b, p, q, 4, 4), bool, to fill.
     """
-    left = torch.empty(tiles.shape[:3].numel(), dtype=torch.bool, device=tiles.device)
+    remaining = torch.empty(tiles.shape[:3].numel(), dtype=torch.bool, device=tiles.device)
     places = torch.arange(SIDE * SIDE, device=tiles.device)
-    for some in _chunks(torch.arange(len(left), device=tiles.device), tiles):
+    for some in _chunks(torch.arange(len(remaining), device=tiles.device), tiles):
         where = _unravel(some, tiles)
         weights = tiles[where]
         entries = weights.abs().permute(1, 2, 0)
         terms = entries.to(SUMS[weights.dtype])
         exponent = (entries.float().amax(dim=(0, 1)).view(torch.int32) >> 23) + halves.spare
         coarse = (exponent.clamp(max=255) << 23).view(torch.float32).to(terms.dtype)
-        left[some] = ~(terms + coarse - coarse == terms).flatten(0, 1).all(dim=0)
+        remaining[some] = ~(terms + coarse - coarse == terms).flatten(0, 1).all(dim=0)
         filled = torch.stack([terms[:, columns].sum(dim=1) for columns in halves.rows], dim=1)
         upper, upper_bits = _best_pairs(filled[0], filled[1], halves)
         lower, lower_bits = _best_pairs(filled[2], filled[3], halves)
         best = (upper + lower.flip(0)).argmax(dim=0, keepdim=True)
         bits = (upper_bits + (lower_bits.flip(0) << 8)).gather(0, best)[0]
         masks[where] = (bits[:, None] >> places & 1).bool().view(-1, SIDE, SIDE)
-        if masked is not None:
-            masked[where] = weights * masks[where]
-    return left
+    return remaining
 
 
 def _best_pairs(first: Tensor, second: Tensor, halves: Halves) -> tuple[Tensor, Tensor]:
-    """For every profile the most that two rows keep, and how they are filled, both (profiles, k)."""
+    """Return, for every profile, the most that two rows keep and how they are filled, both (profiles, k)."""
     sums, fillings = [], []
     for profile in halves.profiles:
         best = torch.stack([first[i] + second[j] for i, j, _ in profile]).max(dim=0)
@@ -72,36 +70,33 @@ def _best_pairs(first: Tensor, second: Tensor, halves: Halves) -> tuple[Tensor, 
 def solve_stage(
     tiles: Tensor,
     masks: Tensor,
-    masked: Tensor | None,
     potentials: Tensor,
     which: Tensor | None,
     stage: Stage,
     warm: bool,
 ) -> Tensor:
-    """Run one stage on tiles (b, p, q, h, w), or on those that `which` (k) counts; which of them are left, bool.
+    """Run one stage on tiles (b, p, q, h, w), or on those that `which` (k) counts; return which of them remain, bool.
 
     Parameters
     ----------
-    masks, masked
-        (b, p, q, h, w), of equal strides: the boolean masks, and the weights under them if wanted, to fill.
+    masks
+        (b, p, q, h, w), bool, to fill.
     potentials
         float32 (b * p * q, w): column potentials to start from where `warm`, and where those reached are written.
     """
     if which is None:
         which = torch.arange(potentials.shape[0], device=tiles.device)
-    left = []
+    remaining = []
     for some in _chunks(which, tiles):
         where = _unravel(some, tiles)
         weights = tiles[where]
         entries = _in_fixed_point(weights.permute(1, 2, 0), stage)
         chosen, found, proven = _equilibrate(entries, stage, potentials[some].T if warm else None)
-        left.append(~proven)
+        remaining.append(~proven)
         potentials[some] = found.T
         solved = tuple(index[proven] for index in where)
         masks[solved] = chosen.permute(2, 0, 1)[proven]
-        if masked is not None:
-            masked[solved] = weights[proven] * masks[solved]
-    return torch.cat(left)
+    return torch.cat(remaining)
 
 
 def _chunks(which: Tensor, tiles: Tensor) -> Iterator[Tensor]:
@@ -146,12 +141,12 @@ def _in_fixed_point(weights: Tensor, stage: Stage) -> _Entries:
     limit = torch.minimum(quantum >> stage.spread, finest)
     if stage.clamp_rows and stage.clamp_columns:
         limit = torch.where(b == 0, 0, limit)
-    share = torch.from_numpy(shares(height * width, stage.seed)).to(weights.device).view(height, width, 1)
-    return _Entries(b, quantum, b + (share & (limit - 1).clamp(min=0)), finite, up, down)
+    bits = torch.from_numpy(random_bits(height * width, stage.seed)).to(weights.device).view(height, width, 1)
+    return _Entries(b, quantum, b + (bits & (limit - 1).clamp(min=0)), finite, up, down)
 
 
 def _equilibrate(entries: _Entries, stage: Stage, start: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks (h, w, k) that are proven, or not; potentials (w, k); which are proven (k)."""
+    """Return masks (h, w, k), proven or not, their potentials (w, k), and which are proven (k)."""
     perturbed = entries.perturbed
     height, width, count = perturbed.shape
     u = perturbed.new_zeros(height, count)
@@ -208,7 +203,7 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 
 def _best_two(values: tuple[Tensor, ...], selection: Selection) -> tuple[Tensor, Tensor]:
-    """The n-th and the (n+1)-th largest; 0 where a line has room for all."""
+    """Return the n-th and the (n+1)-th largest; 0 where a line has room for all."""
     if not selection.steps:
         zeros = torch.zeros_like(values[0])
         return zeros, zeros

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
@@ -22,7 +21,8 @@ from masksolve._pattern import Pattern
 from masksolve._tiles import Margins, Region, regions
 from masksolve.torch._solver import batched
 from masksolve.torch._solver.direct_4x4 import halves, is_direct
-from masksolve.torch._solver.fixed_point import plan
+from masksolve.torch._solver.fixed_point import stages_for
+from masksolve.torch._solver.solution import MaskSolution
 
 _logger = logging.getLogger("masksolve")
 
@@ -31,38 +31,14 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _OLDEST_TRITON = (3, 4)
 
 
-@dataclass(frozen=True)
-class DeviceSolution:
-    """Optimal masks, on the device of the weights.
-
-    Attributes
-    ----------
-    masks : Tensor of bool, shape (..., R, C)
-        True = kept.
-    potentials : Tensor of float32, shape (..., R // m, C // m, m), or None
-        Column potentials of the whole tiles, in units of the weights: a warm start for weights that have moved since.
-        None where whole tiles are solved directly: those of 4x4 under `saturated=True`.
-    solved_on_cpu : int
-        Tiles that the device left unproven and the CPU solved.
-    masked : Tensor or None
-        The weights under the masks, and 0 elsewhere, if they were asked for.
-    """
-
-    masks: Tensor
-    potentials: Tensor | None
-    solved_on_cpu: int
-    masked: Tensor | None = None
-
-
 def solve_on_device(
     weights: Tensor,
     pattern: Pattern,
     *,
     saturated: bool = True,
     potentials: Tensor | None = None,
-    masked: bool = False,
-) -> DeviceSolution:
-    """The transposable masks that keep the most sum of abs(weights), found and proven where the weights lie.
+) -> MaskSolution:
+    """Find the transposable masks that keep the largest sum of abs(weights), and prove them, where the weights lie.
 
     Parameters
     ----------
@@ -73,14 +49,13 @@ def solve_on_device(
     saturated : bool
         True: exactly N ones in every whole group. False: at most N, which can keep more.
     potentials : Tensor, shape (..., R // m, C // m, m), optional
-        A warm start, as an earlier call returned it. Any numbers will do; they never change how much is kept. Nothing
-        to start is left where whole tiles are solved directly.
-    masked : bool
-        Whether to return the masked weights too, which the kernel writes in the same pass.
+        A warm start, as an earlier call returned it. Any numbers will do; they never change how much is kept. Unused
+        where whole tiles are solved directly.
 
     Returns
     -------
-    DeviceSolution
+    MaskSolution
+        Its potentials are float32, and None where whole tiles are solved directly: those of 4x4 under `saturated=True`.
 
     Raises
     ------
@@ -91,7 +66,7 @@ def solve_on_device(
 
     References
     ----------
-    Hubara et al., NeurIPS 2021, arXiv 2102.08124, for the problem; `direct_4x4` and `fixed_point` tell why the
+    Hubara et al., NeurIPS 2021, arXiv 2102.08124, for the problem; `direct_4x4` and `fixed_point` say why the
     masks are optimal.
 
     Examples
@@ -114,10 +89,9 @@ def solve_on_device(
         if not weights.isfinite().all():
             _refuse_values(weights)
         masks = torch.full(weights.shape, pattern.zeros == 0, device=weights.device)
-        return DeviceSolution(masks, found, 0, weights * masks if masked else None)
+        return MaskSolution(masks=masks, potentials=found)
 
     masks = torch.empty(weights.shape, dtype=torch.bool, device=weights.device)
-    product = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device) if masked else None
     if found is not None and potentials is not None:
         found.copy_(potentials)
     solved_on_cpu = 0
@@ -127,7 +101,6 @@ def solve_on_device(
             solved_on_cpu += _solve_region(
                 _tiles(weights, region),
                 _tiles(masks, region),
-                None if product is None else _tiles(product, region),
                 None if found is None or not is_whole else found.view(-1, pattern.m),
                 region.margins,
                 warm=potentials is not None,
@@ -136,46 +109,43 @@ def solve_on_device(
         _refuse_values(weights)
         raise
     if solved_on_cpu:
-        _logger.debug("%d tiles of %s weights left to the CPU", solved_on_cpu, tuple(weights.shape))
-    return DeviceSolution(masks, found, solved_on_cpu, product)
+        _logger.debug("%d tiles of %s weights solved on the CPU", solved_on_cpu, tuple(weights.shape))
+    return MaskSolution(masks=masks, potentials=found, solved_on_cpu=solved_on_cpu)
 
 
 def _solve_region(
     tiles: Tensor,
     masks: Tensor,
-    masked: Tensor | None,
     potentials: Tensor | None,
     margins: Margins,
     *,
     warm: bool,
 ) -> int:
-    """Fill masks (b, p, q, h, w) and what goes with them; how many tiles the CPU solved."""
+    """Fill masks and potentials of tiles (b, p, q, h, w); return how many tiles the CPU solved."""
     height, width = tiles.shape[3:]
     solver = _solver(tiles)
     which = None
     if is_direct((height, width), margins, tiles):
-        which = solver.solve_directly(tiles, masks, masked, halves(margins.kept)).nonzero()[:, 0]
+        which = solver.solve_directly(tiles, masks, halves(margins.kept)).nonzero()[:, 0]
         if len(which) == 0:
             return 0
     if potentials is None:
         potentials = torch.empty(tiles.shape[:3].numel(), width, dtype=torch.float32, device=tiles.device)
         warm = False
-    for stage in plan(height, width, margins):
-        left = solver.solve_stage(tiles, masks, masked, potentials, which, stage, warm)
+    for stage in stages_for(height, width, margins):
+        remaining = solver.solve_stage(tiles, masks, potentials, which, stage, warm)
         warm = True
-        some = left.nonzero()[:, 0]
+        some = remaining.nonzero()[:, 0]
         which = some if which is None else which[some]
         if len(which) == 0:
             return 0
     assert which is not None
-    _solve_on_cpu(tiles, masks, masked, potentials, which, margins)
+    _solve_on_cpu(tiles, masks, potentials, which, margins)
     return len(which)
 
 
-def _solve_on_cpu(
-    tiles: Tensor, masks: Tensor, masked: Tensor | None, potentials: Tensor, which: Tensor, margins: Margins
-) -> None:
-    """Solve tiles that are left on the CPU; only they are copied."""
+def _solve_on_cpu(tiles: Tensor, masks: Tensor, potentials: Tensor, which: Tensor, margins: Margins) -> None:
+    """Solve the tiles that `which` (k) counts on the CPU; only they are copied."""
     across = tiles.shape[2]
     in_matrix = tiles.shape[1] * across
     where = which // in_matrix, which % in_matrix // across, which % across
@@ -186,14 +156,12 @@ def _solve_on_cpu(
     solve = load_method("exact", ())
     solve(given.cpu().numpy()[np.newaxis], solved, margins, threads=None, potentials=ends, warm=True)
     masks[where] = torch.from_numpy(solved[0]).to(tiles.device)
-    if masked is not None:
-        masked[where] = weights * masks[where]
     largest = np.finfo(np.float32).max
     potentials[which] = torch.from_numpy(ends[0].clip(-largest, largest)).float().to(tiles.device)
 
 
 def _tiles(matrix: Tensor, region: Region) -> Tensor:
-    """Tiles (b, p, q, h, w) of a region of a matrix (..., R, C), a view unless the leading dimensions lie apart."""
+    """Return the tiles (b, p, q, h, w) of a region of (..., R, C): a view unless the leading axes lie apart."""
     height, width = region.tile_shape
     part = matrix.reshape(-1, *matrix.shape[-2:])[:, region.rows, region.columns]
     count, rows, columns = part.shape
@@ -201,7 +169,7 @@ def _tiles(matrix: Tensor, region: Region) -> Tensor:
 
 
 def _solver(tiles: Tensor) -> ModuleType:
-    """The module that solves these tiles: both have `solve_directly` and `solve_stage`."""
+    """Return the module that solves these tiles: both have `solve_directly` and `solve_stage`."""
     kernel = _triton() if tiles.is_cuda else None
     if kernel is None or max(tiles.shape[3:]) > kernel.LARGEST_M or max(tiles.stride()[3:]) > kernel.LARGEST_STRIDE:
         return batched
@@ -210,7 +178,7 @@ def _solver(tiles: Tensor) -> ModuleType:
 
 @cache
 def _triton() -> ModuleType | None:
-    """The module of the kernel, or None where there is no Triton that it runs on."""
+    """Return the module of the kernel, or None where there is no Triton that it runs on."""
     try:
         import triton
     except ImportError:

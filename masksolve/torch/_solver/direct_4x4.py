@@ -26,13 +26,13 @@ from torch import Tensor, bfloat16, float16, float32, float64
 from masksolve._tiles import Margins
 
 SIDE = 4
-# What weights of a dtype are added in.
+# The dtype in which weights of a dtype are added.
 SUMS = {float16: float32, bfloat16: float32, float32: float64}
 
 
 @dataclass(frozen=True)
 class Halves:
-    """How a row, and two rows, of a 4x4 tile are filled.
+    """The ways to fill one row, and two rows, of a 4x4 tile.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Halves:
 
 
 def is_direct(tile_shape: tuple[int, int], margins: Margins, weights: Tensor) -> bool:
-    """Whether tiles of these weights are solved without rounds."""
+    """Return whether tiles of these weights are solved without rounds."""
     is_exact = margins.exact_rows and margins.exact_columns and 0 < margins.kept < SIDE
     sums = SUMS.get(weights.dtype)
     # MPS has no float64.
@@ -61,7 +61,7 @@ def is_direct(tile_shape: tuple[int, int], margins: Margins, weights: Tensor) ->
 
 @cache
 def halves(kept: int) -> Halves:
-    """The ways to keep so many of 4."""
+    """Return the ways to fill rows of 4 that keep `kept` entries each."""
     rows = tuple(combinations(range(SIDE), kept))
     ways = defaultdict(list)
     for (i, first), (j, second) in product(enumerate(rows), repeat=2):

@@ -1,4 +1,4 @@
-"""What the Triton kernel and the batched version share: fixed-point numbers, their proof, and the plan of stages.
+"""What the Triton kernel and the batched version share: fixed-point numbers, their proof, and the stages.
 
 The algorithm is that of `masksolve._methods.exact.equilibrate`, in integers of 32 bits, which every accelerator has and
 in which nothing is rounded. Both versions therefore find the same masks, bit for bit.
@@ -13,7 +13,7 @@ exact entry: coarse weights, which tie, are perturbed a lot, and float32 weights
 Proof. Let x take the n largest c - v of every row, put n into every column, and let t be any row potentials. An entry
 is `right` by b - v - t if it is in x, by -(b - v - t) if it is not, and by 1 less than that if it is inexact: the
 unscaled weight is right by no less. Let `wrong` be the sum of all that is missing to 0 (and, where lines may hold
-fewer than n, of each potential times the places left in its line, potentials being >= 0). By weak duality a mask y
+fewer than n, of each potential times the places free in its line, potentials being >= 0). By weak duality a mask y
 keeps at most `wrong` more than x, and to keep more at all it may differ from x only in entries that are right by less
 than `wrong`. If all these are multiples of some q > wrong, so is the difference; hence it is 0, and x is optimal.
 Zeros are multiples of everything; an inexact entry counts as a multiple of nothing.
@@ -33,11 +33,11 @@ from numpy.typing import NDArray
 from masksolve._networks import selection_network
 from masksolve._tiles import Margins
 
-# The largest weight of a tile has so many bits.
+# Bits of the largest weight of a tile.
 BITS = 27
 LARGEST_QUANTUM = 1 << (BITS - 1)
 LIMIT = 1 << 28
-# What is wrong is counted up to here: 2 * 32 such sums of a line fit 32 bits.
+# `wrong` is counted up to here: 2 * 32 such sums of a line fit 32 bits.
 SATURATED = 1 << 24
 # "Divides everything": zeros, and the quantum of no entries at all.
 NO_QUANTUM = 1 << 30
@@ -49,7 +49,7 @@ RELAXATION_BITS = 5
 
 @dataclass(frozen=True)
 class Selection:
-    """The n-th and the (n+1)-th of `length` values: a network's steps and outputs; no steps where there are no two."""
+    """A network that finds the n-th and (n+1)-th largest of `length` values; no steps where n >= length."""
 
     length: int
     steps: tuple[tuple[bool, int, int], ...]
@@ -59,12 +59,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class Stage:
-    """How tiles of one shape are equilibrated, for a while.
+    """The parameters of one stage of equilibration, for tiles of one shape.
 
     Attributes
     ----------
     kept : int
-        Ones that a line holds, or holds at most.
+        Ones that a line holds, or may hold at most.
     rows, columns : Selection
         Of the entries of a row, and of a column.
     clamp_rows, clamp_columns : bool
@@ -72,12 +72,12 @@ class Stage:
     at_most : bool
         Whether the proof has to hold among masks whose lines may hold fewer, though nothing is clamped.
     first, every, last : int
-        Rounds after which a proof is tried: the first, and every so many; and the last round.
+        A proof is tried after round `first`, and after every `every` rounds from there to round `last`.
     relaxation : int
         How far beyond the middle potentials move, in 32nds of the way.
     spread, coarse, least : int
-        An entry is perturbed by less than its quantum >> spread, and by less than the tile's quantum >> coarse or
-        `least`, whichever is more.
+        An entry is perturbed by less than its quantum >> spread, and by less than the larger of `least` and the
+        tile's quantum >> coarse.
     seed : int
         Of the perturbations.
     """
@@ -99,8 +99,8 @@ class Stage:
 
 
 @cache
-def plan(height: int, width: int, margins: Margins) -> tuple[Stage, ...]:
-    """The stages for tiles of height x width, in turn."""
+def stages_for(height: int, width: int, margins: Margins) -> tuple[Stage, ...]:
+    """Return the stages for tiles of height x width, in order."""
     bits = (max(height, width) - 1).bit_length()
     # Measured on Gaussian tiles, as in `masksolve._methods.exact`.
     if bits <= 2:
@@ -146,8 +146,8 @@ def plan(height: int, width: int, margins: Margins) -> tuple[Stage, ...]:
 
 
 @cache
-def shares(size: int, seed: int) -> NDArray[np.int32]:
-    """Bits from which perturbations are taken, one int32 an entry; any without a pattern will do."""
+def random_bits(size: int, seed: int) -> NDArray[np.int32]:
+    """Return the bits that perturbations are taken from, one int32 per entry; any without a pattern will do."""
     return np.random.default_rng(seed).integers(0, 1 << 30, size, np.int32)
 
 

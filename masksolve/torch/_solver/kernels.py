@@ -24,7 +24,7 @@ from masksolve.torch._solver.fixed_point import (
     SATURATED,
     Selection,
     Stage,
-    shares,
+    random_bits,
 )
 
 LARGEST_M = 32
@@ -41,29 +41,28 @@ _RELAXATION_BITS = tl.constexpr(RELAXATION_BITS)
 _SATURATED = tl.constexpr(SATURATED)
 _INFINITY = tl.constexpr(0x7F800000)
 _SIDE = tl.constexpr(SIDE)
-# Tiles of a thread block that solves them directly: fewer blocks than of one warp each, which take their time to start.
+# Tiles of a thread block that solves them directly: blocks of one warp each would be more, and slow to start.
 _DIRECT_TILES, _DIRECT_WARPS = 128, 4
 
 
-def solve_directly(tiles: Tensor, masks: Tensor, masked: Tensor | None, halves: Halves) -> Tensor:
-    """Solve 4x4 tiles (b, p, q, 4, 4) without rounds; which of the b * p * q are left, bool.
+def solve_directly(tiles: Tensor, masks: Tensor, halves: Halves) -> Tensor:
+    """Solve 4x4 tiles (b, p, q, 4, 4) without rounds; return which of the b * p * q remain, bool.
 
     Parameters
     ----------
     tiles
-        Of a matrix, or of several: tiles lie side by side, as `_device` cuts them.
-    masks, masked
-        (b, p, q, 4, 4), of equal strides: the boolean masks, and the weights under them if wanted, to fill.
+        Of a matrix, or of several: tiles lie side by side, as `device` cuts them.
+    masks
+        (b, p, q, 4, 4), bool, to fill.
     """
     _, tiles_down, tiles_across = tiles.shape[:3]
     tile_rows = tiles.shape[0] * tiles_down
-    left = torch.empty(tile_rows * tiles_across, dtype=torch.uint8, device=tiles.device)
+    remaining = torch.empty(tile_rows * tiles_across, dtype=torch.uint8, device=tiles.device)
     with torch.cuda.device(tiles.device if tiles.is_cuda else -1):
         _solve_directly[(tile_rows * triton.cdiv(tiles_across, _DIRECT_TILES),)](
             tiles,
             masks.view(torch.uint8),
-            tiles if masked is None else masked,
-            left,
+            remaining,
             tiles_down,
             tiles_across,
             tiles.stride(0),
@@ -74,41 +73,39 @@ def solve_directly(tiles: Tensor, masks: Tensor, masked: Tensor | None, halves: 
             # Tuples of tuples of numbers are what a kernel can take apart.
             PROFILES=tuple(sum(profile, ()) for profile in halves.profiles),
             SPARE=halves.spare,
-            MASKED=masked is not None,
             TILES=_DIRECT_TILES,
             num_warps=_DIRECT_WARPS,
             enable_fp_fusion=False,
         )
-    return left.view(torch.bool)
+    return remaining.view(torch.bool)
 
 
 def solve_stage(
     tiles: Tensor,
     masks: Tensor,
-    masked: Tensor | None,
     potentials: Tensor,
     which: Tensor | None,
     stage: Stage,
     warm: bool,
 ) -> Tensor:
-    """Run one stage on tiles (b, p, q, h, w), or on those that `which` (k) counts; which of them are left, bool.
+    """Run one stage on tiles (b, p, q, h, w), or on those that `which` (k) counts; return which of them remain, bool.
 
     Parameters
     ----------
     tiles
-        Of a matrix, or of several: tiles lie side by side, as `_device` cuts them.
-    masks, masked
-        (b, p, q, h, w), of equal strides: the boolean masks, and the weights under them if wanted, to fill.
+        Of a matrix, or of several: tiles lie side by side, as `device` cuts them.
+    masks
+        (b, p, q, h, w), bool, to fill.
     potentials
         float32 (b * p * q, w): column potentials to start from where `warm`, and where those reached are written.
     """
     _, tiles_down, tiles_across, height, width = tiles.shape
     count = potentials.shape[0] if which is None else which.shape[0]
-    left = torch.empty(count, dtype=torch.uint8, device=tiles.device)
+    remaining = torch.empty(count, dtype=torch.uint8, device=tiles.device)
     lines = triton.next_power_of_2(max(height, width, 2))
     if which is None and _FEW_PROGRAMS:
         which = torch.arange(count, device=tiles.device)
-    # One warp, which need not wait for others.
+    # One warp per program, which waits for no other.
     per_program = (4096 if _FEW_PROGRAMS else 32) // lines
     if which is None:
         programs = count // tiles_across * triton.cdiv(tiles_across, per_program)
@@ -118,11 +115,10 @@ def solve_stage(
         _solve[(programs,)](
             tiles,
             masks.view(torch.uint8),
-            tiles if masked is None else masked,
             potentials,
-            left if which is None else which,
-            left,
-            _shares_on(tiles.device, height * width, stage.seed),
+            remaining if which is None else which,
+            remaining,
+            _random_bits_on(tiles.device, height * width, stage.seed),
             count,
             tiles_down,
             tiles_across,
@@ -147,7 +143,6 @@ def solve_stage(
             CLAMP_COLUMNS=stage.clamp_columns,
             AT_MOST=stage.at_most,
             LISTED=which is not None,
-            MASKED=masked is not None,
             TILES=per_program,
             LINES=lines,
             HALVINGS=lines.bit_length() - 1,
@@ -155,30 +150,29 @@ def solve_stage(
             # A fused multiply-add rounds once where both versions have to round twice.
             enable_fp_fusion=False,
         )
-    return left.view(torch.bool)
+    return remaining.view(torch.bool)
 
 
 def _network(selection: Selection) -> tuple[tuple[int, ...], ...]:
-    """The two outputs, and the steps, as a tuple of tuples, which is what a kernel can take apart."""
+    """Return the two outputs and the steps as a tuple of tuples, which a kernel can take apart."""
     return (selection.nth, selection.following), *selection.steps
 
 
-_shares: dict[tuple[torch.device, int, int], Tensor] = {}
+_random_bits: dict[tuple[torch.device, int, int], Tensor] = {}
 
 
-def _shares_on(device: torch.device, size: int, seed: int) -> Tensor:
+def _random_bits_on(device: torch.device, size: int, seed: int) -> Tensor:
     key = device, size, seed
-    if key not in _shares:
-        _shares[key] = torch.from_numpy(shares(size, seed)).to(device)
-    return _shares[key]
+    if key not in _random_bits:
+        _random_bits[key] = torch.from_numpy(random_bits(size, seed)).to(device)
+    return _random_bits[key]
 
 
 @triton.jit
 def _solve_directly(
     weights,
     masks,
-    masked,
-    left,
+    remaining,
     tiles_down,
     tiles_across,
     weight_batch,
@@ -190,14 +184,13 @@ def _solve_directly(
     ROWS: tl.constexpr,
     PROFILES: tl.constexpr,
     SPARE: tl.constexpr,
-    MASKED: tl.constexpr,
     TILES: tl.constexpr,
 ):
     program = tl.program_id(0)
-    strips = tl.cdiv(tiles_across, TILES)
-    tile_row = (program // strips).to(tl.int64)
+    pieces = tl.cdiv(tiles_across, TILES)
+    tile_row = (program // pieces).to(tl.int64)
     batch, down = tile_row // tiles_down, tile_row % tiles_down
-    across = program % strips * TILES + tl.arange(0, TILES)
+    across = program % pieces * TILES + tl.arange(0, TILES)
     waiting = across < tiles_across
     inside = waiting[:, None]
     column = tl.arange(0, _SIDE)[None, :]
@@ -237,15 +230,12 @@ def _solve_directly(
     for row in tl.static_range(_SIDE):
         chosen = (bits[:, None] >> (column + _SIDE * row)) & 1
         tl.store(masks + target + row * mask_row, chosen.to(tl.uint8), mask=inside)
-        if MASKED:
-            kept = tl.where(chosen != 0, lines[row], 0.0).to(lines[row].dtype)
-            tl.store(masked + target + row * mask_row, kept, mask=inside)
-    tl.store(left + tile_row * tiles_across + across, (exact == 0).to(tl.uint8), mask=waiting)
+    tl.store(remaining + tile_row * tiles_across + across, (exact == 0).to(tl.uint8), mask=waiting)
 
 
 @triton.jit
 def _entries_of(lines):
-    """The magnitudes of four rows (tiles, 4), one after the other."""
+    """Return the magnitudes of four rows (tiles, 4), one after the other."""
     entries = ()
     for row in tl.static_range(_SIDE):
         pairs = tl.reshape(tl.abs(lines[row].to(tl.float32)), [lines[row].shape[0], 2, 2])
@@ -258,7 +248,7 @@ def _entries_of(lines):
 
 @triton.jit
 def _filled(terms, row: tl.constexpr, ROWS: tl.constexpr):
-    """What a row keeps, for every way to fill it."""
+    """Return what a row keeps for every way to fill it."""
     sums = ()
     for way in tl.static_range(len(ROWS)):
         total = terms[_SIDE * row + ROWS[way][0]]
@@ -270,7 +260,7 @@ def _filled(terms, row: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def _best_pairs(first, second, PROFILES: tl.constexpr):
-    """For every profile the most that two rows keep, and how they are filled."""
+    """Return, for every profile, the most that two rows keep and how they are filled."""
     sums = ()
     fillings = ()
     for k in tl.static_range(len(PROFILES)):
@@ -290,11 +280,10 @@ def _best_pairs(first, second, PROFILES: tl.constexpr):
 def _solve(
     weights,
     masks,
-    masked,
     potentials,
     which,
-    left,
-    shares,
+    remaining,
+    random_bits,
     count,
     tiles_down,
     tiles_across,
@@ -321,7 +310,6 @@ def _solve(
     CLAMP_COLUMNS: tl.constexpr,
     AT_MOST: tl.constexpr,
     LISTED: tl.constexpr,
-    MASKED: tl.constexpr,
     TILES: tl.constexpr,
     LINES: tl.constexpr,
     HALVINGS: tl.constexpr,
@@ -335,10 +323,10 @@ def _solve(
         tile = tl.load(which + slot, mask=waiting, other=0)
         tile_row, across = tile // tiles_across, tile % tiles_across
     else:
-        # A strip of one tile row, so that what is divided is the same in all threads.
-        strips = tl.cdiv(tiles_across, TILES)
-        tile_row = (program // strips).to(tl.int64)
-        across = program % strips * TILES + tl.arange(0, TILES)
+        # A piece of one tile row, so that all threads divide the same numbers.
+        pieces = tl.cdiv(tiles_across, TILES)
+        tile_row = (program // pieces).to(tl.int64)
+        across = program % pieces * TILES + tl.arange(0, TILES)
         waiting = across < tiles_across
         slot = tile_row * tiles_across + across
         tile = slot
@@ -363,8 +351,8 @@ def _solve(
     finest = tl.min(tl.min(tl.minimum(quantum, _LARGEST_QUANTUM), axis=2), axis=1)
     finest = tl.maximum(finest >> coarse, least)
     entry = tl.broadcast_to(i * WIDTH + j, [TILES, LINES, LINES])
-    share = tl.load(shares + entry, mask=inside, other=0)
-    c = b + _perturbation(b, quantum, share, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS)
+    bits = tl.load(random_bits + entry, mask=inside, other=0)
+    c = b + _perturbation(b, quantum, bits, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS)
     by_rows = _lines_of(c, HALVINGS)
     by_columns = _lines_of(tl.permute(c, (0, 2, 1)), HALVINGS)
 
@@ -410,8 +398,8 @@ def _solve(
     if LINES > KEPT_LINES:
         weight = tl.load(source, mask=inside, other=0.0)
         b, quantum = _in_fixed_point(weight, scale)
-        share = tl.load(shares + entry, mask=inside, other=0)
-        c = b + _perturbation(b, quantum, share, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS)
+        bits = tl.load(random_bits + entry, mask=inside, other=0)
+        c = b + _perturbation(b, quantum, bits, finest, spread, CLAMP_ROWS and CLAMP_COLUMNS)
     value = c - v[:, None, :]
     chosen = inside & (value >= nth[:, :, None])
     if CLAMP_ROWS:
@@ -434,15 +422,13 @@ def _solve(
 
     stores = inside & proven[:, None, None]
     tl.store(masks + target, chosen.to(tl.uint8), mask=stores)
-    if MASKED:
-        tl.store(masked + target, tl.where(chosen, weight, 0.0).to(weight.dtype), mask=stores)
     tl.store(start, _in_units(v, scale), mask=waiting[:, None] & in_column)
-    tl.store(left + slot, (proven == 0).to(tl.uint8), mask=waiting)
+    tl.store(remaining + slot, (proven == 0).to(tl.uint8), mask=waiting)
 
 
 @triton.jit
 def _in_fixed_point(weight, scale):
-    """Weights (tiles, h, w) as integers, and the largest powers of two that divide them: 0 for inexact ones."""
+    """Return weights (tiles, h, w) as integers, and the largest powers of two that divide them: 0 for inexact ones."""
     if weight.dtype != tl.float64:
         weight = weight.to(tl.float32)
     value = tl.abs(weight) * _power_of_two(scale >> 1)[:, None, None]
@@ -453,16 +439,16 @@ def _in_fixed_point(weight, scale):
 
 
 @triton.jit
-def _perturbation(b, quantum, share, finest, spread, SPARE_ZEROS: tl.constexpr):
+def _perturbation(b, quantum, bits, finest, spread, SPARE_ZEROS: tl.constexpr):
     limit = tl.minimum(quantum >> spread, finest[:, None, None])
     if SPARE_ZEROS:
         limit = tl.where(b == 0, 0, limit)
-    return share & tl.maximum(limit - 1, 0)
+    return bits & tl.maximum(limit - 1, 0)
 
 
 @triton.jit
 def _lines_of(block, HALVINGS: tl.constexpr):
-    """A block (tiles, lines, 2**HALVINGS) as a tuple of slices (tiles, lines)."""
+    """Return a block (tiles, lines, 2**HALVINGS) as a tuple of slices (tiles, lines)."""
     parts = (block,)
     for halving in tl.static_range(HALVINGS):
         halves = ()
@@ -484,14 +470,14 @@ def _power_of_two(exponent):
 
 @triton.jit
 def _in_units(v, scale):
-    """Potentials (tiles, lines) in units of the weights."""
+    """Return potentials (tiles, lines) in units of the weights."""
     v = tl.minimum(tl.maximum(v, -_LARGEST_POTENTIAL), _LARGEST_POTENTIAL).to(tl.float32)
     return v * _power_of_two(-(scale >> 1))[:, None] * _power_of_two((scale >> 1) - scale)[:, None]
 
 
 @triton.jit
 def _reduced(entries, potentials, LENGTH: tl.constexpr):
-    """The LENGTH entries of every line, less the potentials of the lines across."""
+    """Return the LENGTH entries of every line, less the potentials of the lines across."""
     values = ()
     for k in tl.static_range(LENGTH):
         values = values + (entries[k] - _of_line(potentials, k),)
@@ -500,13 +486,13 @@ def _reduced(entries, potentials, LENGTH: tl.constexpr):
 
 @triton.jit
 def _of_line(values, k: tl.constexpr):
-    """What the k-th line across holds, for every line of the tile."""
+    """Return what the k-th line across holds, for every line of the tile."""
     return tl.gather(values, tl.full(values.shape, k, tl.int32), 1)
 
 
 @triton.jit
 def _best_two(values, NETWORK: tl.constexpr):
-    """The n-th and the (n+1)-th largest; 0 where a line has room for all."""
+    """Return the n-th and the (n+1)-th largest; 0 where a line has room for all."""
     if len(NETWORK) == 1:
         nth = tl.zeros_like(values[0])
         following = nth
@@ -536,5 +522,5 @@ def _moved(potential, middle, beyond, CLAMP: tl.constexpr):
     return tl.maximum(potential, 0 if CLAMP else -_LIMIT)
 
 
-# The interpreter takes its time for a program, however many tiles that solves.
+# The interpreter takes the same time for a program of any number of tiles.
 _FEW_PROGRAMS = not isinstance(_solve, triton.JITFunction)

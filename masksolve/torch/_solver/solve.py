@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +16,19 @@ from masksolve._pattern import Pattern
 from masksolve._solve import solve_matrix
 from masksolve.torch._dtensor import as_plain, is_sharded
 from masksolve.torch._solver.device import solve_on_device
+from masksolve.torch._solver.solution import MaskSolution
 
 # Scores (..., R, C) and a pattern -> a boolean mask of the same shape, on the same device.
 MaskFunction = Callable[[Tensor, Pattern], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What masks are asked for: the pattern, the method that finds them, exactly or at most N in a line."""
+    """The masks asked for: their pattern, the method that finds them, and whether lines hold exactly N or at most."""
 
     pattern: Pattern
     method: str | MaskFunction
-    saturated: bool
+    saturated: bool = True
 
     def __post_init__(self) -> None:
         check_flag(self.saturated, "saturated")
@@ -43,30 +43,8 @@ _CACHED = 1 << 16
 _COLD_UP_TO = 4
 
 
-@dataclass(frozen=True)
-class Solution:
-    """The mask found for one parameter, shaped like it, and the share of the importance that it keeps.
-
-    `potentials` are to start the next solve from, on the device that found them; None where there are none, or another
-    process has them. `solved_on_cpu` counts the tiles that a device left to the CPU.
-    """
-
-    mask: Tensor
-    potentials: Tensor | None
-    solved_on_cpu: int
-    kept_importance: float
-
-
-class Masks(NamedTuple):
-    """Masks of matrices (..., R, C), the potentials that found them, how many tiles a device left to the CPU."""
-
-    masks: Tensor
-    potentials: Tensor | None
-    solved_on_cpu: int
-
-
-def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None) -> Masks:
-    """The masks of matrices of scores, and the potentials to start the next call from.
+def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None) -> MaskSolution:
+    """Find the masks of matrices of scores.
 
     Exact masks of scores on a GPU, or any other device, are found there.
 
@@ -76,34 +54,30 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
         Weights, or any importance that is not negative: float16, bfloat16, float32 or float64, any strides, any device.
     recipe : Recipe
     potentials : Tensor, optional
-        What an earlier call for nearly the same scores returned, on any device. Those of matrices of other shapes are
-        left aside: the parameter may have been sharded since.
+        Those of an earlier call for nearly the same scores, on any device. Those of matrices of other shapes are
+        ignored: the parameter may have been sharded since.
 
     Returns
     -------
-    masks : Tensor of bool, shape (..., R, C), on the device of the scores
-    potentials : Tensor or None
-        None for methods that have none, and for tiles so small that they start cold.
-    solved_on_cpu : int
-        How many tiles the device left unproven and the CPU solved; 0 for scores on the CPU.
+    MaskSolution
+        Without potentials for methods that have none, and for tiles so small that they start cold.
     """
     pattern = recipe.pattern
     scores = scores.detach()
     if callable(recipe.method):
         if not bool(torch.isfinite(scores).all()):
             raise ValueError("weights hold NaN or infinities, which have no importance; replace them first")
-        return Masks(_checked(recipe.method(scores, pattern), scores), None, 0)
+        return MaskSolution(masks=_checked(recipe.method(scores, pattern), scores))
     if potentials is not None and potentials.shape != _potentials_shape(scores, pattern):
         potentials = None
     if recipe.method == "exact" and _is_solved_where_it_lies(scores):
-        solution = solve_on_device(scores, pattern, saturated=recipe.saturated, potentials=potentials)
-        return Masks(solution.masks, solution.potentials, solution.solved_on_cpu)
+        return solve_on_device(scores, pattern, saturated=recipe.saturated, potentials=potentials)
     # NumPy has no bfloat16; float32 holds it exactly.
     array = (scores.float() if scores.dtype == torch.bfloat16 else scores).cpu().numpy()
     n, m, threads = pattern.n, pattern.m, torch.get_num_threads()
     if recipe.method != "exact" or m <= _COLD_UP_TO:
         mask = solve_matrix(array, n, m, method=recipe.method, saturated=recipe.saturated, threads=threads)
-        return Masks(torch.from_numpy(mask).to(scores.device), None, 0)
+        return MaskSolution(masks=torch.from_numpy(mask).to(scores.device))
     mask, found = solve_matrix(
         array,
         n,
@@ -113,11 +87,11 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
         potentials=None if potentials is None else potentials.cpu().numpy(),
         return_potentials=True,
     )
-    return Masks(torch.from_numpy(mask), torch.from_numpy(found), 0)
+    return MaskSolution(masks=torch.from_numpy(mask), potentials=torch.from_numpy(found))
 
 
 def kept_importance(scores: Tensor, mask: Tensor) -> float:
-    """The share of the importance that a mask keeps; shards of both may lie anywhere."""
+    """Return the share of the importance that a mask keeps; shards of both may lie anywhere."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     total = kept = torch.zeros((), dtype=dtype, device=scores.device)
     for part, ones in _parts(scores, mask):
@@ -128,7 +102,7 @@ def kept_importance(scores: Tensor, mask: Tensor) -> float:
 
 
 def mask_fault(masks: Tensor, recipe: Recipe) -> str | None:
-    """Why masks (..., R, C) are none of a recipe, in words; None if they may be, as any may be of a callable's."""
+    """Say why masks (..., R, C) cannot be of a recipe; return None if they can, as any can be of a callable's."""
     if callable(recipe.method):
         return None
     pattern = recipe.pattern
@@ -157,7 +131,7 @@ def _checked(mask: Tensor, scores: Tensor) -> Tensor:
 
 
 def _parts(scores: Tensor, mask: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """On a CPU, parts that stay in its cache: a third of the time."""
+    """Split scores and mask into parts that stay in a CPU's cache, which takes a third of the time."""
     if is_sharded(scores) or scores.device.type != "cpu":
         return [(scores, mask)]
     rows = max(1, _CACHED // scores[0].numel())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from masksolve.torch._solver.solve import Masks, Solution
+from masksolve.torch._solver.solution import MaskSolution
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -36,10 +37,10 @@ def check_not_fully_sharded(model: nn.Module) -> None:
 
 def share_solves(
     sizes: Mapping[str, int],
-    solve: Callable[[str], Solution],
+    solve: Callable[[str], MaskSolution],
     blank: Callable[[str], Tensor],
     group: ProcessGroup,
-) -> dict[str, Solution]:
+) -> dict[str, MaskSolution]:
     """Solve each tensor on one process and give its mask to all.
 
     Parameters
@@ -59,7 +60,7 @@ def share_solves(
     """
     rank, count = dist.get_rank(group), dist.get_world_size(group)
     owners = _owners(sizes, count)
-    solved: dict[str, Solution] = {}
+    solved: dict[str, MaskSolution] = {}
     error: Exception | None = None
     try:
         for name, owner in owners.items():
@@ -78,10 +79,15 @@ def share_solves(
             raise RuntimeError(f"process {other} found no masks: {message}")
     found = {}
     for name, owner in owners.items():
-        mask = solved[name].mask.contiguous() if owner == rank else blank(name)
-        dist.broadcast(mask, dist.get_global_rank(group, owner), group=group)
-        potentials = solved[name].potentials if owner == rank else None
-        found[name] = Solution(mask, potentials, *told[owner][1][name])
+        masks = solved[name].masks.contiguous() if owner == rank else blank(name)
+        dist.broadcast(masks, dist.get_global_rank(group, owner), group=group)
+        solved_on_cpu, kept_importance = told[owner][1][name]
+        found[name] = MaskSolution(
+            masks=masks,
+            potentials=solved[name].potentials if owner == rank else None,
+            solved_on_cpu=solved_on_cpu,
+            kept_importance=kept_importance,
+        )
     return found
 
 
@@ -95,7 +101,7 @@ def _owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     return owners
 
 
-def solve_sharded(scores: DTensor, layout: Layout, m: int, solve: Callable[[Tensor], Masks]) -> Masks:
+def solve_sharded(scores: DTensor, layout: Layout, m: int, solve: Callable[[Tensor], MaskSolution]) -> MaskSolution:
     """The mask of a DTensor, distributed as the scores are; the potentials and the count are those of this process.
 
     A shard whose edges are multiples of m holds whole tiles and is solved where it lies. Otherwise every process
@@ -110,11 +116,11 @@ def solve_sharded(scores: DTensor, layout: Layout, m: int, solve: Callable[[Tens
         raise ValueError("a shard of the weights holds NaN or infinities, which have no importance; replace them first")
     if not _holds_whole_tiles(scores, layout, m):
         found = solve(scores.full_tensor())
-        return found._replace(masks=distribute_tensor(found.masks, mesh, placements))
+        return replace(found, masks=distribute_tensor(found.masks, mesh, placements))
     local = scores.to_local()
-    found = solve(local) if local.numel() else Masks(torch.zeros_like(local, dtype=torch.bool), None, 0)
+    found = solve(local) if local.numel() else MaskSolution(masks=torch.zeros_like(local, dtype=torch.bool))
     masks = DTensor.from_local(found.masks, mesh, placements, shape=scores.shape, stride=scores.stride())
-    return found._replace(masks=masks)
+    return replace(found, masks=masks)
 
 
 def _holds_whole_tiles(scores: DTensor, layout: Layout, m: int) -> bool:

@@ -7,7 +7,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,10 @@ from masksolve._inputs import check_choice
 from masksolve._pattern import Pattern, as_pattern
 from masksolve.torch._dtensor import as_plain, is_sharded, like
 from masksolve.torch._layers import Layout, ParameterReport, Ragged, Site, as_globs, select
+from masksolve.torch._solver.solution import MaskSolution
 from masksolve.torch._solver.solve import (
     MaskFunction,
-    Masks,
     Recipe,
-    Solution,
     kept_importance,
     mask_fault,
     solve_masks,
@@ -167,7 +166,7 @@ class Sparsifier:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         check_choice(ragged, "ragged", ("allow", "skip"))
         check_choice(gradient, "gradient", GRADIENTS)
-        self._recipe = Recipe(as_pattern(pattern), method, saturated)
+        self._recipe = Recipe(pattern=as_pattern(pattern), method=method, saturated=saturated)
         self._schedule = Schedule(refresh_every, until)
         if importance is not None and not callable(importance):
             raise TypeError(f"importance must be a callable of a name and a Parameter, or None, got {importance!r}")
@@ -190,7 +189,7 @@ class Sparsifier:
         for site in self._sites:
             weight = parameters[site.name]
             # In the weight's memory format, so that their product is in it too.
-            mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].mask, weight))
+            mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].masks, weight))
             kind = PackableWeight if accelerate else MaskedWeight
             owners = [owner_of(self._model, name) for name in site.names]
             masked = kind(*owners[0], mask, gradient, decay, self._fault_of(site.layout))
@@ -319,7 +318,7 @@ class Sparsifier:
         solutions = self._solve({name: weight for name, (weight, _) in held.items()})
         changed = {}
         for name, (_, masked) in held.items():
-            mask = like(solutions[name].mask, masked.mask)
+            mask = like(solutions[name].masks, masked.mask)
             changed[name] = count_changes(mask, masked.mask)
             masked.set_mask(mask)
         return self._finish_refresh(solutions, start, changed)
@@ -411,10 +410,10 @@ class Sparsifier:
         if self._schedule.is_dense_at(self.steps):
             self._become_dense()
 
-    def _solve(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Solution]:
+    def _solve(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, MaskSolution]:
         sites = {site.name: site for site in self._sites}
 
-        def solve(name: str) -> Solution:
+        def solve(name: str) -> MaskSolution:
             return self._solve_one(sites[name], parameters[name])
 
         def blank(name: str) -> Tensor:
@@ -425,42 +424,35 @@ class Sparsifier:
         sizes = {name: parameter.numel() for name, parameter in parameters.items()}
         return share_solves(sizes, solve, blank, self._group)
 
-    def _solve_one(self, site: Site, parameter: nn.Parameter) -> Solution:
+    def _solve_one(self, site: Site, parameter: nn.Parameter) -> MaskSolution:
         scores: Tensor = parameter.detach()
         if self._importance is not None:
             scores = _checked_scores(self._importance(site.name, parameter), site.name, parameter)
         warm = self._potentials.get(site.name)
 
-        def solve(part: Tensor) -> Masks:
+        def solve(part: Tensor) -> MaskSolution:
             found = solve_masks(site.layout.matrices(part), self._recipe, warm)
-            return found._replace(masks=site.layout.weight(found.masks))
+            return replace(found, masks=site.layout.weight(found.masks))
 
         try:
             found = solve_sharded(scores, site.layout, self.pattern.m, solve) if is_sharded(scores) else solve(scores)
         except ValueError as error:
             raise ValueError(f"parameter {site.name!r}: {_not_finite(scores) or error}; no mask was changed") from error
-        return Solution(*found, kept_importance(scores, found.masks))
+        return replace(found, kept_importance=kept_importance(scores, found.masks))
 
     def _finish_refresh(
-        self, solutions: Mapping[str, Solution], start: float, changed: Mapping[str, int]
+        self, solutions: Mapping[str, MaskSolution], start: float, changed: Mapping[str, int]
     ) -> RefreshRecord:
         self._potentials = {
             name: solution.potentials for name, solution in solutions.items() if solution.potentials is not None
         }
-        layers = tuple(
-            LayerRecord(
-                name,
-                solution.kept_importance,
-                changed[name],
-                changed[name] / solution.mask.numel(),
-                solution.solved_on_cpu,
-            )
-            for name, solution in solutions.items()
-        )
+        layers = tuple(_layer_record(name, solution, changed[name]) for name, solution in solutions.items())
         now = time.perf_counter()
         since = now - self._last_end if self._last_end is not None else math.nan
         self._last_end = now
-        self._last_refresh = RefreshRecord(self.steps, now - start, (now - start) / since, layers)
+        self._last_refresh = RefreshRecord(
+            step=self.steps, seconds=now - start, share=(now - start) / since, layers=layers
+        )
         return self._last_refresh
 
     def _fault_of(self, layout: Layout) -> MaskFault:
@@ -544,6 +536,17 @@ class _Judge:
     def __call__(self, mask: Tensor) -> str | None:
         whole = as_plain(mask)
         return None if self.allows_dense and bool(whole.all()) else mask_fault(self.layout.matrices(whole), self.recipe)
+
+
+def _layer_record(name: str, solution: MaskSolution, changed: int) -> LayerRecord:
+    assert solution.kept_importance is not None
+    return LayerRecord(
+        name=name,
+        kept_importance=solution.kept_importance,
+        sad=changed,
+        flip_rate=changed / solution.masks.numel(),
+        solved_on_cpu=solution.solved_on_cpu,
+    )
 
 
 def _some_of(names: Sequence[str]) -> str:

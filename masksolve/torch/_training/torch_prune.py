@@ -69,6 +69,8 @@ def transposable(
     if importance_scores is not None and bool((scores < 0).any()):
         raise ValueError(f"importance_scores of parameter {name!r} hold negative ones; pass their absolute values")
     layout = layout_of(module, name)
-    found = solve_masks(layout.matrices(scores.detach()), Recipe(as_pattern(pattern), method, saturated))
+    found = solve_masks(
+        layout.matrices(scores.detach()), Recipe(pattern=as_pattern(pattern), method=method, saturated=saturated)
+    )
     prune.custom_from_mask(module, name, layout.weight(found.masks))
     return module
