@@ -10,7 +10,7 @@ from pathlib import Path
 
 from masksolve._check import find_bad_group
 from masksolve._kinds import Kind
-from masksolve._pattern import Pattern
+from masksolve._pattern import Pattern, PatternLike, as_pattern
 from masksolve._tiles import convolution_matrices
 from masksolve.checkpoint._executors import executor_for, run_all
 from masksolve.checkpoint._identify import identify
@@ -55,7 +55,7 @@ class CheckReport:
 
 def check_checkpoint(
     path: str | os.PathLike[str],
-    pattern: Pattern,
+    pattern: PatternLike,
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -98,10 +98,11 @@ def check_checkpoint(
     >>> folder = tempfile.TemporaryDirectory()
     >>> source = Path(folder.name, "in.safetensors")
     >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
-    >>> check_checkpoint(source, Pattern(2, 4)).tensors[0].problem
+    >>> check_checkpoint(source, "2:4").tensors[0].problem
     'mask[0, 0:4] keeps 3 of 4 entries; 2:4 along rows allows at most 2'
     >>> folder.cleanup()
     """
+    pattern = as_pattern(pattern)
     checkpoint = read_checkpoint(Path(path).absolute())
     globs = Globs(include, exclude, stack, convolution)
     path_of_record = Path(record) if record is not None else _record_beside(checkpoint, globs)

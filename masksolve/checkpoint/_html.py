@@ -51,12 +51,11 @@ def page(report: PruneReport) -> str:
     >>> from pathlib import Path
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from masksolve import Pattern
     >>> from masksolve.checkpoint import prune_checkpoint
     >>> folder = tempfile.TemporaryDirectory()
     >>> source, target = Path(folder.name, "in.safetensors"), Path(folder.name, "out.safetensors")
     >>> save_file({"w": np.arange(64.0).reshape(8, 8)}, source)
-    >>> page(prune_checkpoint(source, target, Pattern(2, 4))).startswith("<!doctype html>")
+    >>> page(prune_checkpoint(source, target, "2:4")).startswith("<!doctype html>")
     True
     >>> folder.cleanup()
     """

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masksolve._pattern import Pattern
+from masksolve._pattern import Pattern, PatternLike, as_pattern
 from masksolve.checkpoint._executors import workers_for
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
 from masksolve.checkpoint._identify import identify
@@ -70,7 +70,7 @@ class CheckpointPlan:
 
 def plan_checkpoint(
     source: str | os.PathLike[str],
-    patterns: Sequence[Pattern],
+    patterns: Sequence[PatternLike],
     *,
     method: str = "exact",
     include: Sequence[str] = (),
@@ -85,7 +85,8 @@ def plan_checkpoint(
     ----------
     source : path
         A `.safetensors` file, or a folder of them with an index.
-    patterns : sequence of Pattern
+    patterns : sequence of (str, (int, int) or Pattern)
+        Each N **kept** of every M: "4:8", (4, 8) or `Pattern(4, 8)`.
     method, include, exclude, stack, convolution
         As for `prune_checkpoint`.
     workers : int, optional
@@ -109,11 +110,14 @@ def plan_checkpoint(
     >>> folder = tempfile.TemporaryDirectory()
     >>> source = Path(folder.name, "in.safetensors")
     >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
-    >>> plan = plan_checkpoint(source, [Pattern(2, 4), Pattern(16, 32)]).plans[0]
+    >>> plan = plan_checkpoint(source, ["2:4", "16:32"]).plans[0]
     >>> [tensor.name for tensor in plan.chosen], [tensor.reason for tensor in plan.skipped]
     (['w'], ['dtype I64 is not one of F64, F32, F16, BF16'])
     >>> folder.cleanup()
     """
+    if isinstance(patterns, (str, Pattern)):
+        raise TypeError(f"patterns must be a sequence of patterns, got {patterns!r}; put it in a list")
+    all_patterns = [as_pattern(each) for each in patterns]
     checkpoint = read_checkpoint(Path(source).absolute())
     before = _memory()
     identified = identify(checkpoint)
@@ -124,7 +128,7 @@ def plan_checkpoint(
     # Once for all patterns: a glob that matches nothing is no misfit of one of them.
     globs.check(checkpoint.tensors)
     plans, misfits = [], {}
-    for pattern in patterns:
+    for pattern in all_patterns:
         try:
             chosen, skipped = select_tensors(checkpoint.tensors, pattern, globs, identified.kinds)
         except CheckpointError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from masksolve._pattern import Pattern
+from masksolve._pattern import Pattern, PatternLike, as_pattern
 from masksolve._tiles import convolution_matrices
 from masksolve._version import __version__
 from masksolve.checkpoint._file import CheckpointError, TensorInfo
@@ -38,7 +38,7 @@ AnyPath = str | os.PathLike[str]
 def prune_checkpoint(
     source: AnyPath,
     target: AnyPath | None,
-    pattern: Pattern,
+    pattern: PatternLike,
     *,
     masks: AnyPath | None = None,
     method: str = "exact",
@@ -66,8 +66,8 @@ def prune_checkpoint(
     source, target : path
         Two .safetensors files, or two folders: shards with an index, such as `model.safetensors.index.json`, or one
         shard. `target` may be None if `masks` is given.
-    pattern : Pattern
-        N **kept** of every M.
+    pattern : str, (int, int) or Pattern
+        N **kept** of every M: "4:8", (4, 8) or `Pattern(4, 8)`.
     masks : path, optional
         A .safetensors file to write with the masks, a bit a weight.
     method : str
@@ -112,13 +112,14 @@ def prune_checkpoint(
     >>> folder = tempfile.TemporaryDirectory()
     >>> source, target = Path(folder.name, "in.safetensors"), Path(folder.name, "out.safetensors")
     >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
-    >>> report = prune_checkpoint(source, target, Pattern(2, 4))
+    >>> report = prune_checkpoint(source, target, "2:4")
     >>> [tensor.name for tensor in report.tensors], report.optimal, round(report.mean_kept_importance, 3)
     (['w'], True, 0.5)
     >>> folder.cleanup()
     """
     if target is None and masks is None:
         raise CheckpointError("nothing to write: name an output, masks, or both")
+    pattern = as_pattern(pattern)
     checkpoint = read_checkpoint(Path(source).absolute())
     identified = identify(checkpoint)
     globs = Globs(include, exclude, stack, convolution)
@@ -192,7 +193,7 @@ def apply_masks(
     >>> folder = tempfile.TemporaryDirectory()
     >>> source, target = Path(folder.name, "in.safetensors"), Path(folder.name, "out.safetensors")
     >>> save_file({"w": np.arange(64.0).reshape(8, 8), "step": np.array(7)}, source)
-    >>> _ = prune_checkpoint(source, None, Pattern(2, 4), masks=Path(folder.name, "masks.safetensors"))
+    >>> _ = prune_checkpoint(source, None, "2:4", masks=Path(folder.name, "masks.safetensors"))
     >>> apply_masks(source, Path(folder.name, "masks.safetensors"), target).optimal
     True
     >>> folder.cleanup()

@@ -85,10 +85,8 @@ def select_tensors(
     CheckpointError
         If a glob matches no tensor, or no tensor is left to prune.
     TypeError
-        For a pattern, or globs, that are a mere string.
+        For globs that are a mere string.
     """
-    if not isinstance(pattern, Pattern):
-        raise TypeError(f"the pattern must be a masksolve.Pattern, got {pattern!r}; Pattern.parse makes one of '4:8'")
     globs.check(tensors)
     chosen, skipped = [], []
     for each in tensors:

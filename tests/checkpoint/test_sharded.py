@@ -12,7 +12,15 @@ import pytest
 
 import masksolve as ms
 from masksolve import Pattern
-from masksolve.checkpoint import CheckpointError, _units, apply_masks, check_checkpoint, prune_checkpoint
+from masksolve._pattern import PatternLike
+from masksolve.checkpoint import (
+    CheckpointError,
+    _units,
+    apply_masks,
+    check_checkpoint,
+    plan_checkpoint,
+    prune_checkpoint,
+)
 from tests.checkpoints import PRUNED, RECORD, HereExecutor, contents, tensors_of, write_shard, write_sharded
 
 INDEX = "model.safetensors.index.json"
@@ -381,10 +389,30 @@ def test_files_that_links_of_the_input_lead_to_are_never_replaced(tmp_path: Path
 @pytest.mark.parametrize(
     "work", [check_checkpoint, lambda path, *rest, **more: prune_checkpoint(path, "x", *rest, **more)]
 )
-def test_a_string_is_neither_a_pattern_nor_globs(work: Callable[..., object], tmp_path: Path) -> None:
+def test_neither_a_number_is_a_pattern_nor_a_string_globs(work: Callable[..., object], tmp_path: Path) -> None:
     source = write_sharded(tmp_path / "in")
-    with pytest.raises(TypeError, match=r"must be a masksolve\.Pattern, got '3:8'"):
-        work(source, "3:8")
+    with pytest.raises(TypeError, match=r'a pattern is "N:M", \(N, M\) or a Pattern, .*; got 3'):
+        work(source, 3)
+    with pytest.raises(ValueError, match="got '3-8'"):
+        work(source, "3-8")
     for name in ("include", "exclude"):
         with pytest.raises(TypeError, match=rf"{name} must be a sequence of globs, got the string 'l\*'"):
             work(source, Pattern(3, 8), **{name: "l*"})
+
+
+@pytest.mark.parametrize("pattern", ["3:8", (3, 8), Pattern(3, 8)], ids=str)
+def test_a_pattern_is_written_as_text_a_tuple_or_a_pattern(pattern: PatternLike, tmp_path: Path) -> None:
+    write_shard(tmp_path / "in", {"w": np.random.default_rng(0).standard_normal((16, 16))})
+    report = prune_checkpoint(tmp_path / "in", tmp_path / "out", pattern)
+    assert report.pattern == Pattern(3, 8)
+    (plan,) = plan_checkpoint(tmp_path / "in", [pattern]).plans
+    assert plan.pattern == Pattern(3, 8)
+    assert check_checkpoint(tmp_path / "out", pattern).tensors[0].problem is None
+
+
+def test_the_patterns_of_a_plan_are_a_sequence(tmp_path: Path) -> None:
+    for alone in ("3:8", Pattern(3, 8)):
+        with pytest.raises(TypeError, match=r"patterns must be a sequence of patterns, got .*; put it in a list"):
+            plan_checkpoint(tmp_path / "in", alone)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got 3"):
+        plan_checkpoint(tmp_path / "in", (3, 8))  # type: ignore[arg-type]
