@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from masksolve import diversity, odds
     from masksolve._certificate import Certificate, certify
     from masksolve._check import check_mask, is_valid_mask
-    from masksolve._errors import InvalidMaskError, MethodNotInstalledError
+    from masksolve._errors import InvalidMaskError, MethodNotInstalledError, NotInstalledError
     from masksolve._methods import available_methods
     from masksolve._pattern import Pattern
     from masksolve._solve import solve_block, solve_blocks, solve_matrix
@@ -22,6 +22,7 @@ __all__ = [
     "Certificate",
     "InvalidMaskError",
     "MethodNotInstalledError",
+    "NotInstalledError",
     "Pattern",
     "available_methods",
     "certify",
@@ -40,6 +41,7 @@ _HOMES = {
     "Certificate": "_certificate",
     "InvalidMaskError": "_errors",
     "MethodNotInstalledError": "_errors",
+    "NotInstalledError": "_errors",
     "Pattern": "_pattern",
     "available_methods": "_methods",
     "certify": "_certificate",

@@ -5,7 +5,11 @@ class InvalidMaskError(ValueError):
     """A mask breaks the N:M constraint; the message names the first bad group."""
 
 
-class MethodNotInstalledError(ImportError):
+class NotInstalledError(ImportError):
+    """A library that an extra installs is missing; the message names both."""
+
+
+class MethodNotInstalledError(NotInstalledError):
     """A method needs a library that is not installed; the message names the extra to install."""
 
 

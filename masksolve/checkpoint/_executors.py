@@ -27,7 +27,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
 from masksolve._cores import usable_cores
-from masksolve._errors import MethodNotInstalledError
+from masksolve._errors import NotInstalledError
 from masksolve._inputs import as_count
 
 _logger = logging.getLogger("masksolve")
@@ -91,7 +91,7 @@ def dask_executor(address: str, *, timeout: float = 60) -> Iterator[Executor]:
 
     Raises
     ------
-    MethodNotInstalledError
+    NotInstalledError
         If Dask is not installed.
     OSError
         If no scheduler answers.
@@ -104,8 +104,8 @@ def dask_executor(address: str, *, timeout: float = 60) -> Iterator[Executor]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise MethodNotInstalledError(
-            f"--scheduler needs {error.name}, which is not installed; pip install 'masksolve[cluster]'"
+        raise NotInstalledError(
+            f"a Dask cluster needs {error.name}, which is not installed; pip install 'masksolve[cluster]'"
         ) from None
     with (
         _without_errors_of_dask(),
@@ -157,7 +157,7 @@ class _Cluster(Executor):
             elif now - since > self._timeout:
                 self.lost = (
                     f"the cluster at {self._address} has had no worker for {self._timeout:g} seconds; start workers "
-                    "(dask worker ADDRESS), or give them more time by --timeout"
+                    "(dask worker ADDRESS), or give them more time with `timeout`"
                 )
                 with self._lock:
                     pending = list(self._pending)

@@ -94,7 +94,7 @@ def read_masks(path: Path) -> MaskFile:
     header = read_header(path)
     metadata = header.metadata
     if metadata.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} holds no masks; name a file that `masksolve prune --masks` wrote")
+        raise CheckpointError(f"{path} holds no masks; name a file that a prune has written as `masks`")
     try:
         pattern = Pattern.parse(metadata["pattern"])
         weights = parse_json(metadata["weights"].encode(), path)

@@ -118,7 +118,7 @@ def prune_checkpoint(
     >>> folder.cleanup()
     """
     if target is None and masks is None:
-        raise CheckpointError("nothing to write: name an output, masks, or both")
+        raise CheckpointError("nothing to write: give `target`, `masks`, or both")
     pattern = as_pattern(pattern)
     checkpoint = read_checkpoint(Path(source).absolute())
     identified = identify(checkpoint)
@@ -229,7 +229,7 @@ def apply_masks(
             if found != given.hashes[name] and not other_weights:
                 raise CheckpointError(
                     f"the masks in {masks} were made for other weights of tensor {name!r}; "
-                    "pass --other-weights to apply them nevertheless"
+                    "pass `other_weights=True` to apply them nevertheless"
                 )
 
     start = time.perf_counter()

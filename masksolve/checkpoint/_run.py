@@ -255,7 +255,7 @@ def _noting_what_is_kept(workspace: Workspace, units: int) -> Iterator[None]:
     except BaseException as error:
         if workspace.read_plan() is not None:
             done = len({entry["unit"] for entry in workspace.read_journal() if "unit" in entry})
-            error.add_note(f"{done} of {units} parts are done and kept; the same with --resume continues")
+            error.add_note(f"{done} of {units} parts are done and kept; the same with `resume=True` continues")
         raise
 
 
@@ -281,7 +281,7 @@ def _check_targets(request: Request) -> None:
             if not target.is_dir() and is_folder:
                 raise NotADirectoryError(f"the output {target} is a file; the input is a folder, name a folder")
             if not request.overwrite and not (request.resume and Workspace(request.target).is_verified()):
-                raise FileExistsError(f"the output {target} exists; name another, or pass --overwrite")
+                raise FileExistsError(f"the output {target} exists; name another, or pass `overwrite=True`")
             if is_folder and not list(target.glob("*.safetensors*")):
                 raise CheckpointError(f"the output {target} is a folder that holds no checkpoint, and is not replaced")
         parent = target.parent
@@ -312,8 +312,8 @@ def _check_unfinished(request: Request, workspace: Workspace) -> None:
         return
     if not request.overwrite:
         raise FileExistsError(
-            f"an earlier run of {request.target} was not finished; --resume continues it, "
-            "--overwrite discards what it has done"
+            f"an earlier run of {request.target} was not finished; `resume=True` continues it, "
+            "`overwrite=True` discards what it has done"
         )
     workspace.clear()
 
@@ -328,7 +328,7 @@ def _check_not_removed(request: Request, workspace: Workspace, data: Path) -> No
         if target.exists() and not request.overwrite:
             raise FileExistsError(
                 f"{gone[0]} was finished by an earlier run, and has been removed since; move {target} away too, "
-                "or pass --overwrite"
+                "or pass `overwrite=True`"
             )
     _logger.warning("%s was finished by an earlier run, and has been removed since: it is made anew", gone[0])
     workspace.clear()
@@ -380,7 +380,7 @@ def _check_same(request: Request, old: dict[str, Any], new: dict[str, Any], unit
     if difference is not None:
         raise CheckpointError(
             f"the unfinished run of {request.target} cannot be resumed: {difference}; "
-            "make them the same, or pass --overwrite without --resume to begin anew"
+            "make them the same, or pass `overwrite=True` without `resume` to begin again"
         )
 
 
@@ -408,7 +408,7 @@ def _publish(request: Request, workspace: Workspace, data: Path) -> None:
             continue
         if target.exists() and not request.overwrite:
             raise FileExistsError(
-                f"{target} has appeared meanwhile; move it away, and --resume gives the output its name"
+                f"{target} has appeared meanwhile; move it away, and `resume=True` gives the output its name"
             )
         if hidden.is_dir() and target.exists():
             # A folder cannot be replaced at once: the old one steps aside first.

@@ -48,18 +48,18 @@ class Globs:
                 if not found:
                     some = ", ".join(tensor.name for tensor in tensors[:3])
                     raise CheckpointError(
-                        f"--{option} {glob!r} matches none of the {len(tensors)} tensor names ({some}, ...)"
+                        f"`{option}` {glob!r} matches none of the {len(tensors)} tensor names ({some}, ...)"
                     )
                 if option in ("stack", "convolution") and all(len(tensor.shape) < 3 for tensor in found):
                     raise CheckpointError(
-                        f"--{option} {glob!r} matches no tensor of three or more axes ({found[0].name} has "
+                        f"`{option}` {glob!r} matches no tensor of three or more axes ({found[0].name} has "
                         f"{len(found[0].shape)}); matrices need no such option"
                     )
         for tensor in tensors:
             if matches(tensor, self.stack) and matches(tensor, self.convolution):
                 raise CheckpointError(
                     f"tensor {tensor.name!r} cannot be both a stack of matrices and a convolution; name it in one of "
-                    "--stack and --convolution"
+                    "`stack` and `convolution`"
                 )
 
 
@@ -139,13 +139,13 @@ def _reason_of_kind(tensor: TensorInfo, pattern: Pattern, globs: Globs, kind: Ki
     if matches(tensor, globs.stack) or matches(tensor, globs.convolution):
         return None
     if kind.dense is not None and not globs.include:
-        how = "--stack it to prune each of its matrices" if kind.axes == "stack" else "--include it to prune it"
+        how = "name it in `stack` to prune each of its matrices" if kind.axes == "stack" else "include it to prune it"
         return f"{kind.dense}; {how}"
     # Nothing is lost where no tile fits either way.
     if kind.axes is None and min(max(tensor.shape[0], tensor.shape[2]), tensor.shape[1]) >= pattern.m:
         return (
             "3-D, either a stack of matrices (count, rows, columns) or the weight of a convolution (out, in, kernel); "
-            "say which by --stack or --convolution"
+            "say which by `stack` or `convolution`"
         )
     return None
 

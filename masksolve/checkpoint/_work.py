@@ -147,7 +147,7 @@ def check_finite(unit: Unit, piece: Piece, weights: NDArray[Any]) -> None:
     where = ", ".join(map(str, (*lead, row, piece.columns.start + bad[1], *bad[2:])))
     raise CheckpointError(
         f"tensor {unit.tensor.name!r}: weights[{where}] is {weights[bad]}; NaN and infinities have no "
-        "importance; replace them first, or --exclude the tensor"
+        "importance; replace them first, or name the tensor in `exclude`"
     )
 
 

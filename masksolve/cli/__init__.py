@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
@@ -409,7 +410,7 @@ def plan(
         table.add_column(str(each.pattern))
         reasons.append({tensor.name: tensor.reason for tensor in each.skipped})
     for tensor in result.tensors:
-        fits = [Text(found.get(tensor.name, "fits")) for found in reasons]
+        fits = [Text(_with_flags(found.get(tensor.name, "fits"))) for found in reasons]
         table.add_row(Text(printable(tensor.name)), tensor.dtype, _shape(tensor.shape), *fits)
     _print(table)
     for each in result.plans:
@@ -421,7 +422,7 @@ def plan(
             f"writes {each.nbytes:,} bytes"
         )
     for pattern, reason in result.misfits.items():
-        click.echo(f"{pattern}: {reason}")
+        click.echo(_with_flags(f"{pattern}: {reason}"))
     _print_identified(result.identified_by)
     click.echo("times are measured on a sample; what the disk needs to write is not in them")
 
@@ -551,8 +552,22 @@ def _flush() -> None:
 def _fail(message: str, error: BaseException, otherwise: str | None = None) -> int:
     """One line: what happened, and the notes on what is kept."""
     notes = getattr(error, "__notes__", [otherwise] if otherwise else [])
-    click.echo("; ".join([f"masksolve: {message}", *notes]), err=True)
+    click.echo(_with_flags("; ".join([f"masksolve: {message}", *notes])), err=True)
     return 2
+
+
+def _with_flags(message: str) -> str:
+    """Return a message of the library with the command's flags: --overwrite where it says `overwrite=True`.
+
+    The library names parameters between backticks, so that names of files and tensors are never taken for one.
+    """
+    flags = {
+        option.name: option.opts[0]
+        for command in cli.commands.values()
+        for option in command.params
+        if isinstance(option, click.Option)
+    }
+    return re.sub(r"`(\w+)(=True)?`", lambda match: flags.get(match[1], match[0]), message)
 
 
 def _check_report_path(report: Path | None, others: Sequence[Path | None], overwrite: bool) -> None:
@@ -652,7 +667,7 @@ def _print_skipped(skipped: Sequence[SkippedTensor]) -> None:
         return
     table = Table("skipped tensor", "shape", "reason")
     for tensor in skipped:
-        table.add_row(Text(printable(tensor.name)), _shape(tensor.shape), Text(tensor.reason))
+        table.add_row(Text(printable(tensor.name)), _shape(tensor.shape), Text(_with_flags(tensor.reason)))
     _print(table)
 
 

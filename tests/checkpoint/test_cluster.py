@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from masksolve import MethodNotInstalledError, Pattern
+from masksolve import MethodNotInstalledError, NotInstalledError, Pattern
 from masksolve.checkpoint import WorkerLostError, _executors, check_checkpoint, dask_executor, prune_checkpoint
 from tests.checkpoints import contents, write_shard, write_sharded
 
@@ -106,7 +106,7 @@ def test_a_lost_scheduler_ends_the_run_which_is_resumed_without_it(tmp_path: Pat
             prune_checkpoint(
                 source, tmp_path / "out.safetensors", PATTERN, method="flow", workers=executor, on_progress=close_once
             )
-    assert "--resume continues" in caught.value.__notes__[0]
+    assert "`resume=True` continues" in caught.value.__notes__[0]
     prune_checkpoint(source, tmp_path / "out.safetensors", PATTERN, method="flow", resume=True)
     assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "here.safetensors").read_bytes()
 
@@ -183,5 +183,7 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
 
 def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(MethodNotInstalledError, match=r"masksolve\[cluster\]"), dask_executor("tcp://127.0.0.1:9"):
+    words = r"a Dask cluster needs distributed, which is not installed; pip install 'masksolve\[cluster\]'"
+    with pytest.raises(NotInstalledError, match=words) as caught, dask_executor("tcp://127.0.0.1:9"):
         pass
+    assert not isinstance(caught.value, MethodNotInstalledError)

@@ -86,7 +86,7 @@ def test_by_the_config_and_by_names_the_same_is_pruned(
     assert report.identified_by == f"the model of config.json ({CONFIGS[name][0]})"
     reasons = {tensor.name: tensor.reason for tensor in report.skipped}
     for tensor, words in DENSE[name].items():
-        assert reasons[tensor] == f"{words}; --include it to prune it"
+        assert reasons[tensor] == f"{words}; include it to prune it"
     assert not [tensor.name for tensor in check_checkpoint(tmp_path / "out", PATTERN).tensors if tensor.problem]
 
     no_transformers()
@@ -95,7 +95,7 @@ def test_by_the_config_and_by_names_the_same_is_pruned(
     assert by_names.identified_by == ("the names of the tensors (transformers is not installed, to read config.json)")
     reasons = {tensor.name: tensor.reason for tensor in by_names.skipped}
     for tensor, words in DENSE[name].items():
-        assert reasons[tensor] == f"{words} by its name; --include it to prune it"
+        assert reasons[tensor] == f"{words} by its name; include it to prune it"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -103,8 +103,8 @@ def test_a_checkpoint_of_conv1d_alone_is_refused_with_reasons_and_pruned_when_in
     source = save("GPT2", tmp_path / "in")
     with pytest.raises(CheckpointError, match="no tensor fits pattern 4:8") as caught:
         prune_checkpoint(source, tmp_path / "out", PATTERN)
-    assert "transformer.h.0.attn.c_attn.weight: the weight of a transformers.Conv1D; --include it" in str(caught.value)
-    assert "transformer.wpe.weight: an embedding; --include it to prune it (and 1 more)" in str(caught.value)
+    assert "transformer.h.0.attn.c_attn.weight: the weight of a transformers.Conv1D; include it" in str(caught.value)
+    assert "transformer.wpe.weight: an embedding; include it to prune it (and 1 more)" in str(caught.value)
     report = prune_checkpoint(source, tmp_path / "out", PATTERN, include=["*.attn.c_attn.weight", "*.mlp.*.weight"])
     assert len(report.tensors) == 3
     assert not [each for each in check_checkpoint(tmp_path / "out", PATTERN).tensors if each.problem]
@@ -122,7 +122,7 @@ def test_an_output_layer_that_is_stored_beside_the_embedding_it_is_tied_to_stays
     report = prune_checkpoint(source, tmp_path / "out", PATTERN)
     assert sorted(tensor.name for tensor in report.tensors) == sorted(PRUNED["Llama, tied"])
     reasons = {tensor.name: tensor.reason for tensor in report.skipped}
-    assert reasons["lm_head.weight"] == ("tied to model.embed_tokens.weight, an embedding; --include it to prune it")
+    assert reasons["lm_head.weight"] == ("tied to model.embed_tokens.weight, an embedding; include it to prune it")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -203,7 +203,7 @@ def test_names_are_compared_part_by_part(tmp_path: Path) -> None:
     reasons = {tensor.name: tensor.reason for tensor in plan.skipped}
     assert [tensor.name for tensor in plan.chosen] == [name for name, what in NAMES.items() if what is None]
     for name, what in NAMES.items():
-        assert reasons.get(name) == (f"{what} by its name; --include it to prune it" if what else None)
+        assert reasons.get(name) == (f"{what} by its name; include it to prune it" if what else None)
 
 
 def three_axes(path: Path, *, rows: int = 24) -> dict[str, np.ndarray[Any, Any]]:
@@ -227,7 +227,7 @@ def test_three_axes_are_skipped_until_somebody_says_what_they_are(tmp_path: Path
         reasons = {tensor.name: tensor.reason for tensor in report.skipped}
         for name in ("experts", "conv"):
             assert reasons[name].startswith("3-D, either a stack of matrices (count, rows, columns) or the weight of a")
-            assert reasons[name].endswith("say which by --stack or --convolution")
+            assert reasons[name].endswith("say which by `stack` or `convolution`")
         assert reasons["thin"] == "16x3 holds no whole 8x8 tile"
 
 
@@ -303,8 +303,8 @@ def test_options_that_contradict_the_tensors_are_refused(tmp_path: Path) -> None
     source = tmp_path / "in.safetensors"
     three_axes(source)
     for options, message in (
-        ({"stack": ["w"]}, r"--stack 'w' matches no tensor of three or more axes \(w has 2\)"),
-        ({"convolution": ["x*"]}, r"--convolution 'x\*' matches none of the 4 tensor names"),
+        ({"stack": ["w"]}, r"`stack` 'w' matches no tensor of three or more axes \(w has 2\)"),
+        ({"convolution": ["x*"]}, r"`convolution` 'x\*' matches none of the 4 tensor names"),
         ({"stack": ["exp*"], "convolution": ["e*"]}, "'experts' cannot be both a stack of matrices and a convolution"),
     ):
         with pytest.raises(CheckpointError, match=message):
@@ -317,7 +317,7 @@ def test_stacked_experts_are_named_by_the_config_and_pruned_when_the_user_says_s
     report = prune_checkpoint(source, tmp_path / "out", PATTERN)
     reasons = {tensor.name: tensor.reason for tensor in report.skipped}
     name = f"{LAYER}.mlp.experts.down_proj"
-    assert reasons[name] == "a stack of 8 experts; --stack it to prune each of its matrices"
+    assert reasons[name] == "a stack of 8 experts; name it in `stack` to prune each of its matrices"
     for options in ({"stack": ["*.down_proj"]}, {"include": ["*.down_proj"]}):
         report = prune_checkpoint(source, tmp_path / "out", PATTERN, overwrite=True, **options)
         assert next(tensor for tensor in report.tensors if tensor.name == name).stack
@@ -333,7 +333,7 @@ def test_a_config_of_a_model_with_weight_norm_tells_its_other_weights(tmp_path: 
     assert "wav2vec2.feature_extractor.conv_layers.1.conv.weight" in {tensor.name for tensor in report.tensors}
     reasons = {tensor.name: tensor.reason for tensor in report.skipped}
     name = "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original1"
-    assert reasons[name] == "what a parametrization computes a weight from; --include it to prune it"
+    assert reasons[name] == "what a parametrization computes a weight from; include it to prune it"
 
 
 def test_check_reads_which_tensors_were_pruned_from_what_the_prune_left(tmp_path: Path) -> None:

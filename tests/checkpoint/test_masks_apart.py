@@ -88,7 +88,7 @@ def test_masks_of_other_weights_are_applied_only_when_asked(tmp_path: Path) -> N
     write_shard(tmp_path / "in", {"w": w})
     write_shard(tmp_path / "later", {"w": later})
     prune_checkpoint(tmp_path / "in", tmp_path / "out", PATTERN, masks=tmp_path / "masks")
-    with pytest.raises(CheckpointError, match=r"made for other weights of tensor 'w'; pass --other-weights"):
+    with pytest.raises(CheckpointError, match=r"made for other weights of tensor 'w'; pass `other_weights=True`"):
         apply_masks(tmp_path / "later", tmp_path / "masks", tmp_path / "applied")
     assert not (tmp_path / "applied").exists()
     report = apply_masks(tmp_path / "later", tmp_path / "masks", tmp_path / "applied", other_weights=True)

@@ -194,7 +194,7 @@ def test_what_was_finished_and_removed_before_the_run_ended_is_made_anew(
             (tmp_path / name).unlink()
     if len(removed) == 1:
         with pytest.raises(
-            FileExistsError, match=rf"{removed[0]} was finished by an earlier run.* or pass --overwrite"
+            FileExistsError, match=rf"{removed[0]} was finished by an earlier run.* or pass `overwrite=True`"
         ):
             prune(tmp_path, resume=True)
     prune(tmp_path, resume=True, overwrite=len(removed) == 1)
@@ -296,7 +296,7 @@ def test_ctrl_c_while_a_resumed_run_reads_says_what_is_kept(source: Path, tmp_pa
 
     with pytest.raises(KeyboardInterrupt) as caught:
         prune(tmp_path, resume=True, on_progress=interrupt)
-    assert caught.value.__notes__ == ["5 of 16 parts are done and kept; the same with --resume continues"]
+    assert caught.value.__notes__ == ["5 of 16 parts are done and kept; the same with `resume=True` continues"]
 
 
 def test_a_new_file_in_the_input_is_named(source: Path, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_an_unfinished_run_is_neither_forgotten_nor_trampled_on(
 ) -> None:
     with pytest.raises(StopHereError):
         prune(tmp_path, workers=stop_at(5))
-    with pytest.raises(FileExistsError, match="--resume continues it, --overwrite discards"):
+    with pytest.raises(FileExistsError, match="`resume=True` continues it, `overwrite=True` discards"):
         prune(tmp_path)
     executor = HereExecutor()
     prune(tmp_path, workers=executor, overwrite=True)

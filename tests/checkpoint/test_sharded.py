@@ -76,7 +76,7 @@ def test_what_is_skipped_is_named_with_the_reason(tmp_path: Path) -> None:
         "layers.1.ids": "dtype I64 is not one of F64, F32, F16, BF16",
         "empty columns": "has no entries",
         "empty kernel": "has no entries",
-        "tokens.embedding": "an embedding by its name; --include it to prune it",
+        "tokens.embedding": "an embedding by its name; include it to prune it",
     }
 
 

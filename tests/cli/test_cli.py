@@ -131,7 +131,7 @@ def test_skipped_tensors_are_named_with_the_reason(run: Run, checkpoint: Path, t
     record = json.loads(report.read_text())
     reasons = {tensor["name"]: tensor["reason"] for tensor in record["skipped"]}
     assert {tensor["name"] for tensor in record["tensors"]} == {"layer.weight", "layer.double"}
-    assert reasons["tokens.embedding"] == "an embedding by its name; --include it to prune it"
+    assert reasons["tokens.embedding"] == "an embedding by its name; include it to prune it"
     assert reasons["conv.weight"] == "excluded by 'conv.*'"
     assert reasons["layer.bias"] == "1-D: not a matrix"
     assert reasons["layer.tiny"] == "2x16 holds no whole 8x8 tile"
