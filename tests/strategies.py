@@ -1,18 +1,18 @@
 """Hypothesis strategies for weights, layouts in memory, shapes and masks."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from tests.extras import dtype_of
 from tests.tables import SMALL_PATTERNS
 
-bfloat16 = np.dtype(ml_dtypes.bfloat16)
-FLOATS = [np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64), bfloat16]
+FLOATS = [np.dtype(code) for code in ("f2", "f4", "f8")] + [dtype_of("bfloat16")] * bool(find_spec("ml_dtypes"))
 INTEGERS = [np.dtype(code) for code in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")]
 
 patterns = st.sampled_from(SMALL_PATTERNS)
@@ -26,10 +26,10 @@ def elements(dtype: np.dtype[Any]) -> st.SearchStrategy[float | int]:
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
         return st.integers(max(info.min, -(2**53)), min(info.max, 2**53))
-    if dtype == bfloat16:
+    if dtype.name == "bfloat16":
         # Any 16 bits with less than all ones in the exponent are finite.
         bits = st.integers(0, 2**16 - 1).filter(lambda b: b & 0x7F80 != 0x7F80)
-        return bits.map(lambda b: float(np.uint16(b).view(bfloat16)))
+        return bits.map(lambda b: float(np.uint16(b).view(dtype)))
     return st.floats(width=dtype.itemsize * 8, allow_nan=False, allow_infinity=False)
 
 
@@ -104,7 +104,7 @@ LAYOUTS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "spread": _spread,
     "read-only": _read_only,
     "unaligned": _unaligned,
-    "byte-swapped": lambda array: array if array.dtype == bfloat16 else array.astype(array.dtype.newbyteorder()),
+    "byte-swapped": lambda array: array if array.dtype.name == "bfloat16" else array.astype(array.dtype.newbyteorder()),
 }
 layouts = st.sampled_from(sorted(LAYOUTS))
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+from tests.extras import dtype_of
 
 Pair = tuple[int, int]
 Weights = NDArray[Any]
@@ -94,7 +95,7 @@ FAMILIES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Weights]] =
     "gaussian float32": lambda rng, shape: _gaussian(rng, shape).astype(np.float32),
     "gaussian float64": _gaussian,
     "gaussian float16": lambda rng, shape: _gaussian(rng, shape).astype(np.float16),
-    "gaussian bfloat16": lambda rng, shape: _gaussian(rng, shape).astype(ml_dtypes.bfloat16),
+    "gaussian bfloat16": lambda rng, shape: _gaussian(rng, shape).astype(dtype_of("bfloat16")),
     "student-t": lambda rng, shape: rng.standard_t(2, shape).astype(np.float32),
     "int8": lambda rng, shape: rng.integers(-128, 128, shape).astype(np.int8),
     "uint8": lambda rng, shape: rng.integers(0, 4, shape).astype(np.uint8),

@@ -11,6 +11,7 @@ import masksolve as ms
 from masksolve import _threads
 from masksolve._floating_point import IeeeArithmetic
 from tests import floating_point, oracle
+from tests.extras import library
 from tests.tables import APPROXIMATE_METHODS, EXACT_METHODS, FAMILIES, Method, Pair, name_of, weights_of
 
 READINGS = pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
@@ -87,7 +88,7 @@ def test_worker_threads_in_another_mode_prove_as_well(dtype: type, monkeypatch: 
 
 
 def test_masks_of_torch_weights_are_optimal_when_torch_flushes_subnormal_numbers() -> None:
-    torch = pytest.importorskip("torch")
+    torch = library("torch")
     import masksolve.torch
 
     weights = subnormal(np.float32, (8, 16))

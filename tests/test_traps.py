@@ -4,12 +4,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import masksolve as ms
 from tests import oracle, processes
+from tests.extras import dtype_of, need
 from tests.strategies import saturated_mask
 from tests.tables import EXACT_METHODS, SMALL_PATTERNS, Method, Pair, name_of, weights_of
 
@@ -33,6 +33,7 @@ def shortfall(method: Method, weights: np.ndarray, n: int, m: int, saturated: bo
 
 @READINGS
 def test_flow_is_optimal_where_costs_times_a_thousand_and_rounded_are_not(saturated: bool) -> None:
+    need("flow")
     weights = weights_of("gaussian float32", (8, 8)) * np.float32(0.001)
     rounded = np.rint(weights * 1000)
     naive = ms.solve_block(rounded, 3, 8, saturated=saturated)
@@ -45,6 +46,7 @@ def test_flow_is_optimal_where_costs_times_a_thousand_and_rounded_are_not(satura
 @pytest.mark.parametrize("family", ["gaussian float16", "gaussian bfloat16", "int8", "int64", "subnormal float32"])
 @pytest.mark.parametrize("pattern", [(2, 5), (5, 8), (3, 16), (7, 32)], ids=name_of)
 def test_flow_loses_no_bit_of_weights_that_fit_its_integers(family: str, pattern: Pair, saturated: bool) -> None:
+    need("flow")
     n, m = pattern
     weights = weights_of(family, (m, m))
     mask = ms.solve_block(weights, n, m, method="flow", saturated=saturated)
@@ -55,14 +57,16 @@ def test_flow_loses_no_bit_of_weights_that_fit_its_integers(family: str, pattern
 @pytest.mark.parametrize("family", ["mixed magnitudes", "all magnitudes", "largest", "huge"])
 @pytest.mark.parametrize("pattern", [(1, 2), (3, 8), (5, 64)], ids=name_of)
 def test_flow_takes_any_magnitudes_in_one_tile(family: str, pattern: Pair, saturated: bool) -> None:
+    need("flow")
     n, m = pattern
     weights = weights_of(family, (m, m))
     assert shortfall(EXACT_METHODS[1], weights, n, m, saturated) <= Fraction(1e-12)
 
 
-def test_flow_takes_a_large_tile_of_equal_largest_weights() -> None:
-    for weights in (np.full((64, 64), np.finfo(np.float64).max), np.full((64, 64), 5e-324)):
-        assert oracle.is_valid_tile(ms.solve_block(weights, 40, 64, method="flow"), 40)
+@pytest.mark.parametrize("largest", [np.finfo(np.float64).max, 5e-324])
+def test_flow_takes_a_large_tile_of_equal_largest_weights(largest: float) -> None:
+    need("flow")
+    assert oracle.is_valid_tile(ms.solve_block(np.full((64, 64), largest), 40, 64, method="flow"), 40)
 
 
 @READINGS
@@ -108,11 +112,15 @@ for name in sys.argv[1].split():
 
 @pytest.mark.parametrize("order", ["flow lp pulp flow", "pulp lp flow lp", "lp flow pulp exact"])
 def test_all_libraries_run_in_one_process_in_any_order(order: str) -> None:
+    need("flow")
+    need("lp")
     expected = "".join(f"{name} [[1, 0, 0], [0, 1, 0], [0, 0, 1]]\n" for name in order.split())
     assert processes.run(SOLVE_WITH, order) == expected
 
 
 def test_no_method_but_pulp_imports_highspy_even_where_it_is_installed(tmp_path: Path) -> None:
+    need("flow")
+    need("lp")
     # highspy and ortools crash in one process (or-tools issue 5246); SciPy brings a HiGHS of its own.
     (tmp_path / "highspy.py").write_text("raise SystemExit('highspy was imported')")
     script = f"import sys\nsys.path.insert(0, sys.argv[2])\n{SOLVE_WITH}\nprint('highspy' in sys.modules)"
@@ -141,20 +149,21 @@ def test_sums_beyond_float64_are_compared_all_the_same(method: Method) -> None:
         assert (solve(method, tile, 1, 2) == best).all()
 
 
-def test_signs_are_not_mistaken_for_importance_by_any_method() -> None:
+@pytest.mark.parametrize("method", [*EXACT_METHODS, Method("greedy"), Method("two-approx")], ids=str)
+def test_signs_are_not_mistaken_for_importance_by_any_method(method: Method) -> None:
     weights = np.array([[-9, 1, 1], [1, -9, 1], [1, 1, -9]])
-    for method in [*EXACT_METHODS, Method("greedy"), Method("two-approx")]:
-        assert (solve(method, weights, 1, 3) == np.eye(3)).all()
+    assert (solve(method, weights, 1, 3) == np.eye(3)).all()
 
 
-def test_the_absolute_value_of_the_lowest_integer_is_not_negative() -> None:
-    for dtype in (np.int8, np.int16, np.int32):
-        weights = np.array([[np.iinfo(dtype).min, 0], [0, 0]], dtype)
-        assert ms.solve_block(weights, 1, 2)[0, 0]
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
+def test_the_absolute_value_of_the_lowest_integer_is_not_negative(dtype: Any) -> None:
+    weights = np.array([[np.iinfo(dtype).min, 0], [0, 0]], dtype)
+    assert ms.solve_block(weights, 1, 2)[0, 0]
 
 
-def test_small_floats_do_not_overflow_in_sums() -> None:
-    for dtype in (np.float16, ml_dtypes.bfloat16):
-        largest = float(np.array(ml_dtypes.finfo(dtype).max).astype(np.float64))
-        weights = np.array([[largest, largest, 0], [largest, largest, largest], [0, largest, largest]]).astype(dtype)
-        assert ms.certify(weights, ms.solve_block(weights, 2, 3), 2, 3).kept == 6 * largest
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504.0), ("bfloat16", (2 - 2**-7) * 2.0**127)])
+def test_small_floats_do_not_overflow_in_sums(dtype: str, largest: float) -> None:
+    weights = np.array([[largest, largest, 0], [largest, largest, largest], [0, largest, largest]])
+    weights = weights.astype(dtype_of(dtype))
+    assert weights.max() == largest
+    assert ms.certify(weights, ms.solve_block(weights, 2, 3), 2, 3).kept == 6 * largest

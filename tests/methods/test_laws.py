@@ -201,7 +201,8 @@ def test_leading_dimensions_are_a_stack_of_matrices(problem: Problem) -> None:
         assert (ms.solve_matrix(matrix, n, m, saturated=saturated) == mask).all()
 
 
-@given(strategies.matrices(), strategies.directions, st.sampled_from(["exact", "greedy", "two-approx", "flow", "lp"]))
+@pytest.mark.parametrize("method", ["exact", "greedy", "two-approx", "flow", "lp"])
+@given(problem=strategies.matrices(), direction=strategies.directions)
 def test_keeping_none_and_keeping_all_are_trivial(problem: Problem, direction: str, method: str) -> None:
     weights, _, m, saturated = problem
     options: dict[str, Any] = {"method": method, "saturated": saturated, "direction": direction}

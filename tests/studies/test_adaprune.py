@@ -9,6 +9,8 @@ import torch
 from paper_figures.adaprune import convnet, figures, minilm, text
 from paper_figures.training.data import Data
 
+pytestmark = pytest.mark.studies
+
 
 def test_sentences_are_cut_at_their_ends_and_come_once(tmp_path: Path) -> None:
     body = "This is one sentence, which is broken\nover two lines. Short. And here is another, which is long enough."

@@ -7,7 +7,10 @@ import pytest
 from benchmarks.bounds import count, functions_of
 from masksolve._networks import selection_network
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions' names are those of x86-64")
+pytestmark = [
+    pytest.mark.studies,
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions' names are those of x86-64"),
+]
 
 
 @pytest.mark.parametrize(("n", "m", "itemsize"), [(2, 4, 4), (3, 7, 4), (3, 8, 8)])

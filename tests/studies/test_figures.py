@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.studies
+
 FOLDER = Path(__file__).parents[2] / "paper_figures"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 

@@ -18,6 +18,8 @@ from paper_figures.training.models import ARCHITECTURES
 from paper_figures.training.recipes import RECIPES, Recipe
 from paper_figures.training.train import Run, path_of, run
 
+pytestmark = pytest.mark.studies
+
 
 def write_idx(path: Path, array: np.ndarray, zipped: bool) -> None:
     content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()

@@ -1,0 +1,76 @@
+"""What every test needs: Hypothesis profiles, and the extras without which a file is skipped.
+
+The default profile is the same on every run; `--hypothesis-profile=fuzz` looks for new failures.
+"""
+
+import os
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests import extras
+
+# Kernels run in Triton's interpreter, which has to be said before Triton is imported; `make test-gpu` says otherwise.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The first call of a kernel compiles it, which no deadline or health check should take for slowness.
+settings.register_profile(
+    "default", max_examples=80, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("fuzz", parent=settings.get_profile("default"), derandomize=False, max_examples=3000)
+settings.load_profile("default")
+
+# Extras (or tools) that a file cannot do without, or all files of a folder: tests, and modules and pages with doctests.
+# What is not listed here runs with NumPy, Numba, pytest and Hypothesis alone; `make test-core` sees to it.
+NEEDS = {
+    "README.md": ["flow", "lp", "cli", "torch"],
+    "docs/traps.md": ["cli", "torch"],
+    "masksolve/_methods/flow.py": ["flow"],
+    "masksolve/_methods/lp.py": ["lp"],
+    "masksolve/checkpoint": ["cli"],
+    "masksolve/cli": ["cli"],
+    "masksolve/cli/_models.py": ["torch"],
+    "masksolve/torch": ["torch"],
+    "masksolve/torch/_solver/kernels.py": ["triton"],
+    "tests/checkpoint": ["cli"],
+    "tests/checkpoint/test_cluster.py": ["cluster"],
+    "tests/checkpoint/test_identification.py": ["transformers"],
+    "tests/checkpoint/test_selection.py": ["torch", "transformers"],
+    "tests/checkpoints.py": ["cli"],
+    "tests/cli": ["cli"],
+    "tests/cli/test_adaprune.py": ["torch"],
+    "tests/studies/test_adaprune.py": ["cli", "lp", "torch", "matplotlib"],
+    "tests/studies/test_figures.py": ["cli", "lp", "matplotlib"],
+    "tests/studies/test_training.py": ["lp", "torch", "matplotlib"],
+    "tests/test_rooms.py": ["grimp"],
+    "tests/torch": ["torch"],
+    "tests/torch/test_device.py": ["triton"],
+    "tests/torch/test_gpu.py": ["triton"],
+    "tests/torch/test_transformers.py": ["transformers"],
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> None:
+    """Skip a file of which something in NEEDS is not installed, instead of importing it."""
+    if not isinstance(collector, pytest.File):
+        return
+    place = collector.path.relative_to(collector.config.rootpath).as_posix()
+    needed = [each for start, listed in NEEDS.items() if f"{place}/".startswith(f"{start}/") for each in listed]
+    collect = collector.collect
+
+    def collect_if_installed() -> Iterable[pytest.Item | pytest.Collector]:
+        for each in needed:
+            extras.need(each)
+        return collect()
+
+    collector.collect = collect_if_installed  # type: ignore[method-assign]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the case of a method whose library is not installed."""
+    method = getattr(getattr(item, "callspec", None), "params", {}).get("method")
+    name = getattr(method, "name", method)
+    if name in extras.METHODS:
+        extras.need(name)
