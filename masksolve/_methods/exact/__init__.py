@@ -154,13 +154,13 @@ def _equilibrate_piece(
     warm: bool,
     finish: bool,
 ) -> None:
-    left = equilibrate_tiles(tiles, masks, margins, potentials, warm)
-    if left is None:
+    remaining = equilibrate_tiles(tiles, masks, margins, potentials, warm)
+    if remaining is None:
         return
     down, across = tiles.shape[:2]
-    _logger.debug("%d of %d tiles left to augmenting paths", len(left.where), down * across)
-    where = left.where >> 32, left.where & 0xFFFFFFFF
-    ends = left.potentials[np.newaxis]
+    _logger.debug("%d of %d tiles left to augmenting paths", len(remaining.where), down * across)
+    where = remaining.where >> 32, remaining.where & 0xFFFFFFFF
+    ends = remaining.potentials[np.newaxis]
     if finish:
         solved, ends, _ = solve_importance(importance_of(tiles[where])[np.newaxis], margins, ends)
         masks[where] = solved[0]

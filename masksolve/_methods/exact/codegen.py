@@ -23,11 +23,11 @@ from masksolve import _networks
 from masksolve._jit import PLAIN_VARIABLE, inner_kernel, internals
 from masksolve._methods.exact import layout as memory_layout
 from masksolve._methods.exact.layout import (
+    CLEARANCE,
     ENTRIES,
     LARGEST,
     LEAST,
     LOWEST,
-    MARGIN,
     NONZERO,
     OFFSETS,
     QUANTUM,
@@ -458,14 +458,14 @@ class _Writer:
 
     def weigh(self) -> None:
         builder = self.builder
-        for vector in (MARGIN, THRESHOLD):
+        for vector in (CLEARANCE, THRESHOLD):
             self.store_vector(self.constant(float("inf")), vector)
         nonzero, zero = self.load_vector(NONZERO), self.load_vector(ZERO)
 
         def weigh_row(row: ir.Value) -> None:
             nth = self.load_vector(self.times(row, 2, self.at.best))
             threshold = self.load_vector(self.times(row, 2, self.at.best + 1))
-            wrong, margin = self.load_vector(WRONG), self.load_vector(MARGIN)
+            wrong, clearance = self.load_vector(WRONG), self.load_vector(CLEARANCE)
             for share, value, place in zip(
                 self.shares_of(row), self.reduced(row, rows=True), self.entries(row, rows=True), strict=True
             ):
@@ -474,9 +474,9 @@ class _Writer:
                 right = builder.fsub(builder.fsub(value, threshold), perturbation)
                 right = builder.select(self.is_chosen(value, nth), right, builder.fsub(self.zero, right))
                 wrong = builder.fsub(wrong, self.pick(False, right, self.zero))
-                margin = builder.select(is_zero, margin, self.pick(False, margin, right))
+                clearance = builder.select(is_zero, clearance, self.pick(False, clearance, right))
             self.store_vector(wrong, WRONG)
-            self.store_vector(margin, MARGIN)
+            self.store_vector(clearance, CLEARANCE)
             lowest = self.pick(False, self.load_vector(THRESHOLD), threshold)
             self.store_vector(lowest, THRESHOLD)
 

@@ -1,28 +1,15 @@
 """The exact solver of many tiles at once: equilibration of row and column potentials, one tile in each vector lane.
 
-Given column potentials v, each row prefers the N entries with the largest c - v. Where that puts exactly N into
-every column, and in every row the N-th and the (N+1)-th largest differ, the mask is proven to be the only optimum
-(DESIGN, "Duality"): rounding is monotone, so a strict order after rounding is one before. The potentials are found
-by moving every line's, in turn, to the middle between its N-th and its (N+1)-th largest reduced entry, a bit too
-far, and again. No sorting, no branches.
+Given column potentials v, each row prefers the N entries with the largest c - v. Where that puts exactly N into every
+column, and in every row the N-th and the (N+1)-th largest differ, the mask is proven to be the only optimum:
+docs/proof.md says why, in floating point too. The potentials are found by moving every line's, in turn, to the middle
+between its N-th and its (N+1)-th largest reduced entry, a bit too far, and again. No sorting, no branches.
 
-"At most N" is the same with potentials that are not negative, where lines with a potential of zero need not be
-full. It is first solved as "exactly N": with t the least column potential, u + t and v - t prove that mask too if
-no u + t is negative. Only the other tiles are equilibrated under the clamp.
-
-Tiles go through passes. A group of lanes takes as many rounds as its slowest tile; so in haste, the few that are not
-certified when most are, are left to a pass of their own. Tiles that more rounds do not certify go on in float64.
-Most of them tie: several masks are optimal, and no order is strict. So they are perturbed, c' = c + p, which makes
-the optimum x of c' unique. Let r be the reduced costs of c, without p, by the potentials found for c', and `wrong` the
-sum of those that are on the wrong side: below zero in x, above zero outside. No mask y of c beats x by more than
-`wrong` (weak duality). So x is optimal for c if
-
-(a) `wrong` is less than the largest power of two that divides all weights, and with them every difference of masks; or
-(b) only zeros are on the wrong side, and every other weight lies on the right side by more than `wrong`: a mask y that
-    differs from x in more than zeros loses more than it can gain.
-
-Otherwise the perturbation is made smaller, and again. Where zeros abound, "exactly N" is first solved as "at most
-N", in which zeros do not tie, and filled up with zeros: nothing is worth more.
+Tiles go through passes. First come all, as "exactly N" (`strict`). Under "at most N" a mask is optimal too where
+shifted potentials are not negative; only the other tiles are equilibrated again, with potentials clamped at zero.
+Where zeros abound, "exactly N" is solved as "at most N" first, in which zeros do not tie, and filled up with zeros.
+Tiles that more rounds do not certify go on in float64 (`perturbed`): most of them tie, and are perturbed until the
+optimum is unique. What that does not prove is left to augmenting paths.
 """
 
 from __future__ import annotations
@@ -39,8 +26,8 @@ from masksolve._errors import UnusableWeightError
 from masksolve._methods.exact.inner_loops import program
 from masksolve._methods.exact.lanes import Tiles
 from masksolve._methods.exact.layout import Vectors, is_large_enough, new_memory, vectors_in
-from masksolve._methods.exact.perturbed import equilibrate_perturbed
-from masksolve._methods.exact.strict import equilibrate_strict
+from masksolve._methods.exact.perturbed import PerturbedRounds, equilibrate_perturbed
+from masksolve._methods.exact.strict import Relaxations, Rounds, equilibrate_strict
 from masksolve._tiles import Margins
 
 
@@ -51,7 +38,7 @@ def equilibrate_tiles(
     potentials: NDArray[Any] | None,
     warm: bool,
 ) -> Tiles | None:
-    """Fill masks (P, Q, m, m) with optimal masks of tiles (P, Q, m, m); return the tiles left, or None.
+    """Fill masks (P, Q, m, m) with optimal masks of tiles (P, Q, m, m); return the tiles that remain, or None.
 
     Tiles are of float32 or float64, the entries of each row one after the other. `potentials` (P * Q, m), of the same
     dtype, is filled with column potentials; where `warm`, it holds those to start from.
@@ -66,19 +53,24 @@ def equilibrate_tiles(
     nothing = _NO_POTENTIALS[itemsize]
     found = nothing if potentials is None else potentials
     strides = (tiles.strides[0] // itemsize, tiles.strides[1] // itemsize, tiles.strides[2] // itemsize)
+    # Numbers for kernels go as plain tuples: Numba takes four times as long over the type of a named one.
     grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across)
-    plan, count = _plan(m), down * across
-    left, start, stages = np.empty((2, count), np.int64), np.empty((2, count, m), tiles.dtype), np.empty(count, np.int8)
+    schedule, count = _schedule(m), down * across
+    remaining, start, stages = (
+        np.empty((2, count), np.int64),
+        np.empty((2, count, m), tiles.dtype),
+        np.empty(count, np.int8),
+    )
     count = equilibrate_strict(
         program(n, m, itemsize, itemsize),
         grid,
         _all_tiles(down, across),
         found if warm else nothing,
         *_vectors_of(m, itemsize),
-        plan.rounds,
-        plan.relaxations,
+        schedule.rounds,
+        schedule.relaxations,
         found,
-        left,
+        remaining,
         start,
         stages,
         at_most,
@@ -92,17 +84,17 @@ def equilibrate_tiles(
             program(n, m, 8, itemsize),
             grid,
             *_vectors_of(m, 8),
-            plan.more_rounds,
-            plan.more_relaxation,
-            _address(plan.shares),
+            schedule.perturbed_rounds,
+            schedule.perturbed_relaxation,
+            _address(schedule.shares),
             found,
-            left,
+            remaining,
             start,
             stages,
             count,
             at_most,
         )
-    return Tiles(left[0, :count], start[0, :count], stages[:count]) if count > 0 else None
+    return Tiles(remaining[0, :count], start[0, :count], stages[:count]) if count > 0 else None
 
 
 class _Memory(threading.local):
@@ -116,12 +108,10 @@ _memory = _Memory()
 
 
 def _vectors_of(m: int, itemsize: int) -> Vectors:
-    """The vectors of the thread that asks, kept for its next call; nothing is read of what they hold.
-
-    All lie in one block of memory, that of the largest tiles so far.
-    """
+    """Return the vectors of the thread that asks, kept for its next call; nothing is read of what they hold."""
     vectors = _memory.vectors.get((m, itemsize))
     if vectors is None:
+        # All lie in one block of memory, that of the largest tiles so far.
         if not is_large_enough(_memory.block, m, itemsize):
             _memory.block = new_memory(m, itemsize)
             _memory.vectors.clear()
@@ -131,7 +121,8 @@ def _vectors_of(m: int, itemsize: int) -> Vectors:
 
 @functools.lru_cache(maxsize=8)
 def _all_tiles(down: int, across: int) -> NDArray[np.int64]:
-    """Tile row * 2**32 + tile column of every tile of a grid."""
+    """Return tile row * 2**32 + tile column of every tile of a grid."""
+    # To divide a tile's number by the tiles in a row would take half as long as all else.
     return (np.arange(down)[:, np.newaxis] << 32 | np.arange(across)).ravel()
 
 
@@ -144,28 +135,53 @@ _NO_POTENTIALS: dict[int, NDArray[Any]] = {4: np.empty((0, 1), np.float32), 8: n
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How tiles are equilibrated; see the parameters of `equilibrate_strict` and `equilibrate_perturbed`."""
+class _Schedule:
+    """How tiles are equilibrated, as plain tuples of what `Rounds`, `Relaxations` and `PerturbedRounds` hold.
 
-    rounds: tuple[int, int, int, int]
-    relaxations: tuple[float, float, float, float]
-    more_rounds: tuple[int, int, int]
-    more_relaxation: float
+    `shares` (m * m): the perturbation of each entry, between 0 and 1 times what the tile allows.
+    """
+
+    rounds: tuple[int, ...]
+    relaxations: tuple[float, ...]
+    perturbed_rounds: tuple[int, ...]
+    perturbed_relaxation: float
     shares: NDArray[np.float64]
 
 
+# By the largest m that they are for. Measured on Gaussian tiles (`python -m benchmarks.tune`): larger ones need more
+# rounds, and to go further beyond the middle, at first less so.
+_ROUNDS = {
+    4: Rounds(first_check=2, last=8, if_tied=2, first_check_deferred=2),
+    8: Rounds(first_check=4, last=12, if_tied=3, first_check_deferred=2),
+    16: Rounds(first_check=6, last=20, if_tied=5, first_check_deferred=4),
+    32: Rounds(first_check=10, last=32, if_tied=8, first_check_deferred=6),
+    64: Rounds(first_check=15, last=56, if_tied=14, first_check_deferred=8),
+}
+_RELAXATIONS = {
+    4: Relaxations(first=1.1, growth=0.02, largest=1.2, clamped=1.4),
+    8: Relaxations(first=1.2, growth=0.02, largest=1.4, clamped=1.45),
+    16: Relaxations(first=1.2, growth=0.07, largest=1.4, clamped=1.5),
+    32: Relaxations(first=1.3, growth=0.04, largest=1.55, clamped=1.6),
+    64: Relaxations(first=1.2, growth=0.07, largest=1.7, clamped=1.6),
+}
+_PERTURBED_ROUNDS = {
+    4: PerturbedRounds(first_check=3, last=40, between_checks=2),
+    8: PerturbedRounds(first_check=4, last=60, between_checks=2),
+    16: PerturbedRounds(first_check=6, last=80, between_checks=3),
+    32: PerturbedRounds(first_check=8, last=120, between_checks=4),
+    64: PerturbedRounds(first_check=16, last=160, between_checks=5),
+}
+_PERTURBED_RELAXATIONS = {4: 1.4, 8: 1.4, 16: 1.4, 32: 1.65, 64: 1.6}
+
+
 @functools.cache
-def _plan(m: int) -> _Plan:
-    # Measured on Gaussian tiles: larger ones need more rounds, and to go further beyond the middle, at first less so.
-    if m <= 4:
-        numbers = (2, 8, 2, 2), (1.1, 0.02, 1.2, 1.4), (3, 40, 2), 1.4
-    elif m <= 8:
-        numbers = (4, 12, 3, 2), (1.2, 0.02, 1.4, 1.45), (4, 60, 2), 1.4
-    elif m <= 16:
-        numbers = (6, 20, 5, 4), (1.2, 0.07, 1.4, 1.5), (6, 80, 3), 1.4
-    elif m <= 32:
-        numbers = (10, 32, 8, 6), (1.3, 0.04, 1.55, 1.6), (8, 120, 4), 1.65
-    else:
-        numbers = (15, 56, 14, 8), (1.2, 0.07, 1.7, 1.6), (16, 160, 5), 1.6
-    # Any fixed numbers without a pattern will do.
-    return _Plan(*numbers, shares=0.25 + 0.749 * np.random.default_rng(7).random(m * m))
+def _schedule(m: int) -> _Schedule:
+    size = next(largest for largest in _ROUNDS if m <= largest)
+    return _Schedule(
+        tuple(_ROUNDS[size]),
+        tuple(_RELAXATIONS[size]),
+        tuple(_PERTURBED_ROUNDS[size]),
+        _PERTURBED_RELAXATIONS[size],
+        # Any fixed numbers without a pattern will do.
+        shares=0.25 + 0.749 * np.random.default_rng(7).random(m * m),
+    )

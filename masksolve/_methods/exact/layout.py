@@ -1,7 +1,8 @@
 """The vectors of a group of tiles in memory, one tile in each lane, and the functions that work on them.
 
-All vectors of a group of tiles live in one block of memory, `work`, as `Layout` says. Integers as wide as the
-numbers, and words of 64 bits for each lane (two vectors where numbers have 32 bits), lie there bit for bit.
+All vectors of a group of tiles lie in one block of memory, as `Layout` says. Integers as wide as the numbers, and
+words of 64 bits for each lane (two vectors where numbers have 32 bits), lie there bit for bit; `Vectors` are the three
+views of the block.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from masksolve._jit import inner_kernel
 from masksolve._methods.exact.machine_code import VECTOR_BYTES
 
-# The vectors of `work` that are the same for all tiles: one number or integer a lane.
+# The vectors that come first, whatever the size of tiles: one number or integer per lane.
 #
 # STRICT, LARGEST, LEAST: integers: not 0 where the choice is strictly best in every row and puts n in every column;
 #     the largest and the least bit pattern of an entry, which for floats that are not negative grow with the value,
@@ -26,28 +27,28 @@ from masksolve._methods.exact.machine_code import VECTOR_BYTES
 #     than 0.
 # NONZERO, ZERO, LESS_NONZERO, LESS_ZERO: how far entries that are not zero, or are, are perturbed, and what is to be
 #     added to that.
-# WRONG, MARGIN, THRESHOLD: of the choice, judged without the perturbation: by how much entries lie on the wrong side of
-#     the middle of their row, altogether; how far the others lie on the right side; the least middle.
-# OFFSETS: words, of up to two vectors: where the lane's tile is.
+# WRONG, CLEARANCE, THRESHOLD: of the choice, judged without the perturbation: by how much entries lie on the wrong
+#     side of the middle of their row, altogether; how far the others lie on the right side, at least; the least middle.
+# OFFSETS: words: where the lane's tile is.
 STRICT, LARGEST, LEAST, SHORT, WORST, LOWEST, ZEROS, QUANTUM, SMALLEST = range(9)
-NONZERO, ZERO, LESS_NONZERO, LESS_ZERO, WRONG, MARGIN, THRESHOLD, OFFSETS = range(9, 17)
-# Then come the entries of a tile, row by row.
+NONZERO, ZERO, LESS_NONZERO, LESS_ZERO, WRONG, CLEARANCE, THRESHOLD, OFFSETS = range(9, 17)
+# Words of all lanes take up to two vectors. Then come the entries of a tile, row by row.
 ENTRIES = OFFSETS + 2
 
 
 class Layout(NamedTuple):
-    """Which vector of `work` holds what, after those that are the same for all tiles, and the entries.
+    """Which vector holds what, after those that come first and the entries.
 
     u, v
         Potentials of the rows and of the columns.
     best
-        Two a row: its n-th best reduced entry, and the middle between that and the (n+1)-th.
+        Two per row: its n-th best reduced entry, and the middle between that and the (n+1)-th.
     counts
-        Integers, one a column: how often it is chosen.
+        Integers, one per column: how often it is chosen.
     bits, zero_bits
         Words: the choice of each row, and its zeros.
     scratch
-        4 m words for whoever wants them.
+        Room for 4 m words.
     size, lanes, words
         Vectors in all; numbers, and words, in a vector.
     """
@@ -66,7 +67,7 @@ class Layout(NamedTuple):
 
 @cache
 def layout(m: int, itemsize: int) -> Layout:
-    """The layout for m x m tiles of numbers of 4 or 8 bytes."""
+    """Return the layout for m x m tiles of numbers of 4 or 8 bytes."""
     word = 8 // itemsize
     starts = [ENTRIES + m * m]
     for size in (m, m, 2 * m, m, m * word, m * word, m):
@@ -93,7 +94,7 @@ class Code(NamedTuple):
         Adds shares (a: their address) times b, a vector, to entries up to ZERO, and times c, a vector, to those
         above.
     weigh
-        a: the address of the shares. Fills MARGIN and THRESHOLD, and adds to WRONG.
+        a: the address of the shares. Fills CLEARANCE and THRESHOLD, and adds to WRONG.
     store
         a: address of a tile's mask, b: bytes from row to row, c: the lane. Writes the chosen bits as bytes, 0 or 1.
     """
@@ -111,13 +112,14 @@ class Code(NamedTuple):
 
 
 def new_program(addresses: list[int], n: int, m: int, itemsize: int) -> NDArray[np.int64]:
-    """For `unpack`: the addresses of all functions of `Code` without and then with clamp, the layout, n and m."""
+    """Return, for `unpack`, the addresses of all functions of `Code` without and with clamp, the layout, n and m."""
+    # An array, since Numba takes longer to look at the 32 numbers of a tuple than to solve a tile.
     return np.array([*addresses, *layout(m, itemsize), n, m], np.int64)
 
 
 @inner_kernel
 def unpack(program):
-    """The code without and with clamp, the layout, n and m of a `new_program`."""
+    """Return the code without and with clamp, the layout, n and m of a `new_program`."""
     return _code_in(program, 0), _code_in(program, _CODE), layout_in(program, 2 * _CODE), program[-2], program[-1]
 
 
@@ -142,7 +144,7 @@ def _code_in(program, start):
 
 @inner_kernel
 def layout_in(program, start):
-    """The layout that stands in a program from `start` on."""
+    """Return the layout that stands in a program from `start` on."""
     return Layout(
         program[start],
         program[start + 1],
@@ -158,39 +160,50 @@ def layout_in(program, start):
 
 
 class Vectors(NamedTuple):
-    """The vectors of a group of tiles, as the numbers, the integers and the words that lie in them."""
+    """The vectors of a group of tiles, as the numbers, the integers and the words that lie in them.
+
+    numbers, integers
+        (vectors, lanes).
+    words
+        One after the other: `word` says where.
+    """
 
     numbers: NDArray[Any]
     integers: NDArray[Any]
     words: NDArray[np.int64]
 
 
+@inner_kernel
+def word(at, vector, line, lane):
+    """Return the index of a lane's word for a line, among those whose vectors begin at `vector`."""
+    # Words of all lanes are one vector or two, so that they have no index by vector and lane.
+    return vector * at.words + line * at.lanes + lane
+
+
 def new_vectors(m: int, itemsize: int) -> Vectors:
-    """Zeros for all vectors of a `Layout`."""
+    """Return zeros for all vectors of a `Layout`."""
     return vectors_in(new_memory(m, itemsize), m, itemsize)
 
 
 def new_memory(m: int, itemsize: int) -> NDArray[np.int8]:
-    """Zeros for the memory of all vectors of a `Layout`.
-
-    Memory comes at multiples of 16 bytes. A vector of 64 that is not at a multiple of 64 lies in two lines of the
-    cache, and takes two accesses.
-    """
+    """Return zeros for the memory of all vectors of a `Layout`."""
     size = _size_of(m, itemsize)
+    # NumPy's memory begins at a multiple of 16 bytes. A vector of 64 that is not at a multiple of 64 lies in two lines
+    # of the cache, and takes two accesses.
     memory = np.zeros(size + VECTOR_BYTES, np.int8)
     first = -memory.ctypes.data % VECTOR_BYTES
     return memory[first : first + size]
 
 
 def is_large_enough(memory: NDArray[np.int8], m: int, itemsize: int) -> bool:
-    """Whether memory holds all vectors of a `Layout`."""
+    """Return whether memory holds all vectors of a `Layout`."""
     return memory.nbytes >= _size_of(m, itemsize)
 
 
 def vectors_in(memory: NDArray[np.int8], m: int, itemsize: int) -> Vectors:
-    """The vectors of a `Layout` in memory that is large enough."""
-    work = memory[: _size_of(m, itemsize)]
-    return Vectors(work.view(f"f{itemsize}"), work.view(f"i{itemsize}"), work.view(np.int64))
+    """Return the vectors of a `Layout` in memory that is large enough."""
+    block = memory[: _size_of(m, itemsize)].reshape(-1, VECTOR_BYTES)
+    return Vectors(block.view(f"f{itemsize}"), block.view(f"i{itemsize}"), block.reshape(-1).view(np.int64))
 
 
 def _size_of(m: int, itemsize: int) -> int:

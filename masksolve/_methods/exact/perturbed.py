@@ -1,29 +1,32 @@
 """Equilibration in float64, of tiles that tie: they are perturbed, until one optimum is left."""
 
+from typing import NamedTuple
+
 from masksolve._jit import inner_kernel, kernel
 from masksolve._methods.exact.inner_loops import call
 from masksolve._methods.exact.lanes import (
     FEW,
-    SLOW,
+    STRAGGLERS,
     TIES_AT_MOST,
     TIES_EXACTLY,
     UNSOLVED,
+    Grid,
     Task,
     Tiles,
     clamp_potentials,
     count_bits,
-    leave,
+    dequeue,
+    enqueue,
     load,
     shift_to_at_most,
     store_proven,
     strict_lanes,
-    take,
 )
 from masksolve._methods.exact.layout import (
+    CLEARANCE,
     LARGEST,
     LESS_NONZERO,
     LESS_ZERO,
-    MARGIN,
     NONZERO,
     QUANTUM,
     SMALLEST,
@@ -47,6 +50,14 @@ _LEAST_DELTA = 2.0**-44
 _SMALLEST_TOP, _LARGEST_TOP = 2.0**-900, 2.0**1000
 
 
+class PerturbedRounds(NamedTuple):
+    """Rounds of perturbed tiles: the first that is checked, the last, and how many from one check to the next."""
+
+    first_check: int
+    last: int
+    between_checks: int
+
+
 @kernel
 def equilibrate_perturbed(
     program,
@@ -58,47 +69,50 @@ def equilibrate_perturbed(
     relaxation,
     shares_address,
     potentials,
-    left,
-    left_potentials,
-    left_stages,
-    left_count,
+    remaining,
+    remaining_potentials,
+    remaining_stages,
+    queued,
     at_most,
 ):
-    """Solve tiles in float64, perturbed where they tie; return how many are left.
+    """Solve tiles in float64, perturbed where they tie; return how many remain.
 
     Parameters
     ----------
     program
         `inner_loops.program` for float64.
     rounds
-        (first round that is checked, last round, rounds between checks).
+        What `PerturbedRounds` holds.
+    relaxation
+        How far potentials move, in units of the way to the middle.
     shares_address
         Of (m * m) float64: the perturbation of each entry, between 0 and 1 times what the tile allows.
-    left, left_potentials, left_stages, left_count
-        The tiles, as `equilibrate_strict` leaves them, and how many; then those that are left.
+    remaining, remaining_potentials, remaining_stages, queued
+        The tiles, as `equilibrate_strict` leaves them, and how many; then those that remain.
 
     The other parameters are those of `equilibrate_strict`.
     """
     code, clamped, at, n, m = unpack(program)
-    task = Task(at, n, m, grid, potentials, at_most)
+    task = Task(at, n, m, Grid(*grid), potentials, at_most)
+    rounds = PerturbedRounds(*rounds)
     vectors = Vectors(numbers, integers, words)
-    rest = Tiles(left[0], left_potentials[0], left_stages)
-    some, some_start = left[1], left_potentials[1]
+    queue = Tiles(remaining[0], remaining_potentials[0], remaining_stages)
+    batch, batch_start = remaining[1], remaining_potentials[1]
 
     for number in range(4):
-        # Both stages in haste and not; the one that may leave tiles to the other comes first.
+        # Both stages, with stragglers deferred and then without; the one that may leave tiles to the other comes first.
         clamp = (number >= 2) == at_most
         stage = TIES_AT_MOST if clamp else TIES_EXACTLY
         moves = clamped if clamp else code
-        count = take(stage, rest, left_count, some, some_start)
-        left_count -= count
-        in_haste = number % 2 == 0 and count > FEW
-        after = stage if in_haste else TIES_EXACTLY if clamp and not at_most else UNSOLVED
+        count = dequeue(stage, queue, queued, batch, batch_start)
+        queued -= count
+        defer_stragglers = number % 2 == 0 and count > FEW
+        after = stage if defer_stragglers else TIES_EXACTLY if clamp and not at_most else UNSOLVED
 
         for first in range(0, count, at.lanes):
             in_group = min(at.lanes, count - first)
             waiting = (1 << in_group) - 1
-            load(code, task, vectors, some, some_start, first, in_group, True)
+            load(code, task, vectors, batch, batch_start, first, in_group, True)
             if clamp:
                 clamp_potentials(task, vectors)
             call(code.measure, vectors, 0, 0, 0, 0.0)
@@ -106,12 +120,12 @@ def equilibrate_perturbed(
             _choose_perturbation(task, vectors, clamp)
             _add_perturbation(code, task, vectors, shares_address)
 
-            for round_ in range(rounds[1] + 1):
-                if count_bits(waiting) <= (SLOW * at.lanes if in_haste else 0):
+            for round_ in range(rounds.last + 1):
+                if count_bits(waiting) <= (STRAGGLERS * at.lanes if defer_stragglers else 0):
                     break
                 call(moves.move_rows, vectors, 0, 0, 0, relaxation if round_ > 0 else 1.0)
                 call(moves.move_columns, vectors, 0, 0, 0, relaxation)
-                if round_ < rounds[0] or (round_ - rounds[0]) % rounds[2] != 0:
+                if round_ < rounds.first_check or (round_ - rounds.first_check) % rounds.between_checks != 0:
                     continue
                 call(moves.choose, vectors, 0, 0, 0, 0.0)
                 candidates = strict_lanes(task, vectors, waiting)
@@ -121,20 +135,20 @@ def equilibrate_perturbed(
                 if clamp and not at_most:
                     call(code.fill, vectors, 0, 0, 0, 0.0)
                 certain = _proven_unperturbed(task, vectors, candidates)
-                failed = store_proven(code, task, vectors, some, first, certain, clamp, THRESHOLD, _ROUNDING)
+                failed = store_proven(code, task, vectors, batch, first, certain, clamp, THRESHOLD, _ROUNDING)
                 waiting &= ~certain
                 for lane in range(in_group):
                     if (failed >> lane) & 1:
                         following = TIES_EXACTLY if clamp else TIES_AT_MOST
                         shift = 0.0 if clamp else shift_to_at_most(task, vectors, lane, THRESHOLD)
-                        left_count = leave(task, vectors, lane, some[first + lane], following, shift, rest, left_count)
+                        queued = enqueue(task, vectors, lane, batch[first + lane], following, shift, queue, queued)
                 if _refine_perturbation(task, vectors, candidates & ~certain):
                     _add_perturbation(code, task, vectors, shares_address)
 
             for lane in range(in_group):
                 if (waiting >> lane) & 1:
-                    left_count = leave(task, vectors, lane, some[first + lane], after, 0.0, rest, left_count)
-    return left_count
+                    queued = enqueue(task, vectors, lane, batch[first + lane], after, 0.0, queue, queued)
+    return queued
 
 
 @inner_kernel
@@ -149,16 +163,16 @@ def _proven_unperturbed(task, vectors, lanes):
 
 @inner_kernel
 def _is_proven_unperturbed(at, work, lane, m):
-    top = work[LARGEST * at.lanes + lane]
-    wrong = work[WRONG * at.lanes + lane]
-    if work[NONZERO * at.lanes + lane] == 0 and work[ZERO * at.lanes + lane] == 0:
+    top = work[LARGEST, lane]
+    wrong = work[WRONG, lane]
+    if work[NONZERO, lane] == 0 and work[ZERO, lane] == 0:
         return wrong == 0
     for j in range(m):
-        if not abs(work[(at.v + j) * at.lanes + lane]) <= 8 * top:
+        if not abs(work[at.v + j, lane]) <= 8 * top:
             return False
     rounding = top * _ROUNDING
-    is_clear = work[MARGIN * at.lanes + lane] > 2 * wrong + rounding
-    return is_clear or wrong + rounding < work[QUANTUM * at.lanes + lane]
+    is_clear = work[CLEARANCE, lane] > 2 * wrong + rounding
+    return is_clear or wrong + rounding < work[QUANTUM, lane]
 
 
 @inner_kernel
@@ -166,20 +180,20 @@ def _choose_perturbation(task, vectors, clamp):
     """How far entries of each tile are to be perturbed; not at all where that could not be vouched for."""
     at, work = task.at, vectors.numbers
     for lane in range(at.lanes):
-        top = work[LARGEST * at.lanes + lane]
-        quantum = work[QUANTUM * at.lanes + lane]
+        top = work[LARGEST, lane]
+        quantum = work[QUANTUM, lane]
         delta, zero_delta = 0.0, 0.0
         if _SMALLEST_TOP < top < _LARGEST_TOP:
             if quantum >= top * _COARSE_GRID:
                 delta = 2 * quantum / task.m
-            if not clamp and work[ZEROS * at.lanes + lane] > 0:
-                zero_delta = max(delta, min(top * _ZERO_DELTA, 0.5 * work[SMALLEST * at.lanes + lane]))
+            if not clamp and work[ZEROS, lane] > 0:
+                zero_delta = max(delta, min(top * _ZERO_DELTA, 0.5 * work[SMALLEST, lane]))
                 if zero_delta < top * _LEAST_DELTA:
                     zero_delta = 0.0
-        work[LESS_NONZERO * at.lanes + lane] = delta
-        work[LESS_ZERO * at.lanes + lane] = zero_delta
-        work[NONZERO * at.lanes + lane] = 0.0
-        work[ZERO * at.lanes + lane] = 0.0
+        work[LESS_NONZERO, lane] = delta
+        work[LESS_ZERO, lane] = zero_delta
+        work[NONZERO, lane] = 0.0
+        work[ZERO, lane] = 0.0
 
 
 @inner_kernel
@@ -188,11 +202,11 @@ def _refine_perturbation(task, vectors, lanes):
     at, work = task.at, vectors.numbers
     refined = False
     for lane in range(at.lanes):
-        nonzero, zero = work[NONZERO * at.lanes + lane], work[ZERO * at.lanes + lane]
-        is_large = max(nonzero, zero) * _REFINE > work[LARGEST * at.lanes + lane] * _LEAST_DELTA
+        nonzero, zero = work[NONZERO, lane], work[ZERO, lane]
+        is_large = max(nonzero, zero) * _REFINE > work[LARGEST, lane] * _LEAST_DELTA
         less = _REFINE - 1 if is_large and (lanes >> lane) & 1 else 0.0
-        work[LESS_NONZERO * at.lanes + lane] = nonzero * less
-        work[LESS_ZERO * at.lanes + lane] = zero * less
+        work[LESS_NONZERO, lane] = nonzero * less
+        work[LESS_ZERO, lane] = zero * less
         refined |= less != 0
     return refined
 
@@ -202,5 +216,5 @@ def _add_perturbation(code, task, vectors, shares_address):
     at, work = task.at, vectors.numbers
     call(code.perturb, vectors, shares_address, LESS_ZERO, LESS_NONZERO, 0.0)
     for lane in range(at.lanes):
-        work[NONZERO * at.lanes + lane] += work[LESS_NONZERO * at.lanes + lane]
-        work[ZERO * at.lanes + lane] += work[LESS_ZERO * at.lanes + lane]
+        work[NONZERO, lane] += work[LESS_NONZERO, lane]
+        work[ZERO, lane] += work[LESS_ZERO, lane]

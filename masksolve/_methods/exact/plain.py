@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from masksolve import _networks
 from masksolve._jit import inner_kernel
 from masksolve._methods.exact.layout import (
+    CLEARANCE,
     ENTRIES,
     LARGEST,
     LEAST,
     LOWEST,
-    MARGIN,
     NONZERO,
     OFFSETS,
     QUANTUM,
@@ -37,6 +37,7 @@ from masksolve._methods.exact.layout import (
     layout,
     layout_in,
     new_program,
+    word,
 )
 
 _LOAD, _MOVE_ROWS, _MOVE_COLUMNS, _CHOOSE, _FILL, _FIND_ZEROS, _MEASURE, _PERTURB, _WEIGH, _STORE = range(10)
@@ -49,14 +50,14 @@ _M, _SOURCE, _NTH, _FOLLOWING, _STEPS = range(_N + 1, _N + 6)
 
 @cache
 def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
-    """All that a kernel needs to know for a pattern, numbers and weights of so many bytes: for `unpack`."""
+    """Return all that a kernel needs to know, for `unpack`: of a pattern, and of numbers and weights of these sizes."""
     functions = _functions(n, m, itemsize, source_itemsize)
     return new_program([function.ctypes.data for function in functions], n, m, itemsize)
 
 
 @cache  # without a limit, since machine code goes by the address
 def _functions(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
-    """For `call`, rows of: which function, whether under clamp, and where its pattern stands, with how many numbers."""
+    """Return, for `call`, rows of: function, whether under clamp, address of the pattern, and its length."""
     pattern = _pattern(n, m, itemsize, source_itemsize)
     where = pattern.ctypes.data, len(pattern)
     return np.array([(which, clamp, *where) for clamp in (False, True) for which in range(_STORE + 1)], np.int64)
@@ -115,21 +116,21 @@ def _load(pattern, vectors, address, row_step):
     m, size = pattern[_M], pattern[_SOURCE]
     at, numbers, integers = layout_in(pattern, 0), vectors.numbers, vectors.integers
     for lane in range(at.lanes):
-        first = address + vectors.words[OFFSETS * at.words + lane] * size
+        first = address + vectors.words[word(at, OFFSETS, 0, lane)] * size
         largest, least = 0, np.iinfo(np.int64).max
         for i in range(m):
-            row = (ENTRIES + i * m) * at.lanes + lane
+            row = ENTRIES + i * m
             start = _pointer_(first + i * row_step * size)
             for j in range(m):
                 if size == 4:
-                    numbers[row + j * at.lanes] = abs(carray(start, (m,), np.float32)[j])
+                    numbers[row + j, lane] = abs(carray(start, (m,), np.float32)[j])
                 else:
-                    numbers[row + j * at.lanes] = abs(carray(start, (m,), np.float64)[j])
+                    numbers[row + j, lane] = abs(carray(start, (m,), np.float64)[j])
             for j in range(m):
-                bits = integers[row + j * at.lanes]
+                bits = integers[row + j, lane]
                 largest, least = max(largest, bits), min(least, bits)
-        integers[LARGEST * at.lanes + lane] = largest
-        integers[LEAST * at.lanes + lane] = least
+        integers[LARGEST, lane] = largest
+        integers[LEAST, lane] = least
 
 
 @inner_kernel
@@ -149,10 +150,10 @@ def _reduced(pattern, vectors, wires, line, rows):
     m, lanes, work = pattern[_M], pattern[_N - 2], vectors.numbers
     at = layout_in(pattern, 0)
     for k in range(m):
-        entry = (ENTRIES + (line * m + k if rows else k * m + line)) * lanes
-        potential = ((at.v if rows else at.u) + k) * lanes
+        entry = ENTRIES + (line * m + k if rows else k * m + line)
+        potential = (at.v if rows else at.u) + k
         for lane in range(lanes):
-            wires[k, lane] = work[entry + lane] - work[potential + lane]
+            wires[k, lane] = work[entry, lane] - work[potential, lane]
     for k in range(m, len(wires)):
         step = _STEPS + 3 * (k - m)
         is_max, a, b = pattern[step] != 0, pattern[step + 1], pattern[step + 2]
@@ -186,12 +187,12 @@ def _move(pattern, vectors, clamp, rows, x):
     wires = _new_wires(pattern, vectors)
     for line in range(pattern[_M]):
         _reduced(pattern, vectors, wires, line, rows)
-        potential = ((at.u if rows else at.v) + line) * at.lanes
+        potential = (at.u if rows else at.v) + line
         for lane in range(at.lanes):
             middle = _middle(vectors, clamp, wires[pattern[_NTH], lane], wires[pattern[_FOLLOWING], lane])
-            old = work[potential + lane]
+            old = work[potential, lane]
             new = old + share * (middle - old)
-            work[potential + lane] = _pick(True, new, number(0)) if clamp else new
+            work[potential, lane] = _pick(True, new, number(0)) if clamp else new
 
 
 @inner_kernel
@@ -201,38 +202,38 @@ def _choose(pattern, vectors, clamp):
     lanes, number = at.lanes, work.dtype.type
     wires = _new_wires(pattern, vectors)
     for lane in range(lanes):
-        integers[STRICT * lanes + lane] = -1
-        work[WORST * lanes + lane] = np.inf
+        integers[STRICT, lane] = -1
+        work[WORST, lane] = np.inf
         for k in range(m):
-            integers[(at.counts + k) * lanes + lane] = 0
+            integers[at.counts + k, lane] = 0
     for row in range(m):
         _reduced(pattern, vectors, wires, row, True)
-        best = (at.best + 2 * row) * lanes
+        best = at.best + 2 * row
         for lane in range(lanes):
             nth, following = wires[pattern[_NTH], lane], wires[pattern[_FOLLOWING], lane]
-            work[best + lane] = nth
-            work[best + lanes + lane] = _middle(vectors, clamp, nth, following)
+            work[best, lane] = nth
+            work[best + 1, lane] = _middle(vectors, clamp, nth, following)
             # A row that takes fewer than n takes all that is above 0: there is nothing to tie with.
             if not (nth > following or (clamp and nth <= 0)):
-                integers[STRICT * lanes + lane] = 0
+                integers[STRICT, lane] = 0
             bits = np.int64(0)
             for k in range(m):
                 if _is_chosen(clamp, wires[k, lane], nth):
-                    integers[(at.counts + k) * lanes + lane] += 1
+                    integers[at.counts + k, lane] += 1
                     bits |= np.int64(1) << k
-            words[at.bits * at.words + row * lanes + lane] = bits
-            work[WORST * lanes + lane] = _pick(False, work[WORST * lanes + lane], nth)
+            words[word(at, at.bits, row, lane)] = bits
+            work[WORST, lane] = _pick(False, work[WORST, lane], nth)
     for lane in range(lanes):
         lowest, wrong = number(np.inf), number(0)
         for k in range(m):
-            potential = work[(at.v + k) * lanes + lane]
-            count = integers[(at.counts + k) * lanes + lane]
+            potential = work[at.v + k, lane]
+            count = integers[at.counts + k, lane]
             if not (count <= n and potential >= 0 if clamp else count == n):
-                integers[STRICT * lanes + lane] = 0
+                integers[STRICT, lane] = 0
             wrong += number(n - count) * potential
             lowest = _pick(False, lowest, potential)
-        work[LOWEST * lanes + lane] = lowest
-        work[WRONG * lanes + lane] = wrong if clamp else number(0)
+        work[LOWEST, lane] = lowest
+        work[WRONG, lane] = wrong if clamp else number(0)
 
 
 @inner_kernel
@@ -242,9 +243,8 @@ def _fill(pattern, vectors):
     for lane in range(at.lanes):
         short = np.int64(0)
         for row in range(m):
-            place = row * at.lanes + lane
-            bits = words[at.bits * at.words + place]
-            free = words[at.zero_bits * at.words + place] & ~bits
+            bits = words[word(at, at.bits, row, lane)]
+            free = words[word(at, at.zero_bits, row, lane)] & ~bits
             room = n
             ones = bits
             while ones != 0:
@@ -253,15 +253,15 @@ def _fill(pattern, vectors):
             # Each row starts at another column, or the first columns would be full before the last rows come.
             for k in range(m):
                 column = (row + k) % m
-                counts = (at.counts + column) * at.lanes + lane
+                counts = at.counts + column
                 bit = np.int64(1) << column
-                if free & bit != 0 and room > 0 and integers[counts] < n:
+                if free & bit != 0 and room > 0 and integers[counts, lane] < n:
                     bits |= bit
                     room -= 1
-                    integers[counts] += 1
-            words[at.bits * at.words + place] = bits
+                    integers[counts, lane] += 1
+            words[word(at, at.bits, row, lane)] = bits
             short |= room
-        integers[SHORT * at.lanes + lane] = short
+        integers[SHORT, lane] = short
 
 
 @inner_kernel
@@ -272,34 +272,32 @@ def _find_zeros(pattern, vectors):
         for i in range(m):
             bits = np.int64(0)
             for j in range(m):
-                if work[(ENTRIES + i * m + j) * at.lanes + lane] <= 0:
+                if work[ENTRIES + i * m + j, lane] <= 0:
                     count += 1
                     bits |= np.int64(1) << j
-            vectors.words[at.zero_bits * at.words + i * at.lanes + lane] = bits
-        work[ZEROS * at.lanes + lane] = count
+            vectors.words[word(at, at.zero_bits, i, lane)] = bits
+        work[ZEROS, lane] = count
 
 
 @inner_kernel
 def _measure(pattern, vectors):
     at, work, integers = layout_in(pattern, 0), vectors.numbers, vectors.integers
     mantissa_bits = 23 if work.itemsize == 4 else 52
-    # Where a number's bits are read, and written, as an integer.
-    scratch = at.scratch * at.lanes
     for lane in range(at.lanes):
         quantum = smallest = work.dtype.type(np.inf)
         for k in range(pattern[_M] ** 2):
-            place = (ENTRIES + k) * at.lanes + lane
-            entry, bits = work[place], integers[place]
+            entry, bits = work[ENTRIES + k, lane], integers[ENTRIES + k, lane]
             if entry <= 0:
                 continue
             # Without the lowest bit of its mantissa, a float has lost just the largest power of two that divides it.
-            integers[scratch] = bits & (bits - 1)
+            # Written as an integer, to be read as a number.
+            integers[at.scratch, lane] = bits & (bits - 1)
             is_power = bits & ((1 << mantissa_bits) - 1) == 0
-            divisor = entry if is_power else entry - work[scratch]
+            divisor = entry if is_power else entry - work[at.scratch, lane]
             quantum = _pick(False, quantum, divisor)
             smallest = _pick(False, smallest, entry)
-        work[QUANTUM * at.lanes + lane] = quantum
-        work[SMALLEST * at.lanes + lane] = smallest
+        work[QUANTUM, lane] = quantum
+        work[SMALLEST, lane] = smallest
 
 
 @inner_kernel
@@ -308,9 +306,9 @@ def _perturb(pattern, vectors, address, zero, nonzero):
     shares = carray(_pointer_(address), (m * m,), work.dtype)
     for k in range(m * m):
         for lane in range(at.lanes):
-            place = (ENTRIES + k) * at.lanes + lane
-            delta = work[(zero if work[place] <= work[ZERO * at.lanes + lane] else nonzero) * at.lanes + lane]
-            work[place] = work[place] + shares[k] * delta
+            entry = work[ENTRIES + k, lane]
+            delta = work[zero if entry <= work[ZERO, lane] else nonzero, lane]
+            work[ENTRIES + k, lane] = entry + shares[k] * delta
 
 
 @inner_kernel
@@ -320,33 +318,33 @@ def _weigh(pattern, vectors, clamp, address):
     shares = carray(_pointer_(address), (m * m,), work.dtype)
     wires = _new_wires(pattern, vectors)
     for lane in range(lanes):
-        work[MARGIN * lanes + lane] = work[THRESHOLD * lanes + lane] = np.inf
+        work[CLEARANCE, lane] = work[THRESHOLD, lane] = np.inf
     for row in range(m):
         _reduced(pattern, vectors, wires, row, True)
-        best = (at.best + 2 * row) * lanes
+        best = at.best + 2 * row
         for lane in range(lanes):
-            zero, nonzero = work[ZERO * lanes + lane], work[NONZERO * lanes + lane]
-            nth, threshold = work[best + lane], work[best + lanes + lane]
-            wrong, margin = work[WRONG * lanes + lane], work[MARGIN * lanes + lane]
+            zero, nonzero = work[ZERO, lane], work[NONZERO, lane]
+            nth, threshold = work[best, lane], work[best + 1, lane]
+            wrong, clearance = work[WRONG, lane], work[CLEARANCE, lane]
             for k in range(m):
-                is_zero = work[(ENTRIES + row * m + k) * lanes + lane] <= zero
+                is_zero = work[ENTRIES + row * m + k, lane] <= zero
                 perturbation = shares[row * m + k] * (zero if is_zero else nonzero)
                 right = (wires[k, lane] - threshold) - perturbation
                 if not _is_chosen(clamp, wires[k, lane], nth):
                     right = number(0) - right
                 wrong = wrong - _pick(False, right, number(0))
                 if not is_zero:
-                    margin = _pick(False, margin, right)
-            work[WRONG * lanes + lane] = wrong
-            work[MARGIN * lanes + lane] = margin
-            work[THRESHOLD * lanes + lane] = _pick(False, work[THRESHOLD * lanes + lane], threshold)
+                    clearance = _pick(False, clearance, right)
+            work[WRONG, lane] = wrong
+            work[CLEARANCE, lane] = clearance
+            work[THRESHOLD, lane] = _pick(False, work[THRESHOLD, lane], threshold)
 
 
 @inner_kernel
 def _store(pattern, vectors, address, row_step, lane):
     m, at = pattern[_M], layout_in(pattern, 0)
     for i in range(m):
-        bits = vectors.words[at.bits * at.words + i * at.lanes + lane]
+        bits = vectors.words[word(at, at.bits, i, lane)]
         row = carray(_pointer_(address + i * row_step), (m,), np.uint8)
         for j in range(m):
             row[j] = (bits >> j) & 1
