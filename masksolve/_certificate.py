@@ -1,4 +1,4 @@
-"""certify: is a mask optimal, and if not, by how much does it fall short."""
+"""certify: is a mask optimal, and if not, by how much does it fall short; docs/proof.md has the proof."""
 
 from __future__ import annotations
 

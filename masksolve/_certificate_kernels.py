@@ -1,4 +1,4 @@
-"""Kernels of `certify`: importance kept, and when column potentials prove a mask optimal."""
+"""Kernels of `certify`: importance kept, and when column potentials prove a mask optimal (docs/proof.md)."""
 
 import math
 
@@ -11,12 +11,11 @@ _LARGEST = np.finfo(np.float64).max
 
 @kernel
 def prove_tiles(weights, masks, potentials, n, exact_rows, exact_columns):
-    """Which masks (p, q, r, c) the column potentials (p, q, c) prove to be valid and optimal.
+    """Return what masks (p, q, r, c) keep, and whether the column potentials (p, q, c) prove them valid and optimal.
 
     A mask is optimal if no kept entry of a row has a smaller abs(weight) - v than one that is not kept, or than zero
     where the row may stay short of n; if a row that is short leaves nothing above zero; and if, where columns may stay
-    short, no v is negative and columns with a positive one are full. Rounding is monotone, so a strict order of rounded
-    differences proves it; equal ones prove it where none was rounded. Comparisons of abs(weight) with v are exact.
+    short, no v is negative and columns with a positive one are full: (1) and (2) of docs/proof.md.
 
     Returns all importance, kept importance and whether it is proven, each (p, q).
     """
@@ -51,8 +50,11 @@ def prove_tiles(weights, masks, potentials, n, exact_rows, exact_columns):
                     count += mask[i, j]
                     sums[j] += mask[i, j]
                 if count == n:
+                    # Rounding is monotone: a strict order of rounded differences is one of the differences themselves.
+                    # Equal ones prove it only where none was rounded.
                     is_ordered = lowest > highest or (lowest == highest and _is_exact(w[i], v))
                 else:
+                    # A difference of floats has the sign of what it is rounded from.
                     is_ordered = not exact_rows and count < n and highest <= 0.0
                 if not (is_ordered and lowest >= least):
                     is_proven = False
@@ -66,7 +68,7 @@ def prove_tiles(weights, masks, potentials, n, exact_rows, exact_columns):
 
 @kernel
 def _is_exact(row, v):
-    """Whether no difference abs(row) - v is rounded: the error of each (Knuth's two-sum) is 0."""
+    """Return whether no difference abs(row) - v is rounded: the error of each (Knuth's two-sum) is 0."""
     for j in range(len(row)):
         c = abs(np.float64(row[j]))
         difference = c - v[j]
@@ -78,7 +80,7 @@ def _is_exact(row, v):
 
 @kernel
 def add_up(importance, masks, best):
-    """All importance of tiles (p, q, r, c), and what the masks and the best masks keep of it, each (p, q)."""
+    """Return all importance of tiles (p, q, r, c), and what the masks and the best masks keep of it, each (p, q)."""
     down, across, rows, cols = importance.shape
     total = np.zeros((down, across))
     kept = np.zeros((down, across))

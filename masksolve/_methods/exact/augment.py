@@ -9,16 +9,9 @@ One more column and one more row stand for "capacity left unused", where lines h
 its units to the one, a column may be served by the other, at no importance.
 
 Weights whose bits span more than 64-bit sums can hold are solved from their leading bits down (scaling, as Gabow and
-Tarjan do): solve for the leading bits, append the next ones to the *reduced* costs, and mend the flow. That never
-overflows, because entries with large reduced costs are decided for good:
-
-Let x be optimal for weights cut after some bit, with reduced costs r in units of that bit, and x* optimal for the
-whole weights. Where they differ, entries form cycles in which x* gives up entries of x for others. Of each cycle,
-potentials cancel: for the cut weights it gains the sum of r over what is taken less that over what is given up, in
-which no term is positive. The bits cut off add less than one unit to each entry taken, and a cycle takes less than one
-entry per line. So a cycle through an entry with |r| of at least the number of lines loses: x* agrees with x in all such
-entries. Only the others, whose r are small, need more bits, and there is room to append them. The unused capacity
-counts as one more row and one more column here, and none of its weights has any bits.
+Tarjan do): solve for the leading bits, append the next ones to the *reduced* costs, and mend the flow. Entries with
+large reduced costs are decided for good, so that this never overflows; docs/proof.md, "One tile, in integers", says
+why the result is optimal.
 """
 
 from typing import NamedTuple
@@ -162,6 +155,7 @@ def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, ne
     # are up to 2 W and potentials start from 0: 2 cols W, and twice that. Either way potentials have moved by less than
     # 6 (cols + 8) W in the end, and reduced costs are less than 8 (cols + 8) W.
     bits = _BITS_OF_PATHS - _bit_length(8 * (cols + 8))
+    # An optimum of the whole weights keeps entries whose reduced cost is at least the number of lines (lemma 4).
     decided_bits = _bit_length(rows + cols + 2)
     position = max(lowest, highest - bits)
     has_unused = not (exact_rows and exact_columns)
@@ -195,7 +189,7 @@ def _bit_length(number):
 
 @kernel
 def _span(mantissas, exponents):
-    """The exponents of the lowest bit that is set in any weight, and of the first above all of them."""
+    """Return the exponents of the lowest bit that is set in any weight, and of the first above all of them."""
     lowest, highest = 2000, -2000
     for i in range(mantissas.shape[0]):
         for j in range(mantissas.shape[1]):
@@ -236,7 +230,7 @@ def _begin(mantissas, exponents, position, bits, exact_rows, exact_columns, pote
 
 @kernel
 def _shifted(mantissa, shift):
-    """floor(mantissa * 2**shift), which fits."""
+    """Return floor(mantissa * 2**shift), which fits."""
     if shift >= 0:
         return mantissa << shift if mantissa > 0 else 0
     return mantissa >> min(-shift, 63)
@@ -311,7 +305,7 @@ def _balance(has_unused, network, search):
 
 @kernel
 def _find_shortest(network, search):
-    """The length of the shortest paths from columns with a surplus to columns that lack units.
+    """Return the length of the shortest paths from columns with a surplus to columns that lack units.
 
     Fills the distance of every node that is not farther, and something not less for others.
     """
@@ -453,10 +447,10 @@ def _append_bits(mantissas, exponents, position, step, decided, network):
 
 @kernel
 def _is_optimal(mask, reduced, kept):
-    """Whether a mask with at most `kept` ones in a line is optimal: by complementary slackness, exactly.
+    """Return whether a mask with at most `kept` ones in a line is optimal: exactly, by complementary slackness.
 
-    An entry that is worth more than its lines is kept, and one that is worth less is not; a line that is worth
-    something is full.
+    (1) and (2) of docs/proof.md: an entry that is worth more than its lines is kept, one that is worth less is not, and
+    a line that is worth something is full.
     """
     rows, cols = mask.shape
     full = True

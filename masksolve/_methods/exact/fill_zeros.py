@@ -1,4 +1,4 @@
-"""Filling up a mask with weights of zero, which are worth nothing."""
+"""Filling up a mask with weights of zero, which are worth nothing: then "at most N" solves "exactly N"."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from masksolve._jit import kernel
 
 
 def _lowest_bit(typingctx, word):
-    """The number of the lowest bit that is set in a word."""
+    """Return the number of the lowest bit that is set in a word."""
 
     def codegen(context, builder, signature, arguments):
         return builder.cttz(arguments[0], ir.IntType(1)(1))
@@ -26,7 +26,7 @@ lowest_bit: Any = intrinsic(_lowest_bit)
 # Too long to be compiled into each caller, as an inner kernel would be.
 @kernel
 def fill_with_zeros(words, bits, zero_bits, stride, scratch, n, m):
-    """Fill a mask up to n ones a line with weights of zero, along alternating paths; False if that cannot be done.
+    """Fill a mask up to n ones per line with weights of zero, along alternating paths; False if it cannot be done.
 
     Row i's mask is words[bits + i * stride], and its zeros are words[zero_bits + i * stride]; 4 m words from
     words[scratch] on are overwritten.

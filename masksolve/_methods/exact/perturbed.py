@@ -1,4 +1,4 @@
-"""Equilibration in float64, of tiles that tie: they are perturbed, until one optimum is left."""
+"""Equilibration in float64, of tiles that tie: perturbed, until one optimum is left (docs/proof.md, "Ties")."""
 
 from typing import NamedTuple
 
@@ -153,7 +153,7 @@ def equilibrate_perturbed(
 
 @inner_kernel
 def _proven_unperturbed(task, vectors, lanes):
-    """Those of some lanes, strictly best for the perturbed tile, that are proven optimal for the tile itself."""
+    """Return those of some lanes, strictly best for the perturbed tile, that are proven optimal for the tile itself."""
     at, proven = task.at, 0
     for lane in range(at.lanes):
         if (lanes >> lane) & 1 and _is_proven_unperturbed(at, vectors.numbers, lane, task.m):
@@ -166,18 +166,22 @@ def _is_proven_unperturbed(at, work, lane, m):
     top = work[LARGEST, lane]
     wrong = work[WRONG, lane]
     if work[NONZERO, lane] == 0 and work[ZERO, lane] == 0:
+        # Not perturbed: the strict order is that of the tile itself, and proves it however reduced costs are rounded.
         return wrong == 0
     for j in range(m):
+        # _ROUNDING holds for potentials up to this, and NaN is not.
         if not abs(work[at.v + j, lane]) <= 8 * top:
             return False
     rounding = top * _ROUNDING
+    # (b) of the proof: whoever exchanges more than zeros loses more than `wrong`, which is all that can be gained.
     is_clear = work[CLEARANCE, lane] > 2 * wrong + rounding
+    # (a): masks differ by multiples of the quantum, and none gains as much.
     return is_clear or wrong + rounding < work[QUANTUM, lane]
 
 
 @inner_kernel
 def _choose_perturbation(task, vectors, clamp):
-    """How far entries of each tile are to be perturbed; not at all where that could not be vouched for."""
+    """Set how far entries of each tile are to be perturbed; not at all where that could not be vouched for."""
     at, work = task.at, vectors.numbers
     for lane in range(at.lanes):
         top = work[LARGEST, lane]

@@ -1,4 +1,4 @@
-"""Equilibration in the dtype of the weights, of tiles that have one optimum only."""
+"""Equilibration in the dtype of the weights, of tiles that have one optimum only (docs/proof.md)."""
 
 from typing import NamedTuple
 

@@ -2,7 +2,8 @@
 
 Masks. A row of a tile is filled in few ways (6 of them keep 2 of 4), two rows in 36, and these put one of 19 profiles
 of ones into the columns. The best two upper rows of every profile are put together with the best two lower rows of the
-profile that completes it; the best of these masks is the best of all that are valid.
+profile that completes it; the best of these masks is the best of all that are valid. That needs no
+duality; docs/proof.md has the proof of all other tiles.
 
 Sums. They are floats that nothing was rounded off: if all entries of a tile are multiples of some 2**k, and no sum of 4
 * kept of them is above 2**(k + 24) (float32) or 2**(k + 53) (float64), every sum is a float. With the largest entry in

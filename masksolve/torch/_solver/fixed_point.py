@@ -10,13 +10,13 @@ integers b. An entry is exact if nothing was cut off; otherwise less than 1 was.
 Ties. Entries are perturbed, c = b + p with 0 <= p < q >> spread, where q is the largest power of two that divides an
 exact entry: coarse weights, which tie, are perturbed a lot, and float32 weights, which do not, hardly or not at all.
 
-Proof. Let x take the n largest c - v of every row, put n into every column, and let t be any row potentials. An entry
-is `right` by b - v - t if it is in x, by -(b - v - t) if it is not, and by 1 less than that if it is inexact: the
-unscaled weight is right by no less. Let `wrong` be the sum of all that is missing to 0 (and, where lines may hold
-fewer than n, of each potential times the places free in its line, potentials being >= 0). By weak duality a mask y
-keeps at most `wrong` more than x, and to keep more at all it may differ from x only in entries that are right by less
-than `wrong`. If all these are multiples of some q > wrong, so is the difference; hence it is 0, and x is optimal.
-Zeros are multiples of everything; an inexact entry counts as a multiple of nothing.
+Proof (docs/proof.md, "Ties"). Let x take the n largest c - v of every row, put n into every column, and let t be any
+row potentials. An entry is `right` by b - v - t if it is in x, by -(b - v - t) if it is not, and by 1 less than that if
+it is inexact: the unscaled weight is right by no less. Let `wrong` be the sum of all that is missing to 0 (and, where
+lines may hold fewer than n, of each potential times the places free in its line, potentials being >= 0). By weak
+duality a mask y keeps at most `wrong` more than x, and to keep more at all it may differ from x only in entries that
+are right by less than `wrong`. If all these are multiples of some q > wrong, so is the difference; hence it is 0, and x
+is optimal. Zeros are multiples of everything; an inexact entry counts as a multiple of nothing.
 
 Tiles that a stage does not prove go on in the next one, from the potentials reached. A proof is found after the fact,
 so every number below is a matter of speed only.
