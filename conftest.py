@@ -4,7 +4,7 @@ The default profile is the same on every run; `--hypothesis-profile=fuzz` looks 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -51,11 +51,16 @@ NEEDS = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_make_collect_report(collector: pytest.Collector) -> None:
-    """Skip a file of which something in NEEDS is not installed, instead of importing it."""
+Reported = Generator[None, pytest.CollectReport, pytest.CollectReport]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Reported:
+    """Skip a file whose extras in NEEDS are not all installed, without importing it; no other file may be skipped."""
     if not isinstance(collector, pytest.File):
-        return
+        return (yield)
     place = collector.path.relative_to(collector.config.rootpath).as_posix()
     needed = [each for start, listed in NEEDS.items() if f"{place}/".startswith(f"{start}/") for each in listed]
     collect = collector.collect
@@ -66,6 +71,10 @@ def pytest_make_collect_report(collector: pytest.Collector) -> None:
         return collect()
 
     collector.collect = collect_if_installed  # type: ignore[method-assign]
+    report = yield
+    if report.skipped and not needed:
+        report.outcome, report.longrepr = "failed", f"{place} is skipped, but NEEDS in conftest.py does not list it"
+    return report
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

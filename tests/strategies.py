@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from tests.extras import dtype_of
 from tests.tables import SMALL_PATTERNS
 
-FLOATS = [np.dtype(code) for code in ("f2", "f4", "f8")] + [dtype_of("bfloat16")] * bool(find_spec("ml_dtypes"))
+FLOATS = [np.dtype(code) for code in ("f2", "f4", "f8")]
+if find_spec("ml_dtypes"):
+    FLOATS.append(dtype_of("bfloat16"))
 INTEGERS = [np.dtype(code) for code in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")]
 
 patterns = st.sampled_from(SMALL_PATTERNS)
