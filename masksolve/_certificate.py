@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +15,21 @@ from masksolve._check import check_mask
 from masksolve._floating_point import IeeeArithmetic
 from masksolve._inputs import as_mask, as_weights, check_direction, check_flag, check_values
 from masksolve._pattern import Pattern
-from masksolve._tiles import Margins, regions, tile_grids
+from masksolve._tiles import Direction, Margins, Region, grids, regions, tile_grids
 
 # Above this binary exponent the sums of a tile could leave float64.
 _LARGEST_EXPONENT = 960
 
 
+def relative_gap(kept: Any, upper_bound: Any, optimal: Any) -> Any:
+    """Return how far `kept`, a number or an array, is below the upper bound, as a share of it; 0.0 if optimal."""
+    with np.errstate(all="ignore"):
+        return np.where(np.logical_or(optimal, upper_bound == 0), 0.0, np.subtract(upper_bound, kept) / upper_bound)
+
+
 @dataclass(frozen=True)
 class Certificate:
-    """What `certify` found.
+    """The verdict of `certify`.
 
     Attributes
     ----------
@@ -103,29 +111,66 @@ def certify(
     # Overflow and underflow of sums are seen to here; a caller who makes NumPy raise has other sums in mind.
     with IeeeArithmetic(), np.errstate(all="ignore"):
         shift = scale_shift(array)
-        for region in regions(array.shape[-2], array.shape[-1], pattern, checked_direction, saturated):
-            for tiles, masks in zip(tile_grids(array, region), tile_grids(mask_array, region), strict=True):
-                part = certify_tiles(tiles, masks, region.margins, shift)
-                kept.append(float(part.kept.sum()))
-                bounds.append(float(part.upper_bound.sum()))
-                optimal &= bool(part.optimal.all())
+        for _, found in certified_regions(array, mask_array, pattern, checked_direction, saturated, shift):
+            kept.append(float(found.kept.sum()))
+            bounds.append(float(found.upper_bound.sum()))
+            optimal &= bool(found.optimal.all())
         total, bound = math.fsum(kept), math.fsum(bounds)
-        gap = 0.0 if optimal or bound == 0 else (bound - total) / bound
+        gap = float(relative_gap(total, bound, optimal))
         return Certificate(float(np.ldexp(total, shift)), float(np.ldexp(bound, shift)), gap, optimal)
 
 
 @dataclass(frozen=True)
 class TileCertificates:
-    """What is found of every tile of a grid, arrays (P, Q): `Certificate`'s words, and all importance of the tile."""
+    """The verdict on every tile of a region, as arrays (..., P, Q): `Certificate`'s words, and all importance.
+
+    Sums are times 2**-shift.
+    """
 
     importance: NDArray[np.float64]
     kept: NDArray[np.float64]
     upper_bound: NDArray[np.float64]
     optimal: NDArray[np.bool_]
 
+    @property
+    def gap(self) -> NDArray[np.float64]:
+        """`Certificate.gap` of every tile."""
+        gap: NDArray[np.float64] = relative_gap(self.kept, self.upper_bound, self.optimal)
+        return gap
+
+
+def certified_regions(
+    weights: NDArray[Any],
+    mask: NDArray[np.bool_],
+    pattern: Pattern,
+    direction: Direction,
+    saturated: bool,
+    shift: int,
+    *,
+    threads: int | None = None,
+    potentials: NDArray[np.floating[Any]] | None = None,
+) -> Iterator[tuple[Region, TileCertificates]]:
+    """Judge the masks of a matrix, or of a stack of them, region by region; weights and mask are (..., R, C).
+
+    Sums are times 2**-shift, `scale_shift(weights)`. `potentials` are those of the solve, of `potentials_shape`, if
+    known: what they prove is not searched for again.
+    """
+    for region in regions(*weights.shape[-2:], pattern, direction, saturated):
+        shape = (*weights.shape[:-2], *region.grid_shape)
+        found = TileCertificates(np.empty(shape), np.empty(shape), np.empty(shape), np.empty(shape, np.bool_))
+        known = potentials if region.tile_shape == (pattern.m, pattern.m) else None
+        tile_parts, mask_parts = tile_grids(weights, region), tile_grids(mask, region)
+        starts = itertools.repeat(None) if known is None else grids(known, inner=1)
+        results = zip(*(grids(array, inner=0) for array in vars(found).values()), strict=True)
+        for tiles, masks, start, into in zip(tile_parts, mask_parts, starts, results, strict=False):
+            part = certify_tiles(tiles, masks, region.margins, shift, threads=threads, potentials=start)
+            for array, values in zip(into, vars(part).values(), strict=True):
+                array[...] = values
+        yield region, found
+
 
 def scale_shift(array: NDArray[Any]) -> int:
-    """How many powers of two to take from weights, so that the sums of a tile stay within float64; mostly 0."""
+    """Return how many powers of two to take from weights to keep the sums of a tile within float64; mostly 0."""
     exponent = math.frexp(max(abs(float(array.max())), abs(float(array.min()))))[1]
     return max(0, exponent - _LARGEST_EXPONENT)
 
@@ -184,7 +229,7 @@ def certify_tiles(
 
 
 def _fills(masks: NDArray[np.bool_], margins: Margins) -> NDArray[np.bool_]:
-    """Whether masks (..., r, c), with at most `kept` ones in a line, hold exactly that many where they have to."""
+    """Return whether masks (..., r, c), with at most `kept` ones in a line, hold exactly that many where they have to."""
     rows, columns = masks.sum(axis=-1), masks.sum(axis=-2)
     full_rows = not margins.exact_rows or (rows == margins.kept).all(axis=-1)
     full_columns = not margins.exact_columns or (columns == margins.kept).all(axis=-1)

@@ -20,7 +20,7 @@ from masksolve._inputs import (
 )
 from masksolve._methods import load_method
 from masksolve._pattern import Pattern
-from masksolve._tiles import grids, regions, tile_grids
+from masksolve._tiles import grids, potentials_shape, regions, tile_grids
 
 
 def solve_block(
@@ -272,8 +272,7 @@ def _start_potentials(
             f"method {method!r} with direction {direction!r} has no potentials to start from or to return; "
             "use method 'exact' and direction 'both'"
         )
-    *lead, rows, columns = weights.shape
-    shape = (*lead, rows // pattern.m, columns // pattern.m, pattern.m)
+    shape = potentials_shape(weights.shape, pattern.m)
     found = np.zeros(shape, potentials_dtype(weights.dtype))
     if given is not None:
         start = as_array(given, "potentials are")

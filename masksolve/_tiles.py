@@ -44,6 +44,12 @@ class Region:
     tile_shape: tuple[int, int]
     margins: Margins
 
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Tiles from top to bottom, and from left to right."""
+        height, width = self.tile_shape
+        return (self.rows.stop - self.rows.start) // height, (self.columns.stop - self.columns.start) // width
+
 
 @lru_cache(maxsize=1024)
 def regions(rows: int, columns: int, pattern: Pattern, direction: Direction, saturated: bool) -> tuple[Region, ...]:
@@ -60,6 +66,12 @@ def regions(rows: int, columns: int, pattern: Pattern, direction: Direction, sat
             )
             result.append(Region(row_band, column_band, (tile_rows, tile_columns), sums))
     return tuple(result)
+
+
+def potentials_shape(shape: tuple[int, ...], m: int) -> tuple[int, ...]:
+    """Return the shape of the column potentials of weights (..., R, C), whole tiles alone: (..., R // m, C // m, m)."""
+    *lead, rows, columns = shape
+    return (*lead, rows // m, columns // m, m)
 
 
 def _bands(length: int, group: int) -> list[tuple[slice, int]]:

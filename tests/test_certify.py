@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import masksolve as ms
-from masksolve._certificate import certify_tiles
-from masksolve._tiles import regions, tile_grids
+from masksolve._certificate import certified_regions, certify_tiles
+from masksolve._tiles import Direction, regions, tile_grids
 from tests import oracle, strategies
 from tests.extras import dtype_of
 from tests.strategies import Problem, saturated_mask
@@ -150,6 +150,39 @@ def test_potentials_prove_or_say_nothing_whatever_they_are(family: str, method: 
         assert np.allclose(found.kept, expected.kept, rtol=1e-12)
         assert np.allclose(found.upper_bound, expected.upper_bound, rtol=1e-12)
         assert np.allclose(found.importance, np.abs(tiles.astype(float)).sum(axis=(2, 3)))
+
+
+@pytest.mark.parametrize("shape", [(13, 9), (8, 8), (4, 4), (3, 4, 4), (1, 4, 4), (3, 13, 9), (2, 3, 9, 6)])
+@pytest.mark.parametrize("direction", ["both", "rows", "columns"])
+@pytest.mark.parametrize("saturated", [True, False])
+@pytest.mark.parametrize("with_potentials", [True, False])
+def test_a_region_says_of_each_tile_what_certify_says_of_it_alone(
+    shape: tuple[int, ...], direction: Direction, saturated: bool, with_potentials: bool
+) -> None:
+    weights = weights_of("half zero", shape)
+    masks = ms.solve_matrix(weights, 1, 4, method="greedy", direction=direction, saturated=saturated)
+    potentials = None
+    if with_potentials and direction == "both":
+        _, potentials = ms.solve_matrix(weights, 1, 4, saturated=saturated, return_potentials=True)
+    covered = np.zeros(shape, int)
+    for region, found in certified_regions(
+        weights, masks, ms.Pattern(1, 4), direction, saturated, 0, potentials=potentials
+    ):
+        height, width = region.tile_shape
+        for index in np.ndindex(found.kept.shape):
+            *lead, p, q = index
+            top, left = region.rows.start + p * height, region.columns.start + q * width
+            where = (*lead, slice(top, top + height), slice(left, left + width))
+            covered[where] += 1
+            importance = np.abs(weights[where].astype(float))
+            exact = region.margins.exact_rows, region.margins.exact_columns
+            assert found.importance[index] == pytest.approx(importance.sum())
+            assert found.kept[index] == pytest.approx(importance[masks[where]].sum())
+            assert found.optimal[index] == oracle.is_optimal_tile(weights[where], masks[where], 1, *exact)
+            assert found.gap[index] == 0 or not found.optimal[index]
+            bound = found.upper_bound[index]
+            assert found.gap[index] == pytest.approx(0 if bound == 0 else 1 - found.kept[index] / bound)
+    assert (covered == 1).all()
 
 
 def test_a_mask_worse_by_less_than_float64_can_add_up_is_not_optimal() -> None:

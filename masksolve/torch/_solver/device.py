@@ -18,7 +18,7 @@ from masksolve._errors import UnusableWeightError
 from masksolve._inputs import check_values
 from masksolve._methods import load_method
 from masksolve._pattern import Pattern
-from masksolve._tiles import Margins, Region, regions
+from masksolve._tiles import Margins, Region, potentials_shape, regions
 from masksolve.torch._solver import batched
 from masksolve.torch._solver.direct_4x4 import halves, is_direct
 from masksolve.torch._solver.fixed_point import stages_for
@@ -79,8 +79,8 @@ def solve_on_device(
     """
     _check(weights, pattern, potentials)
     weights = weights.detach()
-    *lead, rows, columns = weights.shape
-    shape = (*lead, rows // pattern.m, columns // pattern.m, pattern.m)
+    rows, columns = weights.shape[-2:]
+    shape = potentials_shape(weights.shape, pattern.m)
     if is_direct((pattern.m, pattern.m), Margins(pattern.n, saturated, saturated), weights):
         found = None
     else:
@@ -205,7 +205,7 @@ def _check(weights: Tensor, pattern: Pattern, potentials: Tensor | None) -> None
         raise ValueError(f"weights have shape {shape}, which is empty; every dimension must be at least 1")
     if potentials is None:
         return
-    wanted = (*shape[:-2], shape[-2] // pattern.m, shape[-1] // pattern.m, pattern.m)
+    wanted = potentials_shape(shape, pattern.m)
     if tuple(potentials.shape) != wanted or not potentials.is_floating_point():
         raise ValueError(
             f"potentials have shape {tuple(potentials.shape)} and dtype {potentials.dtype}; weights of shape {shape} "

@@ -14,6 +14,7 @@ from masksolve._inputs import check_flag
 from masksolve._methods import load_method
 from masksolve._pattern import Pattern
 from masksolve._solve import solve_matrix
+from masksolve._tiles import potentials_shape
 from masksolve.torch._dtensor import as_plain, is_sharded
 from masksolve.torch._solver.device import solve_on_device
 from masksolve.torch._solver.solution import MaskSolution
@@ -68,7 +69,7 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
         if not bool(torch.isfinite(scores).all()):
             raise ValueError("weights hold NaN or infinities, which have no importance; replace them first")
         return MaskSolution(masks=_checked(recipe.method(scores, pattern), scores))
-    if potentials is not None and potentials.shape != _potentials_shape(scores, pattern):
+    if potentials is not None and potentials.shape != potentials_shape(scores.shape, pattern.m):
         potentials = None
     if recipe.method == "exact" and _is_solved_where_it_lies(scores):
         return solve_on_device(scores, pattern, saturated=recipe.saturated, potentials=potentials)
@@ -116,11 +117,6 @@ def mask_fault(masks: Tensor, recipe: Recipe) -> str | None:
 
 def _is_solved_where_it_lies(scores: Tensor) -> bool:
     return scores.device.type != "cpu"
-
-
-def _potentials_shape(scores: Tensor, pattern: Pattern) -> tuple[int, ...]:
-    *lead, rows, columns = scores.shape
-    return (*lead, rows // pattern.m, columns // pattern.m, pattern.m)
 
 
 def _checked(mask: Tensor, scores: Tensor) -> Tensor:
