@@ -96,7 +96,7 @@ def test_masks_of_torch_weights_are_optimal_when_torch_flushes_subnormal_numbers
     layer.weight.data = torch.from_numpy(weights)
     assert torch.set_flush_denormal(True)
     try:
-        masksolve.torch.transposable(layer, "weight", "1:4")
+        masksolve.torch.semi_structured(layer, "weight", "1:4")
     finally:
         torch.set_flush_denormal(False)
     assert oracle.is_optimal(weights, layer.weight_mask.bool().numpy(), 1, 4)

@@ -350,7 +350,7 @@ def adaprune_model(
             loaded.model,
             batches,
             pattern,
-            masks=masks,
+            importance=masks,
             direction=direction,
             solver=solver,
             include=include or None,

@@ -13,7 +13,7 @@ from masksolve.torch._training.finalize import finalize
 from masksolve.torch._training.records import LayerRecord, RefreshRecord
 from masksolve.torch._training.sparse_linear import acceleration_reason
 from masksolve.torch._training.sparsifier import Sparsifier
-from masksolve.torch._training.torch_prune import transposable
+from masksolve.torch._training.torch_prune import semi_structured
 
 __all__ = [
     "AdaPruneReport",
@@ -27,5 +27,5 @@ __all__ = [
     "adaprune",
     "finalize",
     "patterns_from_zeros",
-    "transposable",
+    "semi_structured",
 ]

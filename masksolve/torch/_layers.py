@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -29,7 +29,7 @@ from masksolve._kinds import (
     tied_to,
 )
 from masksolve._pattern import Pattern
-from masksolve._tiles import convolution_axes
+from masksolve._tiles import Direction, convolution_axes
 
 Ragged = Literal["allow", "skip"]
 
@@ -42,41 +42,49 @@ class Layout:
     """How a weight lies in memory: `groups` matrices along its first axis, and whether a kernel follows the matrix.
 
     A convolution weight is (groups * out, in, *kernel), a transposed one the same with out and in exchanged; several
-    projections stacked in one weight are (groups * out, in); any other weight is (..., R, C).
+    projections stacked in one weight are (groups * out, in); any other weight is (..., R, C). Matrices are (out, in):
+    of a transposed convolution only where `transposed`, which transposable masks have no use for.
     """
 
     groups: int = 1
     convolution: bool = False
+    transposed: bool = False
 
     def matrices(self, weight: Tensor) -> Tensor:
-        """The weight as a stack of matrices, a view: one for each kernel position and group."""
+        """Return the weight as a stack of matrices, a view: one for each kernel position and group."""
         if self.groups == 1 and not self.convolution:
             return weight
         split: Tensor = weight.unflatten(0, (self.groups, -1))
         if not self.convolution:
             return split
-        return split.permute(convolution_axes(split.ndim, lead=1))
+        found = split.permute(convolution_axes(split.ndim, lead=1))
+        return found.mT if self.transposed else found
 
     def weight(self, matrices: Tensor) -> Tensor:
-        """The inverse of `matrices`."""
+        """Undo `matrices`."""
         if not self.convolution:
             return matrices if self.groups == 1 else matrices.flatten(0, 1)
         order = [int(axis) for axis in np.argsort(convolution_axes(matrices.ndim, lead=1))]
-        return matrices.permute(order).flatten(0, 1)
+        return (matrices.mT if self.transposed else matrices).permute(order).flatten(0, 1)
 
     def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of one matrix of a weight."""
-        if self.convolution:
-            return shape[0] // self.groups, shape[1]
-        return shape[-2] // self.groups, shape[-1]
+        """Return the rows and columns of one matrix of a weight."""
+        if not self.convolution:
+            return shape[-2] // self.groups, shape[-1]
+        first, second = shape[0] // self.groups, shape[1]
+        return (second, first) if self.transposed else (first, second)
 
-    def for_tiles(self, shape: Sequence[int], m: int) -> Layout:
-        """The layout to solve m x m tiles in: stacked projections are one matrix where no tile lies across two."""
-        return self if self.convolution or self.matrix_shape(shape)[0] % m else Layout()
+    def for_masks(self, shape: Sequence[int], m: int, direction: Direction) -> Layout:
+        """Return the layout to solve in: stacked projections are one matrix where no tile lies across two."""
+        if self.convolution:
+            return replace(self, transposed=self.transposed and direction != "both")
+        return self if self.matrix_shape(shape)[0] % m else Layout()
 
     def matrix_axes(self, ndim: int) -> tuple[int, int]:
-        """Which axes of a weight are the rows and the columns of its matrices."""
-        return (0, 1) if self.convolution else (ndim - 2, ndim - 1)
+        """Return the axes of a weight that are the rows and the columns of its matrices."""
+        if not self.convolution:
+            return ndim - 2, ndim - 1
+        return (1, 0) if self.transposed else (0, 1)
 
 
 @dataclass(frozen=True)
@@ -121,9 +129,11 @@ def masked_attributes(module: nn.Module) -> tuple[str, ...]:
 def select(
     model: nn.Module,
     pattern: Pattern,
+    *,
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
-    ragged: Ragged,
+    ragged: Ragged = "allow",
+    direction: Direction = "both",
     unfit: Mapping[str, str] | None = None,
 ) -> tuple[list[Site], tuple[ParameterReport, ...]]:
     """Split the parameters of a model into those that are masked and those that are skipped.
@@ -142,7 +152,8 @@ def select(
     sites, report = [], []
     for names in _tied(found):
         reasons = [
-            _reason_to_skip(one, names, kinds[one.name], pattern, include, exclude, ragged, unfit or {})
+            _reason_not_chosen(one, names, kinds[one.name], include, exclude, unfit or {})
+            or _reason_of_size(one.parameter, layout_of(one.owner, one.attribute), pattern, ragged, direction)
             for one in names
         ]
         chosen = next((one for one, reason in zip(names, reasons, strict=True) if reason is None), None)
@@ -155,7 +166,7 @@ def select(
                 "model first (to_empty and its initialisation, or load_state_dict with assign=True)"
             )
         first = names[0].name
-        layout = layout_of(chosen.owner, chosen.attribute).for_tiles(chosen.parameter.shape, pattern.m)
+        layout = layout_of(chosen.owner, chosen.attribute).for_masks(chosen.parameter.shape, pattern.m, direction)
         sites.append(Site(tuple(one.name for one in names), layout))
         report += [
             ParameterReport(one.name, tuple(one.parameter.shape), True, None if one is names[0] else f"tied to {first}")
@@ -189,7 +200,7 @@ def kinds_of(model: nn.Module) -> dict[str, Kind]:
 def layout_of(owner: nn.Module, attribute: str) -> Layout:
     """The layout of one parameter of a module."""
     if isinstance(owner, _ConvNd) and attribute == "weight":
-        return Layout(owner.groups, convolution=True)
+        return Layout(owner.groups, convolution=True, transposed=isinstance(owner, _ConvTransposeNd))
     if isinstance(owner, nn.MultiheadAttention) and attribute == "in_proj_weight":
         # Queries, keys and values, which attention to other tokens and other libraries take apart.
         return Layout(3)
@@ -274,14 +285,12 @@ def _dense_by_owner(one: _Found) -> str | None:
     return OTHER
 
 
-def _reason_to_skip(
+def _reason_not_chosen(
     one: _Found,
     names: list[_Found],
     kind: Kind,
-    pattern: Pattern,
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
-    ragged: Ragged,
     unfit: Mapping[str, str],
 ) -> str | None:
     for glob in exclude or ():
@@ -306,7 +315,7 @@ def _reason_to_skip(
         return f"{kind.dense}; include it to mask it"
     if parameter.dtype not in _DTYPES:
         return f"dtype {parameter.dtype} is not one of {', '.join(map(str, _DTYPES))}"
-    return _reason_of_size(parameter.shape, layout_of(one.owner, one.attribute), pattern, ragged)
+    return None
 
 
 def _is_default(owner: nn.Module, attribute: str) -> bool:
@@ -315,14 +324,21 @@ def _is_default(owner: nn.Module, attribute: str) -> bool:
     return isinstance(owner, (nn.Linear, _ConvNd)) and attribute == "weight"
 
 
-def _reason_of_size(shape: Sequence[int], layout: Layout, pattern: Pattern, ragged: Ragged) -> str | None:
-    rows, columns = layout.matrix_shape(shape)
+def _reason_of_size(
+    parameter: Tensor, layout: Layout, pattern: Pattern, ragged: Ragged, direction: Direction
+) -> str | None:
+    m, shape = pattern.m, parameter.shape
+    rows, columns = replace(layout, transposed=layout.transposed and direction != "both").matrix_shape(shape)
     size = f"{rows}x{columns}" if layout.groups == 1 else f"each of its {layout.groups} groups is {rows}x{columns} and"
-    m = pattern.m
-    if min(rows, columns) < m or 0 in shape:
-        return f"{size} holds no whole {m}x{m} tile"
-    if ragged == "skip" and (rows % m or columns % m):
-        return f"{size} is no multiple of {m} both ways, and ragged='skip'"
+    if direction == "both":
+        lengths, what, way = [rows, columns], f"{m}x{m} tile", "both ways"
+    else:
+        lengths = [columns if direction == "rows" else rows]
+        what, way = f"group of {m} along {direction}", f"along {direction}"
+    if min(lengths) < m or 0 in shape:
+        return f"{size} holds no whole {what}"
+    if ragged == "skip" and any(length % m for length in lengths):
+        return f"{size} is not a multiple of {m} {way}, and ragged='skip'"
     return None
 
 

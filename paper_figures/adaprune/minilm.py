@@ -104,7 +104,7 @@ class Study:
             model,
             self._batches(sentences),
             case.pattern,
-            masks=case.masks,  # type: ignore[arg-type]
+            importance=case.masks,  # type: ignore[arg-type]
             direction=case.direction,  # type: ignore[arg-type]
             include=INCLUDE,
             keep_first_last=False,

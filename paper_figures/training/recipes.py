@@ -49,14 +49,13 @@ class Recipe:
             "include": include,
             "refresh_every": 40 if self.masks == "dynamic" else None,
             "gradient": self.gradient,
+            "direction": "rows" if self.structure == "rows" else "both",
         }
         return Sparsifier(model, "1:2" if self.pattern == "-" else self.pattern, method=self._method(seed), **options)
 
     def _method(self, seed: int) -> str | Callable[[Tensor, ms.Pattern], Tensor]:
         if self.structure == "unstructured":
             return larger_half
-        if self.structure == "rows":
-            return one_sided
         return random(seed) if self.method == "random" else self.method
 
     def bits(self) -> tuple[float, float]:
@@ -72,11 +71,6 @@ class Recipe:
 def larger_half(scores: Tensor, pattern: ms.Pattern) -> Tensor:
     """The larger half of all weights of a tensor."""
     return scores.abs() > scores.abs().median()
-
-
-def one_sided(scores: Tensor, pattern: ms.Pattern) -> Tensor:
-    """N of every M inputs of each output."""
-    return torch.from_numpy(ms.solve_matrix(scores.numpy(), pattern.n, pattern.m, direction="rows"))
 
 
 def random(seed: int) -> Callable[[Tensor, ms.Pattern], Tensor]:

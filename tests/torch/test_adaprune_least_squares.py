@@ -81,15 +81,15 @@ def test_the_least_squares_repair_is_a_stationary_point_of_the_masked_objective(
         assert float(layer.bias.grad.abs().max()) < 1e-6 * scale
 
 
-@pytest.mark.parametrize("masks", ["magnitude", "hessian"])
-def test_inputs_that_never_change_are_repaired_by_the_bias(masks: Any) -> None:
+@pytest.mark.parametrize("importance", ["magnitude", "hessian"])
+def test_inputs_that_never_change_are_repaired_by_the_bias(importance: Any) -> None:
     """About their mean they are zero: what rounding makes of that must not be taken for a Gram matrix."""
     torch.manual_seed(0)
     dense = nn.Linear(64, 64)
     for count in (7, 11):
         layer = copy.deepcopy(dense)
         x = (3 * torch.randn(1, 64) + 10).repeat(count, 1)
-        assert one(adaprune(layer, [x], "2:4", masks=masks, **ALONE)).error_after == 0
+        assert one(adaprune(layer, [x], "2:4", importance=importance, **ALONE)).error_after == 0
         assert torch.equal(layer.weight, dense.weight * (layer.weight != 0))
         torch.testing.assert_close(layer(x), dense(x), rtol=1e-5, atol=1e-5)
 
@@ -162,12 +162,12 @@ def test_what_the_kept_inputs_can_express_is_recovered(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("solver", ["lstsq", "adam", "absorb", "none"])
-@pytest.mark.parametrize("masks", ["magnitude", "wanda", "hessian"])
-def test_masks_stay_valid_to_the_last_bit(kind: str, solver: Any, masks: Any) -> None:
+@pytest.mark.parametrize("importance", ["magnitude", "wanda", "hessian"])
+def test_masks_stay_valid_to_the_last_bit(kind: str, solver: Any, importance: Any) -> None:
     layer, x = layer_and_inputs(kind, samples=8)
     groups = getattr(layer, "groups", 1)
     before = layer.weight.detach().clone()
-    adaprune(layer, [x], "3:4", solver=solver, masks=masks, iterations=2, **ALONE)
+    adaprune(layer, [x], "3:4", solver=solver, importance=importance, iterations=2, **ALONE)
     assert ms.is_valid_mask(matrices(layer.weight, groups) != 0, 3, 4)
     assert not torch.signbit(layer.weight[layer.weight == 0]).any()
     kept = layer.weight != 0
@@ -228,7 +228,7 @@ def test_transposable_masks_are_optimal_for_each_score() -> None:
     }
     for score, importance in expected.items():
         layer = copy.deepcopy(dense)
-        found = one(adaprune(layer, [x], "3:4", masks=score, **ALONE))  # type: ignore[arg-type]
+        found = one(adaprune(layer, [x], "3:4", importance=score, **ALONE))  # type: ignore[arg-type]
         mask = layer.weight.detach().numpy() != 0
         assert ms.certify(importance, mask, 3, 4).optimal
         assert found.kept_importance == pytest.approx(importance[mask].sum() / importance.sum())
@@ -272,7 +272,7 @@ def test_results_do_not_depend_on_how_batches_are_split(kind: str, solver: Any) 
     states = []
     for size in (60, 17, 1):
         layer = copy.deepcopy(model)
-        adaprune(layer, x.split(size), "2:4", solver=solver, iterations=20, masks="hessian", **ALONE)
+        adaprune(layer, x.split(size), "2:4", solver=solver, iterations=20, importance="hessian", **ALONE)
         states.append(layer.state_dict())
     for state in states[1:]:
         for name, value in state.items():
@@ -315,11 +315,11 @@ def test_what_exceeds_the_cap_goes_to_files_that_are_gone_afterwards(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("masks", ["magnitude", "wanda", "hessian"])
-@pytest.mark.parametrize("direction", ["both", "rows"])
-def test_alternation_lowers_the_error_or_stops(masks: Any, direction: Any) -> None:
+@pytest.mark.parametrize("importance", ["magnitude", "wanda", "hessian"])
+@pytest.mark.parametrize("direction", ["both", "rows", "columns"])
+def test_alternation_lowers_the_error_or_stops(importance: Any, direction: Any) -> None:
     dense, x = layer_and_inputs("linear", samples=200)
-    options: dict[str, Any] = {"masks": masks, "direction": direction, **ALONE}
+    options: dict[str, Any] = {"importance": importance, "direction": direction, **ALONE}
     once = one(adaprune(copy.deepcopy(dense), [x], "2:4", **options))
     layer = copy.deepcopy(dense)
     found = one(adaprune(layer, [x], "2:4", alternations=5, **options))
@@ -339,13 +339,13 @@ def test_alternation_finds_a_better_mask_where_magnitude_is_wrong() -> None:
         layer.weight[:, torch.arange(16) % 4 < 2] += 1
     x = torch.randn(100, 16)
     x[:, torch.arange(16) % 4 < 2] *= 1e-3
-    found = one(adaprune(layer, [x], "2:4", masks="wanda", direction="rows", alternations=1, **ALONE))
+    found = one(adaprune(layer, [x], "2:4", importance="wanda", direction="rows", alternations=1, **ALONE))
     assert found.error_after < 1e-4
-    found = one(adaprune(layer, [x], "1:4", direction="rows", alternations=3, masks="wanda", **ALONE))
+    found = one(adaprune(layer, [x], "1:4", direction="rows", alternations=3, importance="wanda", **ALONE))
     assert len(found.alternations) > 0
 
 
-@pytest.mark.parametrize("direction", ["both", "rows"])
+@pytest.mark.parametrize("direction", ["both", "rows", "columns"])
 @pytest.mark.parametrize("pattern", ["2:4", "3:8"])
 def test_zeros_are_respected_and_what_is_touched_is_counted(direction: Any, pattern: str) -> None:
     torch.manual_seed(0)
@@ -363,12 +363,48 @@ def test_zeros_are_respected_and_what_is_touched_is_counted(direction: Any, patt
     record: Conversion = found.conversion
     assert record.touched == int((~zeros).sum()) - kept.sum()
     assert record.sparsity == pytest.approx(float(zeros.double().mean()))
-    share = ms.odds.share_of_tiles if direction == "both" else ms.odds.share_of_groups
-    assert record.fitting == share(~zeros.numpy(), n, m)
+    if direction == "both":
+        assert record.fitting == ms.odds.share_of_tiles(~zeros.numpy(), n, m)
+    else:
+        assert record.fitting == ms.odds.share_of_groups(~zeros.numpy(), n, m, direction=direction)
     assert record.fitting == pytest.approx(record.odds, abs=0.06)
     # At most n is all that is asked: no mask keeps more of what was there.
     best = ms.solve_matrix(dense, n, m, direction=direction, saturated=False)
     assert dense[kept].sum() == pytest.approx(dense[best].sum())
+
+
+@pytest.mark.parametrize("direction", ["rows", "columns"])
+@pytest.mark.parametrize("solver", ["lstsq", "adam", "absorb", "none"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_one_sided_layers_are_pruned_to_the_mask_that_keeps_the_most(kind: str, solver: Any, direction: Any) -> None:
+    layer, x = layer_and_inputs(kind, samples=8)
+    groups = getattr(layer, "groups", 1)
+    dense = np.abs(matrices(layer.weight.detach(), groups))
+    adaprune(layer, [x], (3, 4), direction=direction, solver=solver, iterations=2, **ALONE)
+    kept = matrices(layer.weight.detach(), groups) != 0
+    assert (kept == ms.solve_matrix(dense, 3, 4, direction=direction)).all()
+
+
+def test_a_callable_importance_scores_the_weights_by_name() -> None:
+    dense, x = layer_and_inputs("linear")
+    scale = torch.rand(dense.weight.shape, generator=torch.Generator().manual_seed(1))
+    asked = []
+
+    def importance(name: str, weight: nn.Parameter) -> Tensor:
+        asked.append((name, type(weight)))
+        return weight.abs() * scale
+
+    layer = copy.deepcopy(dense)
+    found = one(adaprune(layer, [x], "3:4", importance=importance, **ALONE))
+    scores = (dense.weight.detach().abs() * scale).numpy()
+    mask = ms.solve_matrix(scores, 3, 4)
+    assert asked == [("weight", nn.Parameter)]
+    assert (layer.weight.detach().numpy() != 0).tolist() == mask.tolist()
+    assert found.kept_importance == pytest.approx(scores[mask].sum() / scores.sum(), rel=1e-5)
+    # Under given masks it is what the kept importance is a share of.
+    given = {"weight": torch.from_numpy(ms.solve_matrix(dense.weight.detach().numpy(), 3, 4))}
+    found = one(adaprune(copy.deepcopy(dense), [x], "3:4", importance=importance, masks=given, **ALONE))
+    assert found.kept_importance == pytest.approx(scores[given["weight"].numpy()].sum() / scores.sum(), rel=1e-5)
 
 
 def test_zeros_are_respected_under_given_masks_too() -> None:

@@ -415,7 +415,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception
     (mlp, X, {}, TypeError, r"calibration is a tensor of shape \(64, 8\); give an iterable of batches"),
     (mlp, None, {}, TypeError, "calibration is a NoneType; give an iterable of batches, such as"),
     (mlp, [X[:5]], {"damping": 1e-300}, ValueError, "'2.weight': in float64 .* damping=1e-300; raise that"),
-    (mlp, [X[:5]], {"damping": 1e-300, "masks": "hessian"}, ValueError, "no positive definite X Xᵀ with damping"),
+    (mlp, [X[:5]], {"damping": 1e-300, "importance": "hessian"}, ValueError, "no positive definite X Xᵀ with damping"),
     (mlp, [X], {"seed": "0"}, TypeError, "seed must be an integer, got '0'"),
     (
         mlp,
@@ -430,8 +430,18 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception
     (Overflows, [X], {}, ValueError, "an input of 'layers.4' holds NaN or infinities; nothing was changed"),
     (with_nan_weight, [X], {}, ValueError, "parameter '2.weight' holds NaN or infinities"),
     (lambda: "model", [X], {}, TypeError, "model must be a torch.nn.Module, got str"),  # type: ignore[return-value,list-item]
-    (mlp, [X], {"masks": "wanda2"}, ValueError, "unknown masks 'wanda2'; .* did you mean 'wanda'"),
-    (mlp, [X], {"direction": "columns"}, ValueError, "unknown direction 'columns'"),
+    (mlp, [X], {"importance": "wanda2"}, ValueError, "unknown importance 'wanda2'; .* did you mean 'wanda'"),
+    (mlp, [X], {"direction": "column"}, ValueError, "unknown direction 'column'; .*did you mean 'columns'"),
+    (mlp, [X], {"importance": None}, TypeError, "importance must be one of 'magnitude', 'wanda', 'hessian', or a call"),
+    (mlp, [X], {"masks": "wanda"}, TypeError, "masks must be a mapping of names to bool tensors, got 'wanda'"),
+    (
+        mlp,
+        [X],
+        {"importance": lambda name, w: w.abs(), "alternations": 2},
+        ValueError,
+        "alternations=2 scores weights that are not the model's, which a callable .* use one of 'magnitude'",
+    ),
+    (mlp, [X], {"importance": lambda name, w: w[0]}, ValueError, "importance returned .* for parameter '2.weight'"),
     (mlp, [X], {"solver": "sgd"}, ValueError, "unknown solver 'sgd'"),
     (mlp, [X], {"damping": 0.0}, ValueError, "damping must be positive, got 0.0"),
     (mlp, [X], {"iterations": 0}, ValueError, "iterations"),
@@ -456,7 +466,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception
         ms.InvalidMaskError,
         r"the mask of '2.weight': mask\[0, 0:4\] keeps 4 of 4 entries; 2:4 along rows allows at most 2",
     ),
-    (mlp, [X], {"masks": {"2.weight": X}, "alternations": 1}, ValueError, "alternations=1 finds masks anew, but masks"),
+    (mlp, [X], {"masks": {"2.weight": X}, "alternations": 1}, ValueError, "alternations=1 finds masks again, but mas"),
 ]
 
 

@@ -203,7 +203,7 @@ def test_running_what_follows_finds_what_running_the_whole_model_finds(
 ) -> None:
     model, batches = made(name)
     obvious = copy.deepcopy(model)
-    options: dict[str, Any] = {"masks": "hessian", "keep_first_last": False, "sequential": sequential}
+    options: dict[str, Any] = {"importance": "hessian", "keep_first_last": False, "sequential": sequential}
     # None of the layers' moments fits, so that each is a run of its own.
     report = adaprune(model, batches, "3:4", memory_mib=0, **options)
     with whole_runs(monkeypatch):
@@ -230,7 +230,7 @@ def test_every_layer_runs_about_twice_per_batch(name: str, sequential: bool, mon
         return forward(self, x)
 
     monkeypatch.setattr(nn.Linear, "forward", counted)
-    report = adaprune(model, batches, "3:4", masks="wanda", sequential=sequential, memory_mib=0)
+    report = adaprune(model, batches, "3:4", importance="wanda", sequential=sequential, memory_mib=0)
     assert len(report.layers) >= 2
     assert max(calls.values()) <= 2.5 * len(batches)
 

@@ -67,7 +67,21 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], st
     (mlp, {"refresh_every": 1.5}, TypeError, r"refresh_every must be an integer, got 1.5"),
     (mlp, {"until": 0}, ValueError, r"until must be at least 1, got 0"),
     (mlp, {"decay": -1.0}, ValueError, r"decay must be finite and not negative, got -1.0"),
-    (mlp, {"importance": "wanda"}, TypeError, r"importance must be a callable of a name and a Parameter.*got 'wanda'"),
+    (mlp, {"importance": "wanda"}, ValueError, r"unknown importance 'wanda'; allowed are 'magnitude'"),
+    (
+        mlp,
+        {"importance": None},
+        TypeError,
+        r"importance must be one of 'magnitude', or a callable of a name .*got None",
+    ),
+    (mlp, {"direction": "row"}, ValueError, r"unknown direction 'row'; allowed are 'both', 'rows', 'columns'.*'rows'"),
+    (
+        mlp,
+        {"direction": "rows", "method": lambda scores, p: scores > 0},
+        ValueError,
+        r"direction='rows' is for the methods of masksolve; a callable method .*leave out direction",
+    ),
+    (mlp, {"direction": "rows", "pattern": "16:32"}, ValueError, r"0.weight: 24x16 holds no whole group of 32 along r"),
     (mlp, {"importance": lambda name, w: w[0]}, ValueError, r"importance returned torch.float32 of shape \(16,\) for"),
     (mlp, {"importance": lambda name, w: None}, ValueError, r"importance returned None for parameter '0.weight'"),
     (mlp, {"importance": lambda name, w: w}, ValueError, r"importance returned negative scores for parameter '0.wei"),
@@ -209,7 +223,7 @@ def test_a_state_dict_of_another_model_or_of_nothing_is_refused() -> None:
     fewer = Sparsifier(mlp(), "2:4", include="0.weight").state_dict()
     with pytest.raises(ValueError, match=r"only the model has a mask for '2.weight'"):
         sparsifier.load_state_dict(fewer)
-    with pytest.raises(ValueError, match=r"it has no masks, pattern, potentials, step"):
+    with pytest.raises(ValueError, match=r"it has no direction, masks, pattern, potentials, step"):
         sparsifier.load_state_dict(model.state_dict())
     wide = Sparsifier(nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16)), "2:4").state_dict()
     with pytest.raises(

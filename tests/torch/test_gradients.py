@@ -20,7 +20,7 @@ def masked(weight: Tensor, mask: Tensor, gradient: Gradient) -> nn.Module:
     """A module whose `weight` is masked."""
     module = nn.Module()
     module.weight = nn.Parameter(weight.detach().clone())
-    attach(module, "weight", MaskedWeight(module, "weight", mask, gradient, DECAY, any_mask))
+    attach(module, "weight", MaskedWeight(module, "weight", mask=mask, gradient=gradient, decay=DECAY, fault=any_mask))
     return module
 
 

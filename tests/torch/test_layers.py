@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from masksolve.torch import Sparsifier, transposable
+from masksolve.torch import Sparsifier, semi_structured
 from tests import oracle
 from tests.tables import Pair, name_of
 from tests.torch.masked import held
@@ -113,7 +113,7 @@ def test_ragged_matrices_are_masked_or_skipped_as_asked() -> None:
     sparsifier = Sparsifier(model(), "2:4")
     assert all(line.sparse for line in sparsifier.report if line.name.endswith("weight"))
     found = reasons(Sparsifier(model(), "2:4", ragged="skip"))
-    assert found["0.weight"] == "8x10 is no multiple of 4 both ways, and ragged='skip'"
+    assert found["0.weight"] == "8x10 is not a multiple of 4 both ways, and ragged='skip'"
     assert "1.weight" not in found
 
 
@@ -207,7 +207,7 @@ def test_queries_keys_and_values_in_one_weight_are_sparse_each_for_itself(width:
         with torch.no_grad():
             weight.normal_()
         sparsifier.refresh()
-    pruned = transposable(nn.MultiheadAttention(width, 2), "in_proj_weight", "3:4")
+    pruned = semi_structured(nn.MultiheadAttention(width, 2), "in_proj_weight", "3:4")
     assert all(oracle.is_valid(part.numpy() != 0, 3, 4) for part in pruned.in_proj_weight_mask.chunk(3))  # type: ignore[union-attr, operator]
 
 
@@ -330,7 +330,7 @@ def test_the_bridge_prunes_as_torch_does_with_the_exact_mask(pattern: Pair) -> N
     n, m = pattern
     layer = nn.Conv2d(8, 16, 3)
     weight = layer.weight.detach().clone()
-    assert transposable(layer, "weight", f"{n}:{m}") is layer
+    assert semi_structured(layer, "weight", f"{n}:{m}") is layer
     mask = layer.weight_mask
     assert torch.equal(layer.weight, weight * mask)
     for position in np.ndindex(3, 3):
@@ -343,24 +343,24 @@ def test_the_bridge_prunes_as_torch_does_with_the_exact_mask(pattern: Pair) -> N
 def test_the_bridge_takes_scores() -> None:
     layer = nn.Linear(8, 8)
     scores = torch.randn(8, 8).abs()
-    transposable(layer, "weight", "1:4", importance_scores=scores)
+    semi_structured(layer, "weight", "1:4", importance=scores)
     assert oracle.is_optimal(scores.numpy(), layer.weight_mask.numpy() != 0, 1, 4)
 
 
 def test_the_bridge_refuses_what_it_cannot_prune() -> None:
     layer = nn.Linear(8, 8)
     with pytest.raises(ValueError, match="Linear has no parameter 'weights'"):
-        transposable(layer, "weights", "2:4")
-    with pytest.raises(ValueError, match=r"have shape \(8,\); parameter 'weight' needs \(8, 8\)"):
-        transposable(layer, "weight", "2:4", importance_scores=torch.ones(8))
-    with pytest.raises(ValueError, match=r"importance_scores of parameter 'weight' hold negative ones"):
-        transposable(layer, "weight", "2:4", importance_scores=torch.full((8, 8), -1.0))
+        semi_structured(layer, "weights", "2:4")
+    with pytest.raises(ValueError, match=r"has shape \(8,\); parameter 'weight' needs \(8, 8\)"):
+        semi_structured(layer, "weight", "2:4", importance=torch.ones(8))
+    with pytest.raises(ValueError, match=r"importance of parameter 'weight' holds negative scores"):
+        semi_structured(layer, "weight", "2:4", importance=torch.full((8, 8), -1.0))
     with pytest.raises(ValueError, match="at least two dimensions"):
-        transposable(layer, "bias", "2:4")
+        semi_structured(layer, "bias", "2:4")
     with pytest.raises(ValueError, match=r"'weight' is on the meta device and has no values; materialise"):
-        transposable(nn.Linear(8, 8, device="meta"), "weight", "2:4")
+        semi_structured(nn.Linear(8, 8, device="meta"), "weight", "2:4")
     masked = nn.Linear(8, 8)
     Sparsifier(masked, "2:4")
     with pytest.raises(ValueError, match="'weight' is masked by a Sparsifier; finalize it before"):
-        transposable(masked, "weight", "2:4")
+        semi_structured(masked, "weight", "2:4")
     assert sorted(layer.state_dict()) == ["bias", "weight"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import masksolve as ms
-from masksolve.torch import Sparsifier, transposable
+from masksolve.torch import Sparsifier, semi_structured
 from masksolve.torch._solver import device
 from masksolve.torch._solver import solve as tensor_solver
 from tests import oracle
@@ -160,6 +160,6 @@ def test_the_default_dtype_does_not_reach_the_potentials(on_device: list[Tensor 
 
 
 def test_a_pruning_of_torch_is_found_on_the_device_too(on_device: list[Tensor | None]) -> None:
-    layer = transposable(nn.Linear(8, 8), "weight", "1:4")
+    layer = semi_structured(nn.Linear(8, 8), "weight", "1:4")
     assert len(on_device) == 1
     assert oracle.is_optimal(layer.weight_orig.detach().numpy(), layer.weight_mask.bool().numpy(), 1, 4)  # type: ignore[union-attr, operator]

@@ -273,7 +273,10 @@ def test_copies_and_averages_pack_what_they_hold(products: list[Tensor]) -> None
     assert acceleration_reason(twin[0]) == "accelerated"
     # The dense phase of the model is that of its average.
     for each in (model, average.module):
-        assert "as 2:4 does; this one keeps 4" in acceleration_reason(each[0])
+        assert (
+            "as transposable 2:4 masks do; this one keeps up to 4 along rows and 4 along columns"
+            in acceleration_reason(each[0])
+        )
         products.clear()
         each(data())
         assert products == []
@@ -455,7 +458,7 @@ def test_every_reason_is_given_at_once() -> None:
     layer = nn.Linear(12, 20)
     Sparsifier(layer, "4:8")
     reason = acceleration_reason(layer)
-    words = ("not accelerated", "accelerate=True", "cpu", "as 2:4 does", "float32", "(20, 12)")
+    words = ("not accelerated", "accelerate=True", "cpu", "as transposable 2:4 masks do", "float32", "(20, 12)")
     assert all(word in reason for word in words)
     with torch.autocast("cpu", torch.bfloat16):
         assert "float32" not in acceleration_reason(layer)

@@ -6,25 +6,28 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from masksolve._check import check_mask
 from masksolve._errors import InvalidMaskError
-from masksolve._inputs import as_count, check_choice
-from masksolve._pattern import Pattern
+from masksolve._inputs import as_count, check_choice, check_direction
+from masksolve._pattern import PatternLike
+from masksolve._tiles import Direction
 from masksolve.torch._adaprune.batch_norm import Statistics, called_after, follow, running_batch_norms
 from masksolve.torch._adaprune.calibration import Calibration, Moments, Trace
 from masksolve.torch._adaprune.input_pool import InputPool
-from masksolve.torch._adaprune.layer import SOLVERS, LayerInputs, LayerOptions, LayerRepair, Solver, repair_layer
+from masksolve.torch._adaprune.layer import SOLVERS, LayerInputs, LayerOptions, Solver, repair_layer
 from masksolve.torch._adaprune.progress import progress_bar
-from masksolve.torch._adaprune.records import AdaPruneReport, PrunedLayer
+from masksolve.torch._adaprune.records import AdaPruneReport
 from masksolve.torch._adaprune.scores import SCORES, Score
 from masksolve.torch._adaprune.tasks import Task, by_inputs, choose_tasks, in_order, without
+from masksolve.torch._adaprune.transaction import Transaction
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._layers import as_globs
+from masksolve.torch._solver.solve import Importance, check_importance
 
 _logger = logging.getLogger("masksolve")
 
@@ -32,10 +35,11 @@ _logger = logging.getLogger("masksolve")
 def adaprune(
     model: nn.Module,
     calibration: Iterable[Any],
-    pattern: str | Pattern | Mapping[str, str | Pattern],
+    pattern: PatternLike | Mapping[str, PatternLike],
     *,
-    masks: Score | Mapping[str, Tensor] = "magnitude",
-    direction: Literal["both", "rows"] = "both",
+    direction: Direction = "both",
+    importance: Score | Importance = "magnitude",
+    masks: Mapping[str, Tensor] | None = None,
     solver: Solver = "lstsq",
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
@@ -55,7 +59,8 @@ def adaprune(
 
     Layer by layer in the order of execution: find the mask S of its weight W, then change the kept weights, and the
     bias, such that ‖W X − (S∘W′) X‖² is least over the calibration inputs X. No labels and no training. Linear and
-    convolution layers that hold a whole m x m tile are pruned; a convolution is masked at each kernel position.
+    convolution layers that hold a whole m x m tile (one-sided: a whole group) are pruned; a
+    convolution is masked at each kernel position.
 
     Parameters
     ----------
@@ -65,14 +70,18 @@ def adaprune(
         Batches of inputs, without labels: each a tensor, a sequence of arguments or a mapping of keyword arguments. A
         few hundred samples do. Held in memory. All in all, a layer runs about twice with each, once more where batch
         norms follow it; one of a module that is called twice runs more often.
-    pattern : str, Pattern or mapping of str to either
-        N **kept** of every M, such as "4:8". A mapping gives each weight its own, of one M, and leaves out the others:
-        see `patterns_from_zeros`.
-    masks : {"magnitude", "wanda", "hessian"} or mapping of str to Tensor of bool
+    pattern : str, (int, int), Pattern, or mapping of str to any of them
+        N **kept** of every M, such as "4:8" or (4, 8). A mapping gives each weight its own, of one M, and leaves out
+        the others: see `patterns_from_zeros`.
+    direction : {"both", "rows", "columns"}
+        "both": transposable. One-sided: "rows", n of every m inputs of an output; "columns", of every m outputs of an
+        input.
+    importance : {"magnitude", "wanda", "hessian"} or callable
         What masks keep most of: abs(w); abs(w) times the norm of its input; w² / [H⁻¹]_jj, the score of optimal brain
-        surgeon. Or the masks of some weights, True = kept; the others are left alone.
-    direction : {"both", "rows"}
-        "both": transposable. "rows": one-sided, n of every m inputs of an output.
+        surgeon; or the scores that a callable returns for a weight's name and Parameter, of its shape, not negative.
+    masks : mapping of str to Tensor of bool, optional
+        The masks of some weights, True = kept, in place of those that keep the most importance; the other weights are
+        left alone.
     solver : {"lstsq", "adam", "absorb", "none"}
         "lstsq": the closed form, exact. "adam": the paper's, on cached inputs, after "absorb". "absorb": the mean of
         what a group loses is added to what it keeps, nothing else. "none": the mask alone.
@@ -90,7 +99,8 @@ def adaprune(
     respect_zeros : bool
         What is zero stays zero; masks then keep at most n. For models that are sparse already.
     alternations : int
-        How often to find masks anew from the repaired weights, at most. A layer stops where that does not help.
+        How often to find masks again from the repaired weights, at most. A layer stops where that does not help. For
+        masks that are found by a named importance.
     damping : float
         What is added to the diagonal of H, as a share of its mean.
     iterations : int
@@ -140,28 +150,41 @@ def adaprune(
     start = time.perf_counter()
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_choice(direction, "direction", ("both", "rows"))
+    check_direction(direction)
     check_choice(solver, "solver", SOLVERS)
-    if not isinstance(masks, Mapping):
-        check_choice(masks, "masks", SCORES)
+    if not callable(importance):
+        check_importance(importance, SCORES)
+    if masks is not None and not isinstance(masks, Mapping):
+        raise TypeError(f"masks must be a mapping of names to bool tensors, got {masks!r}; a score is an importance")
     if not damping > 0:
         raise ValueError(f"damping must be positive, got {damping!r}; 1e-2 is the default, 1e-8 is nearly none")
     options = LayerOptions(
-        masks,
-        direction,
-        solver,
-        correct_bias,
-        respect_zeros,
-        as_count(alternations, "alternations", 0),
-        damping,
-        as_count(iterations, "iterations", 1),
-        as_count(memory_mib, "memory_mib", 0) << 20,
-        as_count(seed, "seed", 0),
+        importance=importance,
+        masks=masks,
+        direction=direction,
+        solver=solver,
+        correct_bias=correct_bias,
+        respect_zeros=respect_zeros,
+        alternations=as_count(alternations, "alternations", 0),
+        damping=damping,
+        iterations=as_count(iterations, "iterations", 1),
+        memory=as_count(memory_mib, "memory_mib", 0) << 20,
+        seed=as_count(seed, "seed", 0),
     )
-    if alternations and isinstance(masks, Mapping):
-        raise ValueError(f"alternations={alternations} finds masks anew, but masks were given; use one of the two")
+    if alternations and masks is not None:
+        raise ValueError(f"alternations={alternations} finds masks again, but masks were given; use one of the two")
+    if alternations and callable(importance):
+        raise ValueError(
+            f"alternations={alternations} scores weights that are not the model's, which a callable importance cannot; "
+            f"use one of {', '.join(map(repr, SCORES))}"
+        )
     tasks, lines = choose_tasks(
-        model, pattern, as_globs(include), as_globs(exclude), masks if isinstance(masks, Mapping) else None
+        model,
+        pattern,
+        include=as_globs(include),
+        exclude=as_globs(exclude),
+        direction=direction,
+        given=masks,
     )
     _check_tasks(tasks, masks, direction)
     with _evaluation_mode(model), progress_bar(progress) as bar:
@@ -174,57 +197,42 @@ def adaprune(
         batch_norms = called_after(list(before), trace, tasks[0].owners)
         rounds = _rounds(by_inputs(tasks, trace), options, sequential)
         runs.learn(trace, [*map(_owners, rounds), *([norm] for norm in batch_norms)], bar)
-        saved = _saved([*_parameters(tasks), *(each for norm in batch_norms for each in norm.buffers())])
-        layers: list[PrunedLayer] = []
-        renewed: list[nn.Module] = []
-        interrupted = False
-        try:
-            try:
-                _prune(runs, trace, rounds, options, sequential, bar.phase("repairing", len(tasks)), layers)
-                on_norm = bar.phase("following with batch norms", len(batch_norms))
-                with runs.walk(batch_norms) as finish:
-                    # One by one: those in front change what those behind see.
-                    for norm in batch_norms:
-                        after = Statistics.of(norm)
-                        runs.watch(trace, {norm: after.add})
-                        if after.count:
-                            follow(norm, before[norm], after)
-                            renewed.append(norm)
-                        finish([norm])
-                        on_norm("")
-            except KeyboardInterrupt:
-                interrupted = True
-                done = {layer.name for layer in layers}
-                unfinished = [task for task in tasks if task.name not in done]
-                rest = [each for norm in batch_norms if norm not in renewed for each in norm.buffers()]
-                _restore(saved, [*_parameters(unfinished), *rest])
-                reason = "interrupted before its repair"
-                lines = without(lines, {name: reason for task in unfinished for name in task.site.names})
-        except BaseException:
-            _restore(saved, saved)
-            raise
+        with Transaction(tasks, batch_norms) as done:
+            _repair(runs, trace, rounds, options, sequential, bar.phase("repairing", len(tasks)), done)
+            on_norm = bar.phase("following with batch norms", len(batch_norms))
+            with runs.walk(batch_norms) as finish:
+                # One by one: those in front change what those behind see.
+                for norm in batch_norms:
+                    after = Statistics.of(norm)
+                    runs.watch(trace, {norm: after.add})
+                    if after.count:
+                        follow(norm, before[norm], after)
+                        done.moved_norms.append(norm)
+                    finish([norm])
+                    on_norm("")
+    reasons = {name: "interrupted before its repair" for task in done.unfinished for name in task.site.names}
     names = {module: name for name, module in model.named_modules()}
     return AdaPruneReport(
-        tuple(layers),
-        tuple(line for line in lines if not line.sparse),
-        tuple(names[norm] for norm in renewed),
-        interrupted,
-        time.perf_counter() - start,
+        layers=tuple(done.layers),
+        skipped=tuple(line for line in without(lines, reasons) if not line.sparse),
+        batch_norms=tuple(names[norm] for norm in done.moved_norms),
+        interrupted=done.interrupted,
+        seconds=time.perf_counter() - start,
     )
 
 
 def _rounds(groups: Sequence[list[Task]], options: LayerOptions, sequential: bool) -> list[list[list[Task]]]:
     """The groups whose inputs are seen in one run: one, or as many as memory may hold where none waits for another."""
     rounds: list[list[list[Task]]] = []
-    left = 0
+    free = 0
     for group in groups:
         size = sum(Moments.size_of(owner) for owner in group[0].owners)
         # The inputs that Adam needs are kept for one layer at a time in any case.
-        if sequential or options.solver == "adam" or size > left:
+        if sequential or options.solver == "adam" or size > free:
             rounds.append([])
-            left = options.memory
+            free = options.memory
         rounds[-1].append(group)
-        left -= size
+        free -= size
     return rounds
 
 
@@ -233,46 +241,34 @@ def _owners(groups: Iterable[Sequence[Task]]) -> list[nn.Module]:
     return [owner for group in groups for owner in group[0].owners]
 
 
-def _prune(
+def _repair(
     runs: Calibration,
     trace: Trace,
     rounds: Sequence[Sequence[Sequence[Task]]],
     options: LayerOptions,
     sequential: bool,
     on_layer: Callable[[str], None],
-    layers: list[PrunedLayer],
+    done: Transaction,
 ) -> None:
-    """Prune and repair every task. `layers` gets the record of each whose parameters have their new values."""
-    repairs: list[tuple[Task, LayerRepair]] = []
-
-    def apply(task: Task, repair: LayerRepair) -> None:
-        with torch.no_grad():
-            for parameter, value in zip(task.parameters, repair.values, strict=False):
-                parameter.copy_(value)
-        layers.append(repair.record)
-
-    try:
-        # Where inputs come from the dense model, nothing that a later one depends on changes.
-        with runs.walk([owner for groups in rounds for owner in _owners(groups)] if sequential else []) as finish:
-            for groups in rounds:
-                with _inputs(runs, trace, _owners(groups), options) as seen:
-                    for group in groups:
-                        for task in group:
-                            repair = repair_layer(task, [seen[owner] for owner in group[0].owners], options)
-                            record = repair.record
-                            _logger.info(
-                                "%s: error %.3g, repaired %.3g", task.name, record.error_before, record.error_after
-                            )
-                            if sequential:
-                                apply(task, repair)
-                            else:
-                                repairs.append((task, repair))
-                            on_layer(f"{task.name}: error {record.error_before:.2%} -> {record.error_after:.2%}")
-                if sequential:
-                    finish(_owners(groups))
-    finally:
-        for task, repair in repairs:
-            apply(task, repair)
+    """Prune and repair every task: as it comes where `sequential`, all of them at the end otherwise."""
+    # Where inputs come from the dense model, nothing that a later one depends on changes.
+    with runs.walk([owner for groups in rounds for owner in _owners(groups)] if sequential else []) as finish:
+        for groups in rounds:
+            with _inputs(runs, trace, _owners(groups), options) as seen:
+                for group in groups:
+                    for task in group:
+                        repair = repair_layer(task, [seen[owner] for owner in group[0].owners], options)
+                        record = repair.record
+                        _logger.info(
+                            "%s: error %.3g, repaired %.3g", task.name, record.error_before, record.error_after
+                        )
+                        done.add(task, repair)
+                        if sequential:
+                            done.write()
+                        on_layer(f"{task.name}: error {record.error_before:.2%} -> {record.error_after:.2%}")
+            if sequential:
+                finish(_owners(groups))
+    done.write()
 
 
 @contextmanager
@@ -283,8 +279,10 @@ def _inputs(
     with ExitStack() as stack:
         found = {
             module: LayerInputs(
-                Moments.of(module),
-                stack.enter_context(InputPool(options.memory // len(modules))) if options.solver == "adam" else None,
+                moments=Moments.of(module),
+                pool=stack.enter_context(InputPool(options.memory // len(modules)))
+                if options.solver == "adam"
+                else None,
             )
             for module in modules
         }
@@ -298,21 +296,6 @@ def _inputs(
         yield found
 
 
-def _parameters(tasks: Sequence[Task]) -> list[Tensor]:
-    return [parameter for task in tasks for parameter in task.parameters]
-
-
-def _saved(tensors: Iterable[Tensor]) -> dict[Tensor, Tensor]:
-    """A copy of each."""
-    return {tensor: tensor.detach().clone() for tensor in tensors}
-
-
-def _restore(saved: Mapping[Tensor, Tensor], tensors: Iterable[Tensor]) -> None:
-    with torch.no_grad():
-        for tensor in tensors:
-            tensor.copy_(saved[tensor])
-
-
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
@@ -324,7 +307,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _check_tasks(tasks: Sequence[Task], masks: Score | Mapping[str, Tensor], direction: str) -> None:
+def _check_tasks(tasks: Sequence[Task], masks: Mapping[str, Tensor] | None, direction: Direction) -> None:
     """Refuse weights without values that can be repaired, and given masks that are none."""
     for task in tasks:
         weight = task.weight.detach()
@@ -332,7 +315,7 @@ def _check_tasks(tasks: Sequence[Task], masks: Score | Mapping[str, Tensor], dir
             raise ValueError(f"parameter {task.name!r} is sharded; prune the model before it is distributed")
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(f"parameter {task.name!r} holds NaN or infinities; nothing was changed")
-        if not isinstance(masks, Mapping):
+        if masks is None:
             continue
         mask = masks[task.name]
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:

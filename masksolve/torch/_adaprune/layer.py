@@ -11,8 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from masksolve._pattern import Pattern
-from masksolve._solve import solve_matrix
+from masksolve._tiles import Direction
 from masksolve.odds import group_odds, share_of_groups, share_of_tiles, tile_odds
 from masksolve.torch._adaprune.calibration import Moments
 from masksolve.torch._adaprune.input_pool import InputPool
@@ -20,7 +19,7 @@ from masksolve.torch._adaprune.least_squares import absorb, adam, least_squares,
 from masksolve.torch._adaprune.records import Conversion, PrunedLayer
 from masksolve.torch._adaprune.scores import Score, one_step, scores_of
 from masksolve.torch._adaprune.tasks import Task
-from masksolve.torch._solver.solve import MaskFunction, Recipe, kept_importance, solve_masks
+from masksolve.torch._solver.solve import Importance, Recipe, checked_scores, kept_importance, solve_masks
 
 Solver = Literal["lstsq", "adam", "absorb", "none"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
@@ -28,12 +27,13 @@ SOLVERS: tuple[Solver, ...] = get_args(Solver)
 _SAMPLED_TILES = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerOptions:
     """The options of `adaprune` that concern one layer; `memory` in bytes."""
 
-    masks: Score | Mapping[str, Tensor]
-    direction: str
+    importance: Score | Importance
+    masks: Mapping[str, Tensor] | None
+    direction: Direction
     solver: Solver
     correct_bias: bool
     respect_zeros: bool
@@ -44,15 +44,15 @@ class LayerOptions:
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerInputs:
     """What calibration showed of the inputs of one module; `pool` only where "adam" needs it."""
 
     moments: Moments
-    pool: InputPool | None
+    pool: InputPool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerRepair:
     """New values for a task's parameters, in its order, and what to report."""
 
@@ -92,9 +92,9 @@ def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
     weight = _repaired(layer, mask, options)
     after = _error(layer, weight, layer.free_gram)
     errors: list[float] = []
-    while len(errors) < options.alternations and not isinstance(options.masks, Mapping):
+    while len(errors) < options.alternations:
         moved = one_step(layer.rows, _as_rows(layer, weight), layer.free_gram)
-        again = _solved(layer, _scores(layer, moved, options.masks, options), options)
+        again = _solved(layer, _scores(layer, moved, options), options)
         if torch.equal(again, mask):
             break
         other = _repaired(layer, again, options)
@@ -103,20 +103,20 @@ def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
             break
         mask, weight, after = again, other, errors[-1]
     record = PrunedLayer(
-        layer.task.name,
-        tuple(layer.dense.shape),
-        layer.task.pattern,
-        kept_importance(scores, mask),
-        before,
-        after,
-        tuple(errors),
-        _conversion(layer, mask, options.direction),
-        time.perf_counter() - start,
+        name=layer.task.name,
+        shape=tuple(layer.dense.shape),
+        pattern=layer.task.pattern,
+        kept_importance=kept_importance(scores, mask),
+        error_before=before,
+        error_after=after,
+        alternations=tuple(errors),
+        conversion=_conversion(layer, mask, options.direction),
+        seconds=time.perf_counter() - start,
     )
-    return LayerRepair([weight, *_biases(layer, weight)], record)
+    return LayerRepair(values=[weight, *_biases(layer, weight)], record=record)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Layer:
     """One weight as matrices (groups, outputs, inputs), float64, and what the objective needs.
 
@@ -140,7 +140,16 @@ def _layer_of(task: Task, seen: Sequence[LayerInputs], options: LayerOptions) ->
     corrects = options.correct_bias and len(task.biases) > 0
     gram = torch.stack([each.moments.gram() for each in seen]).sum(0)
     free_gram = torch.stack([each.moments.centred() for each in seen]).sum(0) if corrects else gram
-    return _Layer(task, seen, dense, rows, gram, free_gram, corrects, output_energy(rows, gram))
+    return _Layer(
+        task=task,
+        seen=seen,
+        dense=dense,
+        rows=rows,
+        gram=gram,
+        free_gram=free_gram,
+        corrects=corrects,
+        energy=output_energy(rows, gram),
+    )
 
 
 def _as_rows(layer: _Layer, weight: Tensor) -> Tensor:
@@ -153,17 +162,20 @@ def _from_rows(layer: _Layer, rows: Tensor) -> Tensor:
 
 
 def _first_mask(layer: _Layer, options: LayerOptions) -> tuple[Tensor, Tensor]:
-    """The mask that was asked for, and the scores that it is to keep most of, both shaped like the weight."""
-    if isinstance(options.masks, Mapping):
-        mask = options.masks[layer.task.name].to(layer.dense.device)
-        return mask & (layer.dense != 0) if options.respect_zeros else mask, layer.dense.abs()
-    scores = _scores(layer, layer.rows, options.masks, options)
-    return _solved(layer, scores, options), scores
+    """Return the mask that was given or is best, and the scores that it is to keep most of, shaped like the weight."""
+    scores = _scores(layer, layer.rows, options)
+    if options.masks is None:
+        return _solved(layer, scores, options), scores
+    mask = options.masks[layer.task.name].to(layer.dense.device)
+    return mask & (layer.dense != 0) if options.respect_zeros else mask, scores
 
 
-def _scores(layer: _Layer, rows: Tensor, score: Score, options: LayerOptions) -> Tensor:
+def _scores(layer: _Layer, rows: Tensor, options: LayerOptions) -> Tensor:
+    if callable(options.importance):
+        name, weight = layer.task.name, layer.task.weight
+        return checked_scores(options.importance(name, weight), name, weight)
     norms = layer.gram.diagonal(dim1=1, dim2=2).sqrt()
-    return _from_rows(layer, scores_of(score, rows, norms, layer.free_gram, options.damping))
+    return _from_rows(layer, scores_of(options.importance, rows, norms, layer.free_gram, options.damping))
 
 
 def _solved(layer: _Layer, scores: Tensor, options: LayerOptions) -> Tensor:
@@ -171,23 +183,18 @@ def _solved(layer: _Layer, scores: Tensor, options: LayerOptions) -> Tensor:
     layout = layer.task.site.layout
     if options.respect_zeros:
         scores = torch.where(layer.dense != 0, scores, 0.0)
-    method = "exact" if options.direction == "both" else _one_sided(saturated=not options.respect_zeros)
-    recipe = Recipe(pattern=layer.task.pattern, method=method, saturated=not options.respect_zeros)
+    recipe = Recipe(
+        pattern=layer.task.pattern,
+        method="exact",
+        saturated=not options.respect_zeros,
+        direction=options.direction,
+    )
     try:
         masks = solve_masks(layout.matrices(scores), recipe).masks
     except ValueError as error:
         raise ValueError(f"parameter {layer.task.name!r}: {error}; nothing was changed") from error
     mask = layout.weight(masks)
     return mask & (layer.dense != 0) if options.respect_zeros else mask
-
-
-def _one_sided(saturated: bool) -> MaskFunction:
-    def solve(scores: Tensor, pattern: Pattern) -> Tensor:
-        n, m, threads = pattern.n, pattern.m, torch.get_num_threads()
-        array = scores.cpu().numpy()
-        return torch.from_numpy(solve_matrix(array, n, m, saturated=saturated, direction="rows", threads=threads))
-
-    return solve
 
 
 def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
@@ -236,7 +243,7 @@ def _biases(layer: _Layer, weight: Tensor) -> list[Tensor]:
     ]
 
 
-def _conversion(layer: _Layer, mask: Tensor, direction: str) -> Conversion | None:
+def _conversion(layer: _Layer, mask: Tensor, direction: Direction) -> Conversion | None:
     nonzero = layer.dense != 0
     sparsity = 1 - float(nonzero.double().mean())
     if sparsity == 0:
@@ -247,6 +254,6 @@ def _conversion(layer: _Layer, mask: Tensor, direction: str) -> Conversion | Non
         fitting = share_of_tiles(matrices, n, m)
         odds = tile_odds(sparsity, n, m, samples=_SAMPLED_TILES, rng=0).value
     else:
-        fitting = share_of_groups(matrices, n, m)
+        fitting = share_of_groups(matrices, n, m, direction=direction)
         odds = group_odds(sparsity, n, m)
-    return Conversion(sparsity, fitting, odds, int((nonzero & ~mask).sum()))
+    return Conversion(sparsity=sparsity, fitting=fitting, odds=odds, touched=int((nonzero & ~mask).sum()))

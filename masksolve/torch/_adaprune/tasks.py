@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from masksolve import odds
-from masksolve._pattern import Pattern, as_pattern
+from masksolve._pattern import Pattern, PatternLike, as_pattern
+from masksolve._tiles import Direction
 from masksolve.torch._adaprune.calibration import Trace, input_key, is_layer
 from masksolve.torch._layers import ParameterReport, Site, as_globs, layout_of, select
 
@@ -46,16 +47,18 @@ class Task:
 
 def choose_tasks(
     model: nn.Module,
-    pattern: str | Pattern | Mapping[str, str | Pattern],
+    pattern: PatternLike | Mapping[str, PatternLike],
+    *,
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
-    given: Collection[str] | None,
+    direction: Direction = "both",
+    given: Collection[str] | None = None,
 ) -> tuple[list[Task], list[ParameterReport]]:
     """The weights to prune, in the model's order, and a line for every parameter that is not.
 
     Parameters
     ----------
-    model, pattern, include, exclude
+    model, pattern, include, exclude, direction
         As for `adaprune`.
     given : collection of str, optional
         The names of the weights that masks were given for.
@@ -73,7 +76,7 @@ def choose_tasks(
     if isinstance(pattern, Mapping) and not patterns:
         raise ValueError("pattern is an empty mapping; give the pattern of at least one weight")
     common = next(iter(patterns.values())) if isinstance(pattern, Mapping) else as_pattern(pattern)
-    sites, lines = select(model, common, include, exclude, "allow", _unfit(model))
+    sites, lines = select(model, common, include=include, exclude=exclude, direction=direction, unfit=_unfit(model))
     _check_names("pattern", patterns, lines)
     _check_names("masks", given or (), lines)
     uses = Counter(id(module.bias) for module in model.modules() if is_layer(module))
@@ -180,7 +183,7 @@ def patterns_from_zeros(
     >>> print(patterns_from_zeros(layer, 8)["weight"])
     5:8
     """
-    tasks, _ = choose_tasks(model, Pattern(m, m), as_globs(include), as_globs(exclude), None)
+    tasks, _ = choose_tasks(model, Pattern(m, m), include=as_globs(include), exclude=as_globs(exclude))
     weights = {task.name: task.weight.detach().cpu() for task in tasks}
     # NumPy has no bfloat16; zeros stay zeros.
     return odds.choose_patterns(

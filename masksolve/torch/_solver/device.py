@@ -18,7 +18,7 @@ from masksolve._errors import UnusableWeightError
 from masksolve._inputs import check_values
 from masksolve._methods import load_method
 from masksolve._pattern import Pattern
-from masksolve._tiles import Margins, Region, potentials_shape, regions
+from masksolve._tiles import Direction, Margins, Region, potentials_shape, regions
 from masksolve.torch._solver import batched
 from masksolve.torch._solver.direct_4x4 import halves, is_direct
 from masksolve.torch._solver.fixed_point import stages_for
@@ -27,6 +27,8 @@ from masksolve.torch._solver.solution import MaskSolution
 _logger = logging.getLogger("masksolve")
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Weights sorted at a time, as each takes a dozen bytes.
+_SORTED = 1 << 24
 # The release of PyTorch 2.8, the first that compiles the kernel: older ones have no tuples, or no tl.gather.
 _OLDEST_TRITON = (3, 4)
 
@@ -36,9 +38,10 @@ def solve_on_device(
     pattern: Pattern,
     *,
     saturated: bool = True,
+    direction: Direction = "both",
     potentials: Tensor | None = None,
 ) -> MaskSolution:
-    """Find the transposable masks that keep the largest sum of abs(weights), and prove them, where the weights lie.
+    """Find the masks that keep the largest sum of abs(weights), proven optimal, where the weights lie.
 
     Parameters
     ----------
@@ -48,14 +51,17 @@ def solve_on_device(
         N **kept** of every M.
     saturated : bool
         True: exactly N ones in every whole group. False: at most N, which can keep more.
+    direction : {"both", "rows", "columns"}
+        "both": transposable. "rows": one-sided, N of every M consecutive entries of a row. "columns": of a column.
     potentials : Tensor, shape (..., R // m, C // m, m), optional
         A warm start, as an earlier call returned it. Any numbers will do; they never change how much is kept. Unused
-        where whole tiles are solved directly.
+        where whole tiles are solved directly, and for one-sided masks.
 
     Returns
     -------
     MaskSolution
-        Its potentials are float32, and None where whole tiles are solved directly: those of 4x4 under `saturated=True`.
+        Its potentials are float32; None for one-sided masks, and where whole tiles are solved directly: those of 4x4
+        under `saturated=True`.
 
     Raises
     ------
@@ -81,7 +87,8 @@ def solve_on_device(
     weights = weights.detach()
     rows, columns = weights.shape[-2:]
     shape = potentials_shape(weights.shape, pattern.m)
-    if is_direct((pattern.m, pattern.m), Margins(pattern.n, saturated, saturated), weights):
+    margins = Margins(pattern.n, saturated, saturated)
+    if direction != "both" or is_direct((pattern.m, pattern.m), margins, weights):
         found = None
     else:
         found = torch.zeros(shape, dtype=torch.float32, device=weights.device)
@@ -92,6 +99,12 @@ def solve_on_device(
         return MaskSolution(masks=masks, potentials=found)
 
     masks = torch.empty(weights.shape, dtype=torch.bool, device=weights.device)
+    if direction != "both":
+        if not weights.isfinite().all():
+            _refuse_values(weights)
+        for region in regions(rows, columns, pattern, direction, saturated):
+            _fill_groups(_tiles(weights, region), _tiles(masks, region), pattern.n)
+        return MaskSolution(masks=masks)
     if found is not None and potentials is not None:
         found.copy_(potentials)
     solved_on_cpu = 0
@@ -111,6 +124,16 @@ def solve_on_device(
     if solved_on_cpu:
         _logger.debug("%d tiles of %s weights solved on the CPU", solved_on_cpu, tuple(weights.shape))
     return MaskSolution(masks=masks, potentials=found, solved_on_cpu=solved_on_cpu)
+
+
+def _fill_groups(groups: Tensor, masks: Tensor, kept: int) -> None:
+    """Fill masks (b, p, q, h, w) of one-sided groups, of which h or w is 1: their `kept` largest entries."""
+    at_once = max(1, _SORTED // groups[:, 0].numel())
+    for part, mask in zip(groups.split(at_once, dim=1), masks.split(at_once, dim=1), strict=True):
+        # Stable, so that of equal entries the first is kept, on every device.
+        order = part.abs().flatten(3).argsort(dim=3, descending=True, stable=True)
+        ones = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
+        mask.copy_(ones.scatter_(3, order[..., :kept], True).view(mask.shape))
 
 
 def _solve_region(

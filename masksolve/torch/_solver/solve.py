@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from masksolve._check import check_mask
 from masksolve._errors import InvalidMaskError
-from masksolve._inputs import check_flag
+from masksolve._inputs import check_choice, check_direction, check_flag
 from masksolve._methods import load_method
 from masksolve._pattern import Pattern
 from masksolve._solve import solve_matrix
-from masksolve._tiles import potentials_shape
+from masksolve._tiles import Direction, potentials_shape
 from masksolve.torch._dtensor import as_plain, is_sharded
 from masksolve.torch._solver.device import solve_on_device
 from masksolve.torch._solver.solution import MaskSolution
 
 # Scores (..., R, C) and a pattern -> a boolean mask of the same shape, on the same device.
 MaskFunction = Callable[[Tensor, Pattern], Tensor]
+# The name of a parameter and the parameter -> scores of its shape, not negative.
+Importance = Callable[[str, nn.Parameter], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The masks asked for: their pattern, the method that finds them, and whether lines hold exactly N or at most."""
+    """The masks asked for: their pattern, the method that finds them, and whether lines hold exactly N or at most,
+    and which lines: those of both directions, or of one.
+    """
 
     pattern: Pattern
     method: str | MaskFunction
     saturated: bool = True
+    direction: Direction = "both"
 
     def __post_init__(self) -> None:
         check_flag(self.saturated, "saturated")
+        check_direction(self.direction)
         if not callable(self.method):
             load_method(self.method, ())
+        elif self.direction != "both":
+            raise ValueError(
+                f"direction={self.direction!r} is for the methods of masksolve; a callable method makes masks of any "
+                "structure by itself: leave out direction"
+            )
+
+    @property
+    def tile_shape(self) -> tuple[int, int]:
+        """Rows and columns of the smallest part of a matrix that is solved by itself."""
+        m = self.pattern.m
+        return (1 if self.direction == "rows" else m), (1 if self.direction == "columns" else m)
 
 
 # Weights of a part that stays in a core's cache.
@@ -72,12 +89,22 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
     if potentials is not None and potentials.shape != potentials_shape(scores.shape, pattern.m):
         potentials = None
     if recipe.method == "exact" and _is_solved_where_it_lies(scores):
-        return solve_on_device(scores, pattern, saturated=recipe.saturated, potentials=potentials)
+        return solve_on_device(
+            scores, pattern, saturated=recipe.saturated, direction=recipe.direction, potentials=potentials
+        )
     # NumPy has no bfloat16; float32 holds it exactly.
     array = (scores.float() if scores.dtype == torch.bfloat16 else scores).cpu().numpy()
     n, m, threads = pattern.n, pattern.m, torch.get_num_threads()
-    if recipe.method != "exact" or m <= _COLD_UP_TO:
-        mask = solve_matrix(array, n, m, method=recipe.method, saturated=recipe.saturated, threads=threads)
+    if recipe.method != "exact" or recipe.direction != "both" or m <= _COLD_UP_TO:
+        mask = solve_matrix(
+            array,
+            n,
+            m,
+            method=recipe.method,
+            saturated=recipe.saturated,
+            direction=recipe.direction,
+            threads=threads,
+        )
         return MaskSolution(masks=torch.from_numpy(mask).to(scores.device))
     mask, found = solve_matrix(
         array,
@@ -89,6 +116,28 @@ def solve_masks(scores: Tensor, recipe: Recipe, potentials: Tensor | None = None
         return_potentials=True,
     )
     return MaskSolution(masks=torch.from_numpy(mask), potentials=torch.from_numpy(found))
+
+
+def check_importance(importance: object, names: Sequence[str]) -> None:
+    """Check that an importance that is not a callable is one of the names."""
+    if not isinstance(importance, str):
+        raise TypeError(
+            f"importance must be one of {', '.join(map(repr, names))}, or a callable of a name and a Parameter, got "
+            f"{importance!r}"
+        )
+    check_choice(importance, "importance", names)
+
+
+def checked_scores(scores: Tensor, name: str, parameter: nn.Parameter) -> Tensor:
+    """Return what a callable importance has returned for a parameter, if it can be."""
+    if not isinstance(scores, Tensor) or scores.shape != parameter.shape or not scores.is_floating_point():
+        given = f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(scores)
+        raise ValueError(
+            f"importance returned {given} for parameter {name!r}; return floats of shape {tuple(parameter.shape)}"
+        )
+    if bool(as_plain((scores < 0).any())):
+        raise ValueError(f"importance returned negative scores for parameter {name!r}; return their absolute values")
+    return scores.detach()
 
 
 def kept_importance(scores: Tensor, mask: Tensor) -> float:
@@ -109,7 +158,8 @@ def mask_fault(masks: Tensor, recipe: Recipe) -> str | None:
     pattern = recipe.pattern
     saturated = recipe.saturated and recipe.method == "exact"
     try:
-        check_mask(masks.bool().cpu().numpy(), pattern.n, pattern.m, saturated=saturated)
+        array = masks.bool().cpu().numpy()
+        check_mask(array, pattern.n, pattern.m, saturated=saturated, direction=recipe.direction)
     except InvalidMaskError as error:
         return str(error)
     return None

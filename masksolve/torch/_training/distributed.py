@@ -101,11 +101,13 @@ def _owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     return owners
 
 
-def solve_sharded(scores: DTensor, layout: Layout, m: int, solve: Callable[[Tensor], MaskSolution]) -> MaskSolution:
-    """The mask of a DTensor, distributed as the scores are; the potentials and the count are those of this process.
+def solve_sharded(
+    scores: DTensor, layout: Layout, tile_shape: tuple[int, int], solve: Callable[[Tensor], MaskSolution]
+) -> MaskSolution:
+    """Solve a DTensor: masks distributed as the scores are, the potentials and the count of this process.
 
-    A shard whose edges are multiples of m holds whole tiles and is solved where it lies. Otherwise every process
-    gathers the tensor and solves all of it.
+    A shard whose edges are multiples of the tile's holds whole tiles and is solved where it lies. Otherwise every
+    process gathers the tensor and solves all of it.
     """
     from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
@@ -114,7 +116,7 @@ def solve_sharded(scores: DTensor, layout: Layout, m: int, solve: Callable[[Tens
     # Found together, so that no process waits for one that gave up. DTensor's `all` of PyTorch 2.8 is a shard's.
     if bool(DTensor.from_local(faults, mesh, [Partial()] * mesh.ndim).full_tensor()):
         raise ValueError("a shard of the weights holds NaN or infinities, which have no importance; replace them first")
-    if not _holds_whole_tiles(scores, layout, m):
+    if not _holds_whole_tiles(scores, layout, tile_shape):
         found = solve(scores.full_tensor())
         return replace(found, masks=distribute_tensor(found.masks, mesh, placements))
     local = scores.to_local()
@@ -123,10 +125,10 @@ def solve_sharded(scores: DTensor, layout: Layout, m: int, solve: Callable[[Tens
     return replace(found, masks=masks)
 
 
-def _holds_whole_tiles(scores: DTensor, layout: Layout, m: int) -> bool:
+def _holds_whole_tiles(scores: DTensor, layout: Layout, tile_shape: tuple[int, int]) -> bool:
     from torch.distributed.tensor import Shard
 
-    axes = layout.matrix_axes(scores.ndim)
+    sides = dict(zip(layout.matrix_axes(scores.ndim), tile_shape, strict=True))
     seen = set()
     for placement, size in zip(scores.placements, scores.device_mesh.shape, strict=True):
         if placement.is_replicate():
@@ -135,6 +137,6 @@ def _holds_whole_tiles(scores: DTensor, layout: Layout, m: int) -> bool:
             return False
         seen.add(placement.dim)
         shard = -(-scores.shape[placement.dim] // size)
-        if placement.dim in axes and shard % m:
+        if shard % sides.get(placement.dim, 1):
             return False
     return True

@@ -47,7 +47,14 @@ class MaskedWeight:
     """
 
     def __init__(
-        self, home: nn.Module, attribute: str, mask: Tensor, gradient: Gradient, decay: float, fault: MaskFault
+        self,
+        home: nn.Module,
+        attribute: str,
+        *,
+        mask: Tensor,
+        gradient: Gradient,
+        decay: float,
+        fault: MaskFault,
     ) -> None:
         self.home = home
         self.buffer = mask_name(attribute)
@@ -71,7 +78,7 @@ class MaskedWeight:
         return cast(Tensor, self.home._buffers[self.buffer])
 
     def set_mask(self, mask: Tensor) -> None:
-        """Copy another mask into the buffer."""
+        """Replace the mask: the one way to do it from within the package, as packed forms have to know."""
         self.mask.copy_(mask)
         self.look()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._training.masked_read import plain
-from masksolve.torch._training.masking import Gradient, MaskedWeight, MaskFault, masked_parameter, unmasked_class
+from masksolve.torch._training.masking import MaskedWeight, masked_parameter, unmasked_class
 
 # Tests say "cpu".
 _DEVICE = "cuda"
@@ -68,8 +68,12 @@ def acceleration_reason(module: nn.Module) -> str:
     if is_sharded(weight):
         reasons.append("its weight is sharded")
     reasons += _obstacles(weight.device.type, weight.device.index, tuple(weight.shape), _product_dtype(weight))
-    if (most := _most_of_four(masked.mask)) is not None and most > _KEPT:
-        reasons.append(f"sparse tensor cores need masks that keep 2 of 4 both ways, as 2:4 does; this one keeps {most}")
+    if (most := _most_of_four(masked.mask)) is not None and max(most) > _KEPT:
+        reasons.append(
+            "sparse tensor cores need masks that keep at most 2 of 4 along rows, for the forward product, and along "
+            "columns, for the backward one, as transposable 2:4 masks do; this one keeps up to "
+            f"{most.along_rows} along rows and {most.along_columns} along columns"
+        )
     return f"not accelerated: {'; '.join(reasons)}" if reasons else "accelerated"
 
 
@@ -87,16 +91,14 @@ class PackableWeight(MaskedWeight):
         Whether the mask lay on a GPU and was 2:4 along both axes when `look` was called last.
     """
 
-    def __init__(
-        self, home: nn.Module, attribute: str, mask: Tensor, gradient: Gradient, decay: float, fault: MaskFault
-    ) -> None:
-        super().__init__(home, attribute, mask, gradient, decay, fault)
+    def __init__(self, home: nn.Module, attribute: str, **options: Any) -> None:
+        super().__init__(home, attribute, **options)
         self.look()
 
     def look(self) -> None:
         """Note whether the mask can be packed. A compiled graph relies on it: whoever changes the mask calls this."""
         most = _most_of_four(self.mask) if self.mask.device.type == _DEVICE else None
-        self.is_packable = most is not None and most <= _KEPT
+        self.is_packable = most is not None and max(most) <= _KEPT
         self._seen = self._moment()
 
     def look_again(self) -> None:
@@ -249,12 +251,17 @@ def _sample() -> tuple[Tensor, Tensor]:
     return rows, weight * ((places[:, None] + places) % 4 < 2)
 
 
-def _most_of_four(mask: Tensor) -> int | None:
-    """How many of a group of 4 in a row or a column a mask keeps at most; None if it has no such groups."""
+class _Most(NamedTuple):
+    along_rows: int
+    along_columns: int
+
+
+def _most_of_four(mask: Tensor) -> _Most | None:
+    """Return the most entries that a mask keeps of a group of 4, each way; None if it has no such groups."""
     if mask.ndim != 2 or any(side % 4 for side in mask.shape) or is_sharded(mask):
         return None
-    most = [mask.unflatten(axis, (-1, 4)).sum(axis + 1, dtype=torch.uint8).amax() for axis in (0, 1)]
-    return int(torch.stack(most).amax())
+    most = [mask.unflatten(axis, (-1, 4)).sum(axis + 1, dtype=torch.uint8).amax() for axis in (1, 0)]
+    return _Most(*torch.stack(most).tolist())
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -6,21 +6,25 @@ import math
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from masksolve._inputs import check_choice
-from masksolve._pattern import Pattern, as_pattern
+from masksolve._inputs import check_choice, check_direction
+from masksolve._pattern import Pattern, PatternLike, as_pattern
+from masksolve._tiles import Direction
 from masksolve.torch._dtensor import as_plain, is_sharded, like
 from masksolve.torch._layers import Layout, ParameterReport, Ragged, Site, as_globs, select
 from masksolve.torch._solver.solution import MaskSolution
 from masksolve.torch._solver.solve import (
+    Importance,
     MaskFunction,
     Recipe,
+    check_importance,
+    checked_scores,
     kept_importance,
     mask_fault,
     solve_masks,
@@ -45,9 +49,6 @@ from masksolve.torch._training.schedule import RefreshEvery, Schedule
 from masksolve.torch._training.sparse_linear import PackableWeight, packed_forward
 from masksolve.torch._training.step_count import StepCount
 
-# The name of a parameter and the parameter -> scores of its shape.
-Importance = Callable[[str, nn.Parameter], Tensor]
-
 
 class Sparsifier:
     """Trains a PyTorch model under transposable N:M masks that are exact at every refresh.
@@ -65,8 +66,11 @@ class Sparsifier:
         stay where they are, under their names, in their order. Wrapped in DistributedDataParallel, its processes share
         the solves and all of them have to construct, `step` and `refresh` together; wrapped later, each solves for
         itself. FSDP: before `fully_shard`.
-    pattern : str or Pattern
-        N **kept** of every M, such as "4:8": 1:4 keeps 1 of every 4 and zeroes 3.
+    pattern : str, (int, int) or Pattern
+        N **kept** of every M, such as "4:8" or (4, 8): 1:4 keeps 1 of every 4 and zeroes 3.
+    direction : {"both", "rows", "columns"}
+        "both": transposable. One-sided: "rows", N of every M consecutive inputs of an output, which makes the forward
+        product sparse, for weights (out, in); "columns", N of every M outputs of an input, the backward one.
     include, exclude : str or sequence of str, optional
         Globs of parameter names, as `model.named_parameters()` has them. With `include`, any parameter of two or more
         dimensions whose name matches, and no other; one of more than two, of an unknown module, is a stack of matrices
@@ -84,9 +88,10 @@ class Sparsifier:
     decay : float
         For "sr-ste". The term is added once in every backward. Divide it by the number of accumulated backwards, and
         multiply it by the scale of a GradScaler.
-    importance : callable, optional
-        Gets the name and the Parameter (with its `.grad`, if there is one) and returns scores of its shape, not
-        negative, to keep most of instead of abs(weight). Where processes share the solves, only one of them calls it.
+    importance : {"magnitude"} or callable
+        What masks keep most of: abs(weight), or the scores that a callable returns for the name and the Parameter (with
+        its `.grad`, if there is one): of its shape, not negative. Where processes share the solves, only one of them
+        calls it.
     method : str or callable
         As for `masksolve.solve_matrix`. A callable, for experiments, gets scores (..., R, C) and the Pattern and
         returns a boolean mask, of any structure.
@@ -148,8 +153,9 @@ class Sparsifier:
     def __init__(
         self,
         model: nn.Module,
-        pattern: str | Pattern,
+        pattern: PatternLike,
         *,
+        direction: Direction = "both",
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         ragged: Ragged = "allow",
@@ -157,7 +163,7 @@ class Sparsifier:
         until: int | None = None,
         gradient: Gradient = "ste",
         decay: float = 2e-4,
-        importance: Importance | None = None,
+        importance: Literal["magnitude"] | Importance = "magnitude",
         method: str | MaskFunction = "exact",
         saturated: bool = True,
         accelerate: bool = False,
@@ -166,15 +172,22 @@ class Sparsifier:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         check_choice(ragged, "ragged", ("allow", "skip"))
         check_choice(gradient, "gradient", GRADIENTS)
-        self._recipe = Recipe(pattern=as_pattern(pattern), method=method, saturated=saturated)
+        self._recipe = Recipe(
+            pattern=as_pattern(pattern), method=method, saturated=saturated, direction=check_direction(direction)
+        )
         self._schedule = Schedule(refresh_every, until)
-        if importance is not None and not callable(importance):
-            raise TypeError(f"importance must be a callable of a name and a Parameter, or None, got {importance!r}")
+        if not callable(importance):
+            check_importance(importance, ("magnitude",))
         self._importance = importance
         self._model, self._group = unwrapped(model)
         check_not_fully_sharded(self._model)
         self._sites, self._report = select(
-            self._model, self._recipe.pattern, as_globs(include), as_globs(exclude), ragged
+            self._model,
+            self.pattern,
+            include=as_globs(include),
+            exclude=as_globs(exclude),
+            ragged=ragged,
+            direction=self.direction,
         )
         check_names(self._model, (name for site in self._sites for name in site.names))
         self._is_final = False
@@ -192,7 +205,7 @@ class Sparsifier:
             mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].masks, weight))
             kind = PackableWeight if accelerate else MaskedWeight
             owners = [owner_of(self._model, name) for name in site.names]
-            masked = kind(*owners[0], mask, gradient, decay, self._fault_of(site.layout))
+            masked = kind(*owners[0], mask=mask, gradient=gradient, decay=decay, fault=self._fault_of(site.layout))
             for name, (owner, attribute) in zip(site.names, owners, strict=True):
                 attach(owner, attribute, masked, packed_forward(owner) if accelerate else None)
                 self._owners[name] = weakref.ref(owner)
@@ -207,6 +220,11 @@ class Sparsifier:
     def pattern(self) -> Pattern:
         """The pattern, N kept of every M."""
         return self._recipe.pattern
+
+    @property
+    def direction(self) -> Direction:
+        """The direction of the groups of M: "both", "rows" or "columns"."""
+        return self._recipe.direction
 
     @property
     def report(self) -> tuple[ParameterReport, ...]:
@@ -358,6 +376,7 @@ class Sparsifier:
         self._check_attached()
         return {
             "pattern": str(self.pattern),
+            "direction": self.direction,
             "step": self.steps,
             "masks": {site.name: self._masked(site.name)[1].mask for site in self._sites},
             "potentials": {
@@ -375,13 +394,18 @@ class Sparsifier:
             nothing has changed then.
         """
         self._check_attached()
-        missing = sorted({"pattern", "step", "masks", "potentials"} - set(state))
+        missing = sorted({"pattern", "direction", "step", "masks", "potentials"} - set(state))
         if missing:
             raise ValueError(f"this is no state_dict of a Sparsifier: it has no {', '.join(missing)}")
         if state["pattern"] != str(self.pattern):
             raise ValueError(
                 f"the state_dict has masks of pattern {state['pattern']}, this Sparsifier is for {self.pattern}; make "
                 f"one for {state['pattern']}"
+            )
+        if state["direction"] != self.direction:
+            raise ValueError(
+                f"the state_dict has masks of direction {state['direction']!r}, this Sparsifier is for "
+                f"{self.direction!r}; make one with direction={state['direction']!r}"
             )
         held = {site.name: self._masked(site.name)[1] for site in self._sites}
         masks = state["masks"]
@@ -426,8 +450,8 @@ class Sparsifier:
 
     def _solve_one(self, site: Site, parameter: nn.Parameter) -> MaskSolution:
         scores: Tensor = parameter.detach()
-        if self._importance is not None:
-            scores = _checked_scores(self._importance(site.name, parameter), site.name, parameter)
+        if callable(self._importance):
+            scores = checked_scores(self._importance(site.name, parameter), site.name, parameter)
         warm = self._potentials.get(site.name)
 
         def solve(part: Tensor) -> MaskSolution:
@@ -435,7 +459,11 @@ class Sparsifier:
             return replace(found, masks=site.layout.weight(found.masks))
 
         try:
-            found = solve_sharded(scores, site.layout, self.pattern.m, solve) if is_sharded(scores) else solve(scores)
+            found = (
+                solve_sharded(scores, site.layout, self._recipe.tile_shape, solve)
+                if is_sharded(scores)
+                else solve(scores)
+            )
         except ValueError as error:
             raise ValueError(f"parameter {site.name!r}: {_not_finite(scores) or error}; no mask was changed") from error
         return replace(found, kept_importance=kept_importance(scores, found.masks))
@@ -558,17 +586,6 @@ def _checked_decay(decay: float) -> float:
     if not 0 <= decay < math.inf:
         raise ValueError(f"decay must be finite and not negative, got {decay!r}; SR-STE uses 2e-4")
     return decay
-
-
-def _checked_scores(scores: Tensor, name: str, parameter: nn.Parameter) -> Tensor:
-    if not isinstance(scores, Tensor) or scores.shape != parameter.shape or not scores.is_floating_point():
-        given = f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(scores)
-        raise ValueError(
-            f"importance returned {given} for parameter {name!r}; return floats of shape {tuple(parameter.shape)}"
-        )
-    if bool(as_plain((scores < 0).any())):
-        raise ValueError(f"importance returned negative scores for parameter {name!r}; return their absolute values")
-    return scores.detach()
 
 
 def _not_finite(scores: Tensor) -> str | None:

@@ -1,38 +1,43 @@
-"""The bridge to torch.nn.utils.prune: a transposable mask as one of its prunings."""
+"""The bridge to torch.nn.utils.prune: an N:M mask as one of its prunings."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from masksolve._pattern import Pattern, as_pattern
+from masksolve._inputs import check_choice, check_direction
+from masksolve._pattern import PatternLike, as_pattern
+from masksolve._tiles import Direction
 from masksolve.torch._layers import layout_of
 from masksolve.torch._solver.solve import MaskFunction, Recipe, solve_masks
 from masksolve.torch._training.masking import masked_parameter
 
 
-def transposable(
+def semi_structured(
     module: nn.Module,
     name: str,
-    pattern: str | Pattern,
+    pattern: PatternLike,
     *,
+    direction: Direction = "both",
+    importance: Literal["magnitude"] | Tensor = "magnitude",
     method: str | MaskFunction = "exact",
     saturated: bool = True,
-    importance_scores: Tensor | None = None,
 ) -> nn.Module:
-    """Prune a parameter with `torch.nn.utils.prune.custom_from_mask` and its best transposable N:M mask.
+    """Prune a parameter with `torch.nn.utils.prune.custom_from_mask` and its best N:M mask.
 
     Parameters
     ----------
     module : nn.Module
     name : str
         The parameter's name in the module, of two or more dimensions. A convolution is masked at each kernel position.
-    pattern : str or Pattern
-        N **kept** of every M, such as "4:8".
-    method, saturated
+    pattern : str, (int, int) or Pattern
+        N **kept** of every M, such as "4:8" or (4, 8).
+    direction, method, saturated
         As for `Sparsifier`.
-    importance_scores : Tensor, optional
-        What to keep most of instead of abs(weight), shaped like it, not negative.
+    importance : {"magnitude"} or Tensor
+        What to keep most of: abs(weight), or scores of its shape, not negative.
 
     Returns
     -------
@@ -42,13 +47,13 @@ def transposable(
     Raises
     ------
     ValueError, TypeError
-        For a name that is no parameter, one that is masked, parametrized or on the meta device, scores of another shape
-        or below zero, NaN weights and whatever `solve_matrix` refuses.
+        For a name that is not a parameter, one that is masked, parametrized or on the meta device, scores of another
+        shape or below zero, NaN weights and whatever `solve_matrix` refuses.
 
     Examples
     --------
     >>> import torch
-    >>> layer = transposable(torch.nn.Linear(8, 8), "weight", "2:8")
+    >>> layer = semi_structured(torch.nn.Linear(8, 8), "weight", "2:8")
     >>> int(layer.weight_mask.sum())
     16
     """
@@ -61,16 +66,26 @@ def transposable(
         raise ValueError(f"parameter {name!r} is masked by a Sparsifier; finalize it before pruning")
     if weight.is_meta:
         raise ValueError(f"parameter {name!r} is on the meta device and has no values; materialise the module first")
-    scores = weight if importance_scores is None else importance_scores
-    if scores.shape != weight.shape:
-        raise ValueError(
-            f"importance_scores have shape {tuple(scores.shape)}; parameter {name!r} needs {tuple(weight.shape)}"
-        )
-    if importance_scores is not None and bool((scores < 0).any()):
-        raise ValueError(f"importance_scores of parameter {name!r} hold negative ones; pass their absolute values")
-    layout = layout_of(module, name)
-    found = solve_masks(
-        layout.matrices(scores.detach()), Recipe(pattern=as_pattern(pattern), method=method, saturated=saturated)
+    recipe = Recipe(
+        pattern=as_pattern(pattern), method=method, saturated=saturated, direction=check_direction(direction)
     )
+    scores = _scores(importance, weight, name)
+    layout = layout_of(module, name)
+    if weight.ndim > 1:
+        layout = layout.for_masks(weight.shape, recipe.pattern.m, recipe.direction)
+    found = solve_masks(layout.matrices(scores.detach()), recipe)
     prune.custom_from_mask(module, name, layout.weight(found.masks))
     return module
+
+
+def _scores(importance: Literal["magnitude"] | Tensor, weight: Tensor, name: str) -> Tensor:
+    if not isinstance(importance, Tensor):
+        check_choice(importance, "importance", ("magnitude",))
+        return weight
+    if importance.shape != weight.shape:
+        raise ValueError(
+            f"importance has shape {tuple(importance.shape)}; parameter {name!r} needs {tuple(weight.shape)}"
+        )
+    if bool((importance < 0).any()):
+        raise ValueError(f"importance of parameter {name!r} holds negative scores; pass their absolute values")
+    return importance
