@@ -307,8 +307,10 @@ def check(
 )
 @_pattern
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
-@click.option("--masks", default="magnitude", show_default=True, help="magnitude, wanda or hessian.")
-@click.option("--direction", default="both", show_default=True, help="both: transposable; rows: one-sided.")
+@click.option(
+    "--importance", default="magnitude", show_default=True, help="What to keep most of: magnitude, wanda or hessian."
+)
+@click.option("--direction", default="both", show_default=True, help="both: transposable; rows, columns: one-sided.")
 @click.option("--solver", default="lstsq", show_default=True, help="lstsq, adam, absorb or none.")
 @_include
 @_exclude
@@ -321,7 +323,7 @@ def adaprune_model(
     calibration: tuple[Path, ...],
     pattern: Pattern,
     output: Path,
-    masks: Any,
+    importance: Any,
     direction: Any,
     solver: Any,
     include: tuple[str, ...],
@@ -350,7 +352,7 @@ def adaprune_model(
             loaded.model,
             batches,
             pattern,
-            importance=masks,
+            importance=importance,
             direction=direction,
             solver=solver,
             include=include or None,

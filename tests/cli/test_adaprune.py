@@ -66,7 +66,7 @@ CODE = ("--model", "zoo_of_tests:make", "--pattern", "3:4", "--output", "out")
 
 
 def test_a_model_from_code_is_pruned_and_reported(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run(*CODE, "--calibration", "x.npy", "--masks", "wanda")
+    code, out, _ = run(*CODE, "--calibration", "x.npy", "--importance", "wanda")
     assert code == 0
     state = load_file(tmp_path / "out" / "model.safetensors")
     assert ms.is_valid_mask(state["2.weight"].numpy() != 0, 3, 4)
@@ -180,7 +180,7 @@ BAD = {
     "no Hugging Face folder": (["--model", "."], "--model . has no config.json"),
     "no data": (["--calibration", "none.npy"], "none.npy' does not exist"),
     "text for code": (["--calibration", "zoo_of_tests.py"], "is neither .npy nor .safetensors"),
-    "unknown masks": (["--masks", "fisher"], "unknown masks 'fisher'"),
+    "unknown importance": (["--importance", "fisher"], "unknown importance 'fisher'"),
     "output exists": (["--output", "."], "--output . exists; name another folder"),
     "output nowhere": (["--output", "a/b"], "a is no folder that can be written"),
     "pattern too large": (["--pattern", "16:32"], "no parameter of this Sequential can be 16:32 sparse"),
