@@ -1,4 +1,17 @@
-"""Exact transposable N:M sparsity masks."""
+"""Exact transposable N:M sparsity masks, with proofs.
+
+The names below solve, check and certify masks of NumPy arrays. Beside them are
+
+masksolve.diversity
+    Mask diversity: how many masks a constraint allows.
+masksolve.odds
+    Odds that pruned weights are N:M already, and the choice of a pattern from them.
+masksolve.torch
+    PyTorch: masks of tensors, training under masks (`Sparsifier`), pruning of trained models (`adaprune`).
+    Needs the extra `torch`.
+masksolve.checkpoint
+    Pruning, checking and comparing safetensors checkpoints. Needs the extra `cli`, as does the command `masksolve`.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,10 @@ class Certificate:
     upper_bound: float
     gap: float
     optimal: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes by name, for JSON or a table."""
+        return asdict(self)
 
 
 def certify(
@@ -229,7 +233,7 @@ def certify_tiles(
 
 
 def _fills(masks: NDArray[np.bool_], margins: Margins) -> NDArray[np.bool_]:
-    """Return whether masks (..., r, c), with at most `kept` ones in a line, hold exactly that many where they have to."""
+    """Return whether masks (..., r, c), with at most `kept` ones per line, hold exactly that many where they must."""
     rows, columns = masks.sum(axis=-1), masks.sum(axis=-2)
     full_rows = not margins.exact_rows or (rows == margins.kept).all(axis=-1)
     full_columns = not margins.exact_columns or (columns == margins.kept).all(axis=-1)

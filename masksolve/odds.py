@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ _Z = 1.959963984540054
 
 @dataclass(frozen=True)
 class TileOdds:
-    """What `tile_odds` found.
+    """The result of `tile_odds`; `float()` gives its value.
 
     Attributes
     ----------
@@ -55,6 +55,13 @@ class TileOdds:
     low: float
     high: float
     exact: bool
+
+    def __float__(self) -> float:
+        return self.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes by name, for JSON or a table."""
+        return asdict(self)
 
 
 def group_odds(sparsity: float, n: int, m: int) -> float:

@@ -9,7 +9,8 @@ from _figure import BLACK, BLUE, ORANGE, VERMILION, arguments, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from masksolve.diversity import bits_per_weight, log2_count, paper_formula
+from masksolve.diversity import bits_per_weight, log2_count
+from masksolve.diversity._paper_formula import paper_formula
 
 DENSITIES = {"half": (1, 2), "a quarter": (1, 4)}
 LARGEST = 64
@@ -29,8 +30,8 @@ def rows() -> list[dict[str, Any]]:
                     "density": n / m,
                     "transposable": bits_per_weight(k * n, k * m),
                     "counted": "exactly" if log2_count(k * n, k * m).exact else "asymptotic",
-                    "one-sided": bits_per_weight(k * n, k * m, "rows"),
-                    "unstructured": bits_per_weight(n, m, "unstructured"),
+                    "one-sided": bits_per_weight(k * n, k * m, direction="rows"),
+                    "unstructured": bits_per_weight(n, m, direction="unstructured"),
                     "paper's formula": math.log2(paper_formula(k * n, k * m)) / (k * m) ** 2,
                 }
             )

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import masksolve as ms
-from masksolve.diversity import bits_per_weight, paper_formula
+from masksolve.diversity import bits_per_weight
+from masksolve.diversity._paper_formula import paper_formula
 
 DENSITIES = {0.5: ["1:2", "2:4", "4:8", "8:16", "16:32"], 0.25: ["1:4", "2:8", "4:16", "8:32"]}
 NAMES = {"unstructured": "unstructured", "rows": "one-sided", "both": "transposable"}
@@ -46,7 +47,7 @@ def rows(tensors: dict[str, Sequence[NDArray[Any]]]) -> list[dict[str, Any]]:
     for density, patterns in DENSITIES.items():
         for direction in NAMES:
             for pattern in map(ms.Pattern.parse, patterns[:1] if direction == "unstructured" else patterns):
-                bits = bits_per_weight(pattern.n, pattern.m, direction)
+                bits = bits_per_weight(pattern.n, pattern.m, direction=direction)
                 formula = math.log2(paper_formula(pattern.n, pattern.m)) / pattern.m**2
                 row = {
                     "density": density,

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from masksolve import Pattern
-from masksolve.diversity import mask_diversity, paper_formula
+from masksolve.diversity import mask_diversity
+from masksolve.diversity._paper_formula import paper_formula
 
 CONSTRAINTS = [
     (Pattern(1, 2), "unstructured"),
@@ -32,7 +33,7 @@ def rows() -> list[dict[str, Any]]:
         for pattern, direction in CONSTRAINTS:
             if direction == "both" and size % pattern.m**2:
                 continue
-            exact = mask_diversity(pattern, size, direction)
+            exact = mask_diversity(pattern, size, direction=direction)
             # The paper's other formulas are exact.
             paper = paper_formula(pattern.n, pattern.m) ** (size // pattern.m**2) if direction == "both" else exact
             found.append(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from masksolve import diversity
 from masksolve._methods import available_methods, extras_of_methods
 from masksolve._pattern import Pattern
+from masksolve.diversity._paper_formula import paper_formula
 from masksolve.odds import choose_pattern, group_odds, row_odds, tile_odds
 
 try:
@@ -472,16 +473,16 @@ def show_diversity(pattern: Pattern) -> None:
     """Count the masks of an M x M tile that keep N of every M weights."""
     n, m = pattern.n, pattern.m
     transposable = diversity.log2_count(n, m)
-    formula = math.log2(diversity.paper_formula(n, m))
+    formula = math.log2(paper_formula(n, m))
     click.echo(f"masks of one {m}x{m} tile, {pattern.describe()}:")
     _print_masks("transposable", m, diversity.count(n, m) if transposable.exact else transposable.value)
     try:
         _print_masks(f"transposable, at most {n} a line", m, diversity.count(n, m, saturated=False))
     except ValueError:
         click.echo(f"{f'transposable, at most {n} a line':<32} too many to count")
-    _print_masks("one-sided", m, diversity.count(n, m, "rows"))
-    _print_masks("unstructured", m, diversity.mask_diversity(pattern, m * m, "unstructured"))
-    _print_masks("the paper's formula", m, diversity.paper_formula(n, m))
+    _print_masks("one-sided", m, diversity.count(n, m, direction="rows"))
+    _print_masks("unstructured", m, diversity.mask_diversity(pattern, m * m, direction="unstructured"))
+    _print_masks("the paper's formula", m, paper_formula(n, m))
     ratio = _from_log2(formula - transposable.value)
     click.echo(f"the paper's formula is {ratio} times the number of transposable masks")
     if transposable.error is None:

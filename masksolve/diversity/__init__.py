@@ -1,16 +1,17 @@
-"""Mask diversity: how many masks a sparsity constraint allows, exactly, and the paper's formula beside it.
+"""Mask diversity: how many masks a sparsity constraint allows, exactly.
 
 Source: Hubara et al., NeurIPS 2021, arXiv 2102.08124, who find that accuracy follows the number of masks. Their
-formula for transposable masks is not the number of masks, and no bound on it either: 150 times too large for 4:8.
+formula for transposable masks is neither that number nor a bound on it: for 4:8 it is 150 times too large.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from masksolve._inputs import as_count, check_choice, check_direction, check_flag
-from masksolve._pattern import Pattern
+from masksolve._pattern import Pattern, PatternLike, as_pattern
 from masksolve._tiles import DIRECTIONS, Margins
 from masksolve.diversity._count import count_masks, log10_seconds, log10_states
 
@@ -20,8 +21,6 @@ __all__ = [
     "count",
     "log2_count",
     "mask_diversity",
-    "paper_formula",
-    "paper_formula_ratio",
 ]
 
 _CONSTRAINTS = (*DIRECTIONS, "unstructured")
@@ -32,7 +31,7 @@ _LOG10_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Log2Count:
-    """What `log2_count` found.
+    """The result of `log2_count`; `float()` gives its value.
 
     Attributes
     ----------
@@ -41,16 +40,23 @@ class Log2Count:
     exact : bool
         True: the logarithm of the exact count. False: the asymptotic formula.
     error : float or None
-        What the asymptotic formula gives more than the exact count, in bits; None where not both are known.
+        Asymptotic formula less exact count, in bits; None where not both are known.
     """
 
     value: float
     exact: bool
     error: float | None
 
+    def __float__(self) -> float:
+        return self.value
 
-def count(n: int, m: int, direction: str = "both", *, saturated: bool = True) -> int:
-    """The number of n:m masks of one m x m tile, exactly.
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes by name, for JSON or a table."""
+        return asdict(self)
+
+
+def count(n: int, m: int, *, direction: str = "both", saturated: bool = True) -> int:
+    """Return the number of n:m masks of one m x m tile, exactly.
 
     For direction "both" and `saturated=True` these are the m x m matrices of 0 and 1 whose rows and columns all sum
     to n (OEIS A008300), counted by dynamic programming over histograms of column sums.
@@ -72,10 +78,10 @@ def count(n: int, m: int, direction: str = "both", *, saturated: bool = True) ->
     Raises
     ------
     TypeError
-        If n or m is no integer.
+        If n or m is not an integer.
     ValueError
         For a pattern out of range or an unknown direction. Also, before it starts, for a transposable pattern whose
-        count would take much more than ten seconds; the message tells the estimated cost.
+        count would take much more than ten seconds; the message gives the estimated cost.
 
     References
     ----------
@@ -85,7 +91,7 @@ def count(n: int, m: int, direction: str = "both", *, saturated: bool = True) ->
     --------
     >>> count(2, 4), count(4, 8)
     (90, 116963796250)
-    >>> count(2, 4, "rows")
+    >>> count(2, 4, direction="rows")
     1296
     >>> count(2, 4, saturated=False)
     7343
@@ -99,7 +105,7 @@ def count(n: int, m: int, direction: str = "both", *, saturated: bool = True) ->
         return masks
     if n == m and not saturated:
         return 1 << m * m
-    margins = _line_sums(pattern, saturated)
+    margins = _margins(pattern, saturated)
     log10 = log10_seconds(m, m, margins)
     if log10 > _LOG10_SECONDS:
         states = log10_states(m, m, margins)
@@ -111,8 +117,8 @@ def count(n: int, m: int, direction: str = "both", *, saturated: bool = True) ->
     return count_masks(m, m, margins)
 
 
-def log2_count(n: int, m: int, direction: str = "both") -> Log2Count:
-    """The base-2 logarithm of the number of n:m masks of one m x m tile: exact if feasible, else asymptotic.
+def log2_count(n: int, m: int, *, direction: str = "both") -> Log2Count:
+    """Return the base-2 logarithm of the number of n:m masks of one m x m tile: exact if feasible, else asymptotic.
 
     The asymptotic formula for transposable masks is C(m, n)^(2m) / C(m^2, mn) * (1 - 1/m)^(m - 1) * sqrt(e). Its
     error shrinks as m grows: 0.012 bits for 2:4, 0.0055 for 4:8, 0.0024 for 6:12, 0.0014 for 8:16.
@@ -150,19 +156,19 @@ def log2_count(n: int, m: int, direction: str = "both") -> Log2Count:
     if check_direction(direction) != "both":
         return Log2Count(m * math.log2(math.comb(m, n)), exact=True, error=None)
     asymptotic = _canfield_mckay(n, m)
-    if log10_seconds(m, m, _line_sums(pattern, saturated=True)) > _LOG10_SECONDS:
+    if log10_seconds(m, m, _margins(pattern, saturated=True)) > _LOG10_SECONDS:
         return Log2Count(asymptotic, exact=False, error=None)
     value = math.log2(count(n, m))
     return Log2Count(value, exact=True, error=asymptotic - value)
 
 
-def mask_diversity(pattern: Pattern, size: int, direction: str = "both") -> int:
-    """The number of masks that a constraint allows a tensor of `size` weights: the paper's mask diversity.
+def mask_diversity(pattern: PatternLike, size: int, *, direction: str = "both") -> int:
+    """Return the number of masks that a constraint allows a tensor of `size` weights: the paper's mask diversity.
 
     Parameters
     ----------
-    pattern : Pattern
-        n entries are **kept** of every m.
+    pattern : str, (int, int) or Pattern
+        "4:8", (4, 8) or Pattern(4, 8): 4 entries are **kept** of every 8.
     size : int
         Number of weights: whole tiles of m * m for "both", whole groups of m for "rows" and "columns", and any
         number of which the share n/m is whole for "unstructured".
@@ -177,7 +183,7 @@ def mask_diversity(pattern: Pattern, size: int, direction: str = "both") -> int:
     Raises
     ------
     TypeError
-        If the pattern is no Pattern or the size no integer.
+        If the pattern is none of these, or the size is not an integer.
     ValueError
         If the size is not whole, the direction unknown, or the count out of reach (see `count`).
 
@@ -187,13 +193,12 @@ def mask_diversity(pattern: Pattern, size: int, direction: str = "both") -> int:
 
     Examples
     --------
-    >>> mask_diversity(Pattern(4, 8), 64)  # the paper's table has 1.7e13 here ...
+    >>> mask_diversity("4:8", 64)  # the paper's table has 1.7e13 here ...
     116963796250
-    >>> mask_diversity(Pattern(2, 4), 64, "rows")  # ... and puts one-sided 2:4 below it
+    >>> mask_diversity("2:4", 64, direction="rows")  # ... and puts one-sided 2:4 below it
     2821109907456
     """
-    if not isinstance(pattern, Pattern):
-        raise TypeError(f"the pattern must be a Pattern, such as Pattern(4, 8), got {pattern!r}")
+    pattern = as_pattern(pattern)
     size = as_count(size, "size", 1)
     direction = check_choice(direction, "direction", _CONSTRAINTS)
     n, m = pattern.n, pattern.m
@@ -211,8 +216,8 @@ def mask_diversity(pattern: Pattern, size: int, direction: str = "both") -> int:
     return masks
 
 
-def bits_per_weight(n: int, m: int, direction: str = "both") -> float:
-    """Mask diversity on a scale that knows no tensor size: log2(number of masks) / number of weights.
+def bits_per_weight(n: int, m: int, *, direction: str = "both") -> float:
+    """Return mask diversity on a scale without tensor size: log2(number of masks) / number of weights.
 
     Parameters
     ----------
@@ -234,7 +239,7 @@ def bits_per_weight(n: int, m: int, direction: str = "both") -> float:
 
     Examples
     --------
-    >>> [round(bits_per_weight(4, 8, direction), 3) for direction in ("both", "rows", "unstructured")]
+    >>> [round(bits_per_weight(4, 8, direction=direction), 3) for direction in ("both", "rows", "unstructured")]
     [0.574, 0.766, 1.0]
     """
     pattern = Pattern(n, m)
@@ -242,78 +247,21 @@ def bits_per_weight(n: int, m: int, direction: str = "both") -> float:
     if direction == "unstructured":
         shares = pattern.kept / pattern.m, pattern.zeros / pattern.m
         return sum(-share * math.log2(share) for share in shares if share > 0)
-    return log2_count(n, m, direction).value / pattern.m**2
-
-
-def paper_formula(n: int, m: int) -> int:
-    """What the paper gives as the number of transposable n:m masks of one tile: m! (m-1)! ... (m-n+1)!.
-
-    It is right for n <= 1 only, 1.6 times the number of masks for 2:4 and three quarters of it for 2:16.
-
-    Parameters
-    ----------
-    n, m : int
-        The pattern: n entries are **kept** of every m.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a pattern out of range.
-
-    References
-    ----------
-    Hubara et al., NeurIPS 2021, arXiv 2102.08124, section on mask diversity.
-
-    Examples
-    --------
-    >>> paper_formula(2, 4), count(2, 4)
-    (144, 90)
-    """
-    pattern = Pattern(n, m)
-    return math.prod(math.factorial(pattern.m - filled) for filled in range(pattern.n))
-
-
-def paper_formula_ratio(n: int, m: int) -> float:
-    """The paper's formula divided by the number of transposable masks of one tile; 1.0 where it is right.
-
-    Beyond the reach of `count` the number is asymptotic; a ratio beyond float64 is inf.
-
-    Parameters
-    ----------
-    n, m : int
-        The pattern: n entries are **kept** of every m.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a pattern out of range.
-
-    Examples
-    --------
-    >>> round(paper_formula_ratio(4, 8), 1), round(paper_formula_ratio(2, 16), 3)
-    (150.1, 0.748)
-    """
-    found = log2_count(n, m)
-    try:
-        if found.exact:
-            return paper_formula(n, m) / count(n, m)
-        return math.exp2(math.log2(paper_formula(n, m)) - found.value)
-    except OverflowError:
-        return math.inf
+    return log2_count(n, m, direction=direction).value / pattern.m**2
 
 
 def _rough(log10: float) -> str:
     return f"{10**log10:.2g}" if log10 < 300 else f"1e{log10:.0f}"
 
 
-def _line_sums(pattern: Pattern, saturated: bool) -> Margins:
+def _margins(pattern: Pattern, saturated: bool) -> Margins:
     # Exchanging ones and zeros maps saturated n:m masks to (m - n):m masks.
     kept = min(pattern.kept, pattern.zeros) if saturated else pattern.kept
     return Margins(kept, saturated, saturated)
 
 
 def _canfield_mckay(n: int, m: int) -> float:
-    """The asymptotic number of transposable masks, as a base-2 logarithm."""
+    """Return the asymptotic number of transposable masks, as a base-2 logarithm."""
     if m == 1:
         return 0.5 * math.log2(math.e)
     correction = (m - 1) * math.log1p(-1 / m) + 0.5

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import masksolve as ms
-from masksolve.diversity import bits_per_weight, paper_formula
+from masksolve.diversity import bits_per_weight
+from masksolve.diversity._paper_formula import paper_formula
 from masksolve.torch import Sparsifier
 
 PATTERNS = ("2:4", "4:8", "8:16")
@@ -63,7 +64,7 @@ class Recipe:
         if self.structure in ("dense", "unstructured"):
             return 1.0, 1.0
         pattern = ms.Pattern.parse(self.pattern)
-        exact = bits_per_weight(pattern.n, pattern.m, self.structure)
+        exact = bits_per_weight(pattern.n, pattern.m, direction=self.structure)
         formula = math.log2(paper_formula(pattern.n, pattern.m)) / pattern.m**2
         return exact, exact if self.structure == "rows" else formula
 

@@ -13,8 +13,9 @@ import pytest
 
 from masksolve import Pattern, diversity
 from masksolve._tiles import Margins
-from masksolve.diversity import bits_per_weight, count, log2_count, mask_diversity, paper_formula, paper_formula_ratio
+from masksolve.diversity import bits_per_weight, count, log2_count, mask_diversity
 from masksolve.diversity._count import count_masks, counts_by_ones, log10_states, steps
+from masksolve.diversity._paper_formula import paper_formula, paper_formula_ratio
 
 UP_TO_12 = [(n, m) for m in range(1, 13) for n in range(m + 1)]
 
@@ -120,9 +121,9 @@ def test_at_most_two_a_line_is_the_known_sequence() -> None:
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 8), (12, 12)], ids=str)
 @pytest.mark.parametrize("direction", ["rows", "columns"])
 def test_one_sided_counts_are_a_power_of_the_count_of_one_line(n: int, m: int, direction: str) -> None:
-    assert count(n, m, direction) == math.comb(m, n) ** m
+    assert count(n, m, direction=direction) == math.comb(m, n) ** m
     lines = sum(sum(line) <= n for line in itertools.product((0, 1), repeat=m))
-    assert count(n, m, direction, saturated=False) == lines**m
+    assert count(n, m, direction=direction, saturated=False) == lines**m
 
 
 def test_every_matrix_keeps_at_most_m_of_m() -> None:
@@ -209,12 +210,12 @@ def test_beyond_counting_the_asymptotic_formula_answers_and_says_so() -> None:
 
 
 def test_one_sided_logarithms_are_exact_at_any_size() -> None:
-    assert log2_count(16, 32, "rows") == diversity.Log2Count(32 * math.log2(math.comb(32, 16)), True, None)
+    assert log2_count(16, 32, direction="rows") == diversity.Log2Count(32 * math.log2(math.comb(32, 16)), True, None)
 
 
 def test_the_tables_of_the_paper_and_the_true_order() -> None:
-    one_sided = mask_diversity(Pattern(2, 4), 64, "rows")
-    transposable = mask_diversity(Pattern(4, 8), 64)
+    one_sided = mask_diversity("2:4", 64, direction="rows")
+    transposable = mask_diversity((4, 8), 64)
     assert f"{one_sided:.1e}" == "2.8e+12"
     assert f"{paper_formula(4, 8):.1e}" == "1.8e+13"  # the paper cuts 1.756e13 to 1.7e13
     assert transposable == 116_963_796_250 < one_sided < paper_formula(4, 8)
@@ -229,30 +230,31 @@ def test_the_tables_of_the_paper_and_the_true_order() -> None:
     ],
 )
 def test_bits_per_weight(direction: str, bits: dict[tuple[int, int], str]) -> None:
-    assert {pair: f"{bits_per_weight(*pair, direction):.3f}".removeprefix("0") for pair in bits} == bits
+    assert {pair: f"{bits_per_weight(*pair, direction=direction):.3f}".removeprefix("0") for pair in bits} == bits
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (1, 4), (3, 8), (8, 16), (16, 32)], ids=str)
 def test_each_further_constraint_leaves_fewer_masks(n: int, m: int) -> None:
-    assert bits_per_weight(n, m) < bits_per_weight(n, m, "rows") < bits_per_weight(n, m, "unstructured")
-    assert bits_per_weight(n, m, "rows") == bits_per_weight(n, m, "columns")
+    unstructured = bits_per_weight(n, m, direction="unstructured")
+    assert bits_per_weight(n, m) < bits_per_weight(n, m, direction="rows") < unstructured
+    assert bits_per_weight(n, m, direction="rows") == bits_per_weight(n, m, direction="columns")
 
 
 @pytest.mark.parametrize("direction", ["both", "rows", "columns", "unstructured"])
 def test_bits_per_weight_times_size_is_the_logarithm_of_the_diversity(direction: str) -> None:
     size = 64 * 300
-    log2 = math.log2(mask_diversity(Pattern(2, 8), size, direction))
+    log2 = math.log2(mask_diversity("2:8", size, direction=direction))
     # Unstructured, bits per weight are those of the limit of large tensors.
     assert log2 == pytest.approx(
-        size * bits_per_weight(2, 8, direction), rel=1e-3 if direction == "unstructured" else 1e-12
+        size * bits_per_weight(2, 8, direction=direction), rel=1e-3 if direction == "unstructured" else 1e-12
     )
 
 
 def test_the_diversity_of_a_tensor_multiplies_over_its_tiles() -> None:
     pattern = Pattern(2, 4)
     assert mask_diversity(pattern, 64) == 90**4
-    assert mask_diversity(pattern, 12, "columns") == 6**3
-    assert mask_diversity(Pattern(1, 3), 6, "unstructured") == 15
+    assert mask_diversity(pattern, 12, direction="columns") == 6**3
+    assert mask_diversity("1:3", 6, direction="unstructured") == 15
 
 
 @pytest.mark.parametrize("pattern", FORMULA_RATIOS, ids=str)
@@ -273,40 +275,47 @@ def test_the_papers_formula_exceeds_the_number_of_all_matrices() -> None:
     assert paper_formula_ratio(64, 128) == math.inf
 
 
-BAD: list[tuple[Any, tuple[Any, ...], type[Exception], str]] = [
-    (count, (9, 8), ValueError, "n=9"),
-    (count, (-1, 8), ValueError, "n=-1"),
-    (count, (0, 0), ValueError, "m=0"),
-    (count, (True, 8), TypeError, "True"),
-    (count, (2.0, 4), TypeError, "2.0"),
-    (count, (2, 4, "row"), ValueError, "'row'.*did you mean 'rows'"),
-    (count, (2, 4, "unstructured"), ValueError, "'unstructured'"),
-    (log2_count, (9, 8), ValueError, "n=9"),
-    (log2_count, (2, 4, None), ValueError, "None"),
-    (bits_per_weight, (2, 4, "unstrctured"), ValueError, "did you mean 'unstructured'"),
-    (paper_formula, (9, 8), ValueError, "n=9"),
-    (paper_formula_ratio, (9, 8), ValueError, "n=9"),
-    (mask_diversity, ("4:8", 64), TypeError, "'4:8'"),
-    (mask_diversity, (Pattern(4, 8), 100), ValueError, "100 weights.*8x8 tiles.*multiple of 64"),
-    (mask_diversity, (Pattern(4, 8), 100, "rows"), ValueError, "groups of 8.*multiple of 8"),
-    (mask_diversity, (Pattern(2, 8), 6, "unstructured"), ValueError, "keeps 1.5.*multiple of 4"),
-    (mask_diversity, (Pattern(4, 8), 0), ValueError, "size must be at least 1, got 0"),
-    (mask_diversity, (Pattern(4, 8), -64), ValueError, "got -64"),
-    (mask_diversity, (Pattern(4, 8), 64.0), TypeError, "64.0"),
-    (mask_diversity, (Pattern(4, 8), True), TypeError, "True"),
-    (mask_diversity, (Pattern(4, 8), 64, "diagonal"), ValueError, "'diagonal'"),
-    (mask_diversity, (Pattern(16, 32), 1024), ValueError, "16:32 would visit"),
+def test_a_logarithm_is_a_number_and_a_dictionary() -> None:
+    found = log2_count(2, 4)
+    assert float(found) == found.value == pytest.approx(math.log2(90))
+    assert found.to_dict() == {"value": found.value, "exact": True, "error": found.error}
+
+
+BAD: list[tuple[Any, tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
+    (count, (9, 8), {}, ValueError, "n=9"),
+    (count, (-1, 8), {}, ValueError, "n=-1"),
+    (count, (0, 0), {}, ValueError, "m=0"),
+    (count, (True, 8), {}, TypeError, "True"),
+    (count, (2.0, 4), {}, TypeError, "2.0"),
+    (count, (2, 4), {"direction": "row"}, ValueError, "'row'.*did you mean 'rows'"),
+    (count, (2, 4), {"direction": "unstructured"}, ValueError, "'unstructured'"),
+    (log2_count, (9, 8), {}, ValueError, "n=9"),
+    (log2_count, (2, 4), {"direction": None}, ValueError, "None"),
+    (bits_per_weight, (2, 4), {"direction": "unstrctured"}, ValueError, "did you mean 'unstructured'"),
+    (mask_diversity, (4, 64), {}, TypeError, '"N:M".*got 4'),
+    (mask_diversity, ("48", 64), {}, ValueError, "'48'"),
+    (mask_diversity, (Pattern(4, 8), 100), {}, ValueError, "100 weights.*8x8 tiles.*multiple of 64"),
+    (mask_diversity, (Pattern(4, 8), 100), {"direction": "rows"}, ValueError, "groups of 8.*multiple of 8"),
+    (mask_diversity, (Pattern(2, 8), 6), {"direction": "unstructured"}, ValueError, "keeps 1.5.*multiple of 4"),
+    (mask_diversity, (Pattern(4, 8), 0), {}, ValueError, "size must be at least 1, got 0"),
+    (mask_diversity, (Pattern(4, 8), -64), {}, ValueError, "got -64"),
+    (mask_diversity, (Pattern(4, 8), 64.0), {}, TypeError, "64.0"),
+    (mask_diversity, (Pattern(4, 8), True), {}, TypeError, "True"),
+    (mask_diversity, (Pattern(4, 8), 64), {"direction": "diagonal"}, ValueError, "'diagonal'"),
+    (mask_diversity, (Pattern(16, 32), 1024), {}, ValueError, "16:32 would visit"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments", "error", "message"), BAD, ids=lambda value: getattr(value, "__name__", str(value)[:40])
+    ("function", "arguments", "options", "error", "message"),
+    BAD,
+    ids=lambda value: getattr(value, "__name__", str(value)[:40]),
 )
 def test_bad_input_is_refused_by_name(
-    function: Any, arguments: tuple[Any, ...], error: type[Exception], message: str
+    function: Any, arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        function(*arguments)
+        function(*arguments, **options)
 
 
 def test_numpy_integers_count_as_integers() -> None:
