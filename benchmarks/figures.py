@@ -9,7 +9,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from benchmarks.growth import Cell
 from benchmarks.measure import Row
 from benchmarks.solvers import Solver
 
@@ -56,57 +55,10 @@ def time_per_tile(rows: Sequence[Row], solvers: Iterable[Solver], title: str, pa
     plt.close(figure)
 
 
-def growth(cells: Sequence[Cell], path: Path) -> None:
-    """Three panels: time against the matrix, cost of a weight against M, and memory against the matrix."""
-    plt.rcParams["font.size"] = 1.4 * FONT
-    figure, (time, cost, memory) = plt.subplots(1, 3, figsize=(26, 10), layout="constrained")
-    shown = {4: GREY, 8: BLUE, 16: GREEN, 32: VERMILION, 64: BLACK}
-    look = {"marker": "o", "linewidth": 3, "markersize": 9}
-    lines = dict(zip(sorted({cell.threads for cell in cells}), ("-", "--"), strict=False))
-    largest = max(cell.side for cell in cells)
-    for threads, line in lines.items():
-        for m, colour in shown.items():
-            some = [cell for cell in cells if (cell.m, cell.threads) == (m, threads)]
-            sides = [cell.side for cell in some]
-            time.plot(sides, [cell.seconds * 1e3 for cell in some], color=colour, linestyle=line, **look)
-            if all(cell.peak_bytes is not None for cell in some):
-                memory.plot(sides, [cell.peak_bytes / 2**20 for cell in some], color=colour, linestyle=line, **look)
-        some = [cell for cell in cells if cell.threads == threads and cell.side > 0.9 * largest]
-        values = [cell.nanoseconds_per_weight for cell in some]
-        cost.plot([cell.m for cell in some], values, color=BLACK, linestyle=line, **look)
-
-    time.set(yscale="log", ylabel="ms", title="Time from matrix to mask")
-    memory.set(ylabel="MiB", title="Peak memory beyond both", ylim=(0, max(1, memory.get_ylim()[1])))
-    sides = sorted({cell.side for cell in cells if cell.m == 4})
-    for axes in (time, memory):
-        label_powers(axes.xaxis, sides[:: 2 if len(sides) > 5 else 1])
-        axes.set_xlabel("rows and columns")
-    cost.set(yscale="log", xlabel="M (N = M/2)", ylabel="ns", title=f"Time per weight at {largest}²")
-    label_powers(cost.xaxis, sorted({cell.m for cell in cells}))
-    label_powers(cost.yaxis, [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if _within(tick, cost.get_ylim())])
-    for axes in (time, cost, memory):
-        axes.minorticks_off()
-        axes.grid(visible=True, color="#dddddd")
-
-    dashes = [
-        plt.Line2D([], [], color=BLACK, linestyle=line, linewidth=3, label=f"{threads} thread{'s' * (threads > 1)}")
-        for threads, line in lines.items()
-    ]
-    patterns = [plt.Line2D([], [], color=colour, label=f"{m // 2}:{m}", **look) for m, colour in shown.items()]
-    time.legend(handles=patterns)
-    cost.legend(handles=dashes)
-    figure.savefig(path, dpi=75)
-    plt.close(figure)
-
-
 def label_powers(axis: Any, ticks: Sequence[float]) -> None:
     """Plain numbers at these ticks of a log axis, and no others."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
-
-
-def _within(value: float, limits: tuple[float, float]) -> bool:
-    return limits[0] <= value <= limits[1]
 
 
 def name_ends(axes: Any, ends: list[tuple[tuple[float, float], str, str]], *, at: float, align: str) -> None:

@@ -112,7 +112,7 @@ def table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
             f"{cell.side}×{cell.side}",
             significant(cell.seconds * 1e3),
             significant(cell.nanoseconds_per_weight),
-            "not told" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.1f}",
+            "n/a" if cell.peak_bytes is None else f"{cell.peak_bytes / 2**20:.1f}",
         ]
         for cell in cells
     ]
@@ -130,7 +130,7 @@ def summary(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
         one = [cell for cell in cells if cell.pattern == pattern and cell.threads == 1]
         most = [cell for cell in cells if cell.pattern == pattern and cell.threads == most_threads][-1]
         peaks = [cell.peak_bytes for cell in cells if cell.pattern == pattern]
-        peak = "not told" if None in peaks else f"{max(filter(None, peaks), default=0) / 2**20:.1f}"
+        peak = "n/a" if None in peaks else f"{max(filter(None, peaks), default=0) / 2**20:.1f}"
         times = [significant(cell.seconds * 1e3) for cell in one]
         rows.append([pattern, *times, significant(most.seconds * 1e3), f"{one[-1].nanoseconds_per_weight:.2f}", peak])
     sides = [f"{side}²" for side in dict.fromkeys(_side_of(cell) for cell in cells)]
@@ -145,13 +145,56 @@ def _side_of(cell: Cell) -> int:
 
 
 def _draw(cells: Sequence[Cell], path: Path) -> list[Path]:
+    """Draw three panels: time against the matrix, cost of a weight against M, and memory against the matrix."""
     try:
-        from benchmarks import figures
+        from benchmarks.figures import BLACK, BLUE, FONT, GREEN, GREY, VERMILION, label_powers, plt
     except ImportError as error:
         print(f"no figure: {error}")
         return []
-    figures.growth(cells, path)
+    plt.rcParams["font.size"] = 1.4 * FONT
+    figure, (time, cost, memory) = plt.subplots(1, 3, figsize=(26, 10), layout="constrained")
+    shown = {4: GREY, 8: BLUE, 16: GREEN, 32: VERMILION, 64: BLACK}
+    look = {"marker": "o", "linewidth": 3, "markersize": 9}
+    lines = dict(zip(sorted({cell.threads for cell in cells}), ("-", "--"), strict=False))
+    largest = max(cell.side for cell in cells)
+    for threads, line in lines.items():
+        for m, colour in shown.items():
+            some = [cell for cell in cells if (cell.m, cell.threads) == (m, threads)]
+            sides = [cell.side for cell in some]
+            time.plot(sides, [cell.seconds * 1e3 for cell in some], color=colour, linestyle=line, **look)
+            if all(cell.peak_bytes is not None for cell in some):
+                memory.plot(sides, [cell.peak_bytes / 2**20 for cell in some], color=colour, linestyle=line, **look)
+        some = [cell for cell in cells if cell.threads == threads and cell.side > 0.9 * largest]
+        values = [cell.nanoseconds_per_weight for cell in some]
+        cost.plot([cell.m for cell in some], values, color=BLACK, linestyle=line, **look)
+
+    time.set(yscale="log", ylabel="ms", title="Time from matrix to mask")
+    memory.set(ylabel="MiB", title="Peak memory beyond both", ylim=(0, max(1, memory.get_ylim()[1])))
+    sides = sorted({cell.side for cell in cells if cell.m == 4})
+    for axes in (time, memory):
+        label_powers(axes.xaxis, sides[:: 2 if len(sides) > 5 else 1])
+        axes.set_xlabel("rows and columns")
+    cost.set(yscale="log", xlabel="M (N = M/2)", ylabel="ns", title=f"Time per weight at {largest}²")
+    label_powers(cost.xaxis, sorted({cell.m for cell in cells}))
+    label_powers(cost.yaxis, [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if _within(tick, cost.get_ylim())])
+    for axes in (time, cost, memory):
+        axes.minorticks_off()
+        axes.grid(visible=True, color="#dddddd")
+
+    dashes = [
+        plt.Line2D([], [], color=BLACK, linestyle=line, linewidth=3, label=f"{threads} thread{'s' * (threads > 1)}")
+        for threads, line in lines.items()
+    ]
+    patterns = [plt.Line2D([], [], color=colour, label=f"{m // 2}:{m}", **look) for m, colour in shown.items()]
+    time.legend(handles=patterns)
+    cost.legend(handles=dashes)
+    figure.savefig(path, dpi=75)
+    plt.close(figure)
     return [path]
+
+
+def _within(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1]
 
 
 if __name__ == "__main__":

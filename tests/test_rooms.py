@@ -62,3 +62,11 @@ def test_an_arrow_upwards_is_found(importer: str, graph: grimp.ImportGraph, rows
         assert graph.find_illegal_dependencies_for_layers(layers(rows, within), containers={container})
     finally:
         graph.remove_import(importer=importer, imported="masksolve.torch._adaprune.tasks")
+
+
+@pytest.mark.parametrize("package", ["benchmarks", "paper_figures"])
+def test_no_benchmarks_and_no_figures_import_each_other(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(TABLE.parent)
+    graph = grimp.build_graph(package, cache_dir=None)
+    assert len(graph.modules) > 20
+    TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
