@@ -198,7 +198,7 @@ class _Memory:
         self._thread.start()
 
     def peaks(self) -> tuple[int | None, int | None]:
-        """The two peaks in bytes, once the process has ended; None where the system does not tell."""
+        """Return the two peaks in bytes, once the process has ended; None where the system does not say."""
         self._thread.join()
         return self._rss or None, self._pss or None
 
@@ -226,7 +226,7 @@ class _Memory:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A copy that is on the disk, as the pruned files are."""
+    """Copy the files, and wait until they are on the disk, as the pruned files are."""
     target.mkdir()
     for file in source.iterdir():
         shutil.copyfile(file, target / file.name)
@@ -255,7 +255,7 @@ def table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
             f"{cell.seconds:.1f}",
             f"{cell.bytes_a_second / 1e6:.0f}",
             f"{cell.times_copy:.2f}",
-            *("not told" if held is None else f"{held / 2**20:.0f}" for held in (cell.rss, cell.pss)),
+            *("n/a" if held is None else f"{held / 2**20:.0f}" for held in (cell.rss, cell.pss)),
         ]
         for cell in cells
     ]

@@ -1,6 +1,6 @@
-"""What a weight is: how its axes are read, whether it is left dense unless it is asked for, and the words for that.
+"""Kinds of weights: how their axes are read, which are left dense unless they are asked for, and the words for that.
 
-One rule for a model in memory and for a checkpoint. What a module is decides; where there are no modules, the name.
+One rule for a model in memory and for a checkpoint: the type of the module decides; without modules, the name.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Kind:
     ----------
     axes : {"matrix", "convolution", "stack"} or None
         (out, in); (out, in, *kernel); (..., rows, columns), one matrix at each index of the leading axes. None where
-        nothing tells a stack from a convolution.
+        nothing distinguishes a stack from a convolution.
     dense : str or None
         Why it is left dense unless it is asked for, as what it is in words; None for a weight that is pruned.
     """
@@ -77,17 +77,17 @@ class Kind:
 
 
 def tied_to(name: str) -> str:
-    """The words for an output layer whose weight is an embedding's."""
+    """Return the words for an output layer whose weight is an embedding's."""
     return f"tied to {name}, {EMBEDDING}"
 
 
 def stack_of_experts(shape: Sequence[int]) -> str:
-    """The words for a tensor that holds a matrix for each expert."""
+    """Return the words for a tensor that holds a matrix for each expert."""
     return f"a stack of {shape[0]} experts"
 
 
 def dense_by_name(name: str) -> str | None:
-    """Why a weight of such a name is left dense unless it is asked for, or None. Names are compared part by part."""
+    """Return why a weight of this name is left dense unless it is asked for, or None. Names are compared by parts."""
     parts = name.split(".")
     own = parts[-2] if parts[-1] == "weight" and len(parts) > 1 else parts[-1]
     if own in _EMBEDDINGS:
@@ -102,22 +102,22 @@ def dense_by_name(name: str) -> str | None:
 
 
 def is_router(name: str) -> bool:
-    """Whether a module of this name, whatever it is, chooses the experts."""
+    """Return whether a module of this name, whatever it is, chooses the experts."""
     return name in _ROUTERS
 
 
 def is_gate(name: str) -> bool:
-    """Whether a module of this name chooses the experts, if it stands beside some."""
+    """Return whether a module of this name chooses the experts, if it stands beside some."""
     return name in _GATES
 
 
 def each_reason_once(reasons: Sequence[tuple[str, str]]) -> str:
-    """Names and their reasons in words: the first name of each of a few reasons, and how many more there are of it."""
+    """Return the first name of each of a few reasons in words, and how many more names there are of each."""
     names: dict[str, list[str]] = {}
     for name, reason in reasons:
         names.setdefault(reason, []).append(name)
-    told = [
+    described = [
         f"{found[0]}: {reason}{f' (and {len(found) - 1} more)' if len(found) > 1 else ''}"
         for reason, found in names.items()
     ]
-    return "; ".join(told[:_REASONS]) + ("; ..." if len(told) > _REASONS else "")
+    return "; ".join(described[:_REASONS]) + ("; ..." if len(described) > _REASONS else "")

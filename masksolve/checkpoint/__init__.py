@@ -7,10 +7,13 @@ from masksolve.checkpoint._file import CheckpointError, TensorInfo
 from masksolve.checkpoint._html import page
 from masksolve.checkpoint._plan import CheckpointPlan, PatternPlan, plan_checkpoint
 from masksolve.checkpoint._prune import apply_masks, prune_checkpoint
-from masksolve.checkpoint._report import PrunedTensor, PruneReport
+from masksolve.checkpoint._quality import TileRecord
+from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile
 from masksolve.checkpoint._selection import SkippedTensor
+from masksolve.checkpoint._workspace import AnotherRunError
 
 __all__ = [
+    "AnotherRunError",
     "CheckReport",
     "CheckpointError",
     "CheckpointPlan",
@@ -22,7 +25,9 @@ __all__ = [
     "TensorCheck",
     "TensorComparison",
     "TensorInfo",
+    "TileRecord",
     "WorkerLostError",
+    "WorstTile",
     "apply_masks",
     "check_checkpoint",
     "compare_checkpoints",

@@ -9,18 +9,20 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from masksolve.checkpoint._executors import executor_for, run_all
 from masksolve.checkpoint._file import WEIGHT_DTYPES, TensorInfo
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
+from masksolve.checkpoint._report import as_plain
 from masksolve.checkpoint._run import OnProgress
 from masksolve.checkpoint._units import fill
 from masksolve.checkpoint._work import narrow_as_float32
 
 # A multiple of the size of every dtype.
-_BYTES_A_STRETCH = 1 << 24
+_BYTES_A_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,29 @@ class TensorComparison:
         return self.difference is None and self.changed == 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """What `compare_checkpoints` found: every tensor, and in words what differs of other files and of metadata."""
+    """What `compare_checkpoints` found.
+
+    Attributes
+    ----------
+    tensors : tuple of TensorComparison
+        Every tensor of either.
+    files : tuple of str
+        How other files, and the metadata of shards, differ, in words.
+    """
 
     tensors: tuple[TensorComparison, ...]
     files: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as JSON has it."""
+        plain: dict[str, Any] = as_plain(self)
+        return plain
+
+    def __repr__(self) -> str:
+        changed = sum(not tensor.is_same for tensor in self.tensors)
+        return f"<Comparison: {changed} of {len(self.tensors)} tensors differ, and {len(self.files)} files beside them>"
 
 
 def compare_checkpoints(
@@ -81,7 +100,7 @@ def compare_checkpoints(
     Returns
     -------
     Comparison
-        Every tensor of either, with the number of entries that differ, and the other files that do.
+        Every tensor of either, with the number of entries that differ, and which other files differ.
 
     Raises
     ------
@@ -106,12 +125,12 @@ def compare_checkpoints(
     calls = []
     for name in in_a:
         if name in in_b and _difference(in_a[name][1], in_b[name][1]) is None:
-            calls += [(name, arguments) for arguments in _stretches(*in_a[name], *in_b[name])]
+            calls += [(name, arguments) for arguments in _chunks(*in_a[name], *in_b[name])]
     total, done = sum(call[1][4] for call in calls), 0
     found: dict[str, list[TensorComparison]] = {}
     with executor_for(workers, total) as executor:
         numbered = [((name, index), arguments) for index, (name, arguments) in enumerate(calls)]
-        for (name, index), part in run_all(executor, compare_stretch, numbered):
+        for (name, index), part in run_all(executor, compare_chunk, numbered):
             found.setdefault(name, []).append(part)
             done += calls[index][1][4]
             if on_progress is not None:
@@ -125,15 +144,15 @@ def compare_checkpoints(
     return Comparison(tuple(tensors), tuple(_other_differences(a, b)))
 
 
-def compare_stretch(a: Path, start_a: int, b: Path, start_b: int, nbytes: int, tensor: TensorInfo) -> TensorComparison:
-    """Compare as many bytes of the same tensor in two files."""
+def compare_chunk(a: Path, start_a: int, b: Path, start_b: int, nbytes: int, tensor: TensorInfo) -> TensorComparison:
+    """Compare the same bytes of a tensor in two files."""
     parts = []
     for path, start in ((a, start_a), (b, start_b)):
         content = memoryview(bytearray(nbytes))
         with path.open("rb", buffering=0) as file:
             fill(file, path, start, content)
         parts.append(content)
-    # Entries of less than a byte are compared a byte at a time.
+    # Entries of less than a byte are compared byte by byte.
     itemsize = max(1, tensor.nbytes // math.prod(tensor.shape))
     bits = [np.frombuffer(part, f"u{itemsize}") for part in parts]
     differ = bits[0] != bits[1]
@@ -160,11 +179,11 @@ def _places(checkpoint: Checkpoint) -> dict[str, tuple[Path, TensorInfo]]:
     }
 
 
-def _stretches(
+def _chunks(
     a: Path, tensor_a: TensorInfo, b: Path, tensor_b: TensorInfo
 ) -> Iterator[tuple[Path, int, Path, int, int, TensorInfo]]:
-    for at in range(0, tensor_a.nbytes, _BYTES_A_STRETCH):
-        nbytes = min(_BYTES_A_STRETCH, tensor_a.nbytes - at)
+    for at in range(0, tensor_a.nbytes, _BYTES_A_CHUNK):
+        nbytes = min(_BYTES_A_CHUNK, tensor_a.nbytes - at)
         yield a, tensor_a.offset + at, b, tensor_b.offset + at, nbytes, tensor_a
 
 

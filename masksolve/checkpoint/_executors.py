@@ -1,4 +1,4 @@
-"""Who does the work: this process, processes on this machine, a Dask cluster, or any executor; all in the same way."""
+"""Run work units on this process, on processes of this machine, on a Dask cluster or on any executor."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from concurrent.futures import (
     as_completed,
     wait,
 )
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
 from masksolve._cores import usable_cores
 from masksolve._errors import NotInstalledError
 from masksolve._inputs import as_count
+from masksolve.checkpoint._file import CheckpointError
 
 _logger = logging.getLogger("masksolve")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# A process takes a second to start, in which one that runs prunes about so many bytes.
+# A process takes a second to start, in which one that runs prunes about this many bytes.
 _BYTES_A_WORKER = 1 << 28
 _SECONDS_TO_ANSWER = 10
 _LOGS_OF_DASK = ("distributed.client", "distributed.core", "distributed.comm.core")
 # A worker that is restarted is away for about two.
-_SECONDS_TO_BE_TOLD = 3.0
+_SECONDS_TO_THE_WARNING = 3.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -48,7 +49,7 @@ class WorkerLostError(RuntimeError):
 
 
 def workers_for(workers: int | None, nbytes: int) -> int:
-    """How many processes work: so many, or, for None, as many as are worth starting, at most one a core."""
+    """Return how many processes work; for None as many as are worth starting, at most one per core."""
     if workers is None:
         return max(1, min(usable_cores(), nbytes // _BYTES_A_WORKER))
     return as_count(workers, "workers", 1)
@@ -56,9 +57,9 @@ def workers_for(workers: int | None, nbytes: int) -> int:
 
 @contextmanager
 def executor_for(workers: int | Executor | None, nbytes: int) -> Iterator[Executor]:
-    """Somebody who does the work: an executor as it is, or so many processes; one is a thread of this process.
+    """Yield an executor: the one that is given, or a number of processes, of which one is a thread of this process.
 
-    None is as many processes as are worth starting for so many bytes.
+    None starts as many processes as are worth it for `nbytes` of work.
     """
     if isinstance(workers, Executor):
         yield workers
@@ -74,25 +75,26 @@ def executor_for(workers: int | Executor | None, nbytes: int) -> Iterator[Execut
 
 @contextmanager
 def dask_executor(address: str, *, timeout: float = 60) -> Iterator[Executor]:
-    """The workers of a Dask cluster that runs already.
+    """Use the workers of a Dask cluster that runs already.
 
     Parameters
     ----------
     address : str
-        Of its scheduler, such as "tcp://10.0.0.1:8786".
+        The address of its scheduler, such as "tcp://10.0.0.1:8786".
     timeout : float
-        Seconds after which work ends with a WorkerLostError if the cluster has no worker in all that time. It is logged
-        after a few.
+        Seconds without any worker after which work ends with a WorkerLostError. A few seconds without one are logged.
 
     Yields
     ------
     Executor
-        What `workers=` takes.
+        For `workers=`.
 
     Raises
     ------
     NotInstalledError
         If Dask is not installed.
+    CheckpointError
+        For an address that is none.
     OSError
         If no scheduler answers.
 
@@ -107,16 +109,18 @@ def dask_executor(address: str, *, timeout: float = 60) -> Iterator[Executor]:
         raise NotInstalledError(
             f"a Dask cluster needs {error.name}, which is not installed; pip install 'masksolve[cluster]'"
         ) from None
-    with (
-        _without_errors_of_dask(),
-        Client(address, timeout=_SECONDS_TO_ANSWER) as client,  # type: ignore[no-untyped-call]
-        _Cluster(client, address, timeout) as cluster,
-    ):
-        yield cluster
+    with ExitStack() as stack:
+        stack.enter_context(_without_errors_of_dask())
+        try:
+            client = Client(address, timeout=_SECONDS_TO_ANSWER)  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise CheckpointError(f"{address!r} is not the address of a scheduler: {error}") from error
+        stack.enter_context(client)
+        yield stack.enter_context(_Cluster(client, address, timeout))
 
 
 class _Cluster(Executor):
-    """The workers of a Dask cluster; without any for too long, all work is cancelled, and `lost` says why."""
+    """The workers of a Dask cluster. Without any for too long, all work is cancelled, and `lost` says why."""
 
     def __init__(self, client: Any, address: str, timeout: float) -> None:
         self.lost: str | None = None
@@ -148,12 +152,12 @@ class _Cluster(Executor):
             self._pending.discard(future)
 
     def _watch(self) -> None:
-        """Look for workers every now and then: Dask waits for one without end and without a word."""
-        since, is_told = time.monotonic(), False
+        """Look for workers every now and then: Dask waits for one without end and says nothing."""
+        since, is_logged = time.monotonic(), False
         while not self._closing.wait(_SECONDS_BETWEEN_LOOKS):
             now = time.monotonic()
             if self._has_workers():
-                since, is_told = now, False
+                since, is_logged = now, False
             elif now - since > self._timeout:
                 self.lost = (
                     f"the cluster at {self._address} has had no worker for {self._timeout:g} seconds; start workers "
@@ -164,8 +168,8 @@ class _Cluster(Executor):
                 for future in pending:
                     future.cancel()
                 return
-            elif now - since > _SECONDS_TO_BE_TOLD and not is_told:
-                is_told = True
+            elif now - since > _SECONDS_TO_THE_WARNING and not is_logged:
+                is_logged = True
                 _logger.warning(
                     "the cluster at %s has no worker; waiting for one, for %g seconds at most",
                     self._address,
@@ -175,13 +179,13 @@ class _Cluster(Executor):
     def _has_workers(self) -> bool:
         try:
             return bool(self._client.nthreads())
-        except Exception:  # of Dask or of its sockets: that the scheduler is gone is told by what it was working on
+        except Exception:  # of Dask or of its sockets: a scheduler that is gone shows in the work that it had
             return True
 
 
 @contextmanager
 def _without_errors_of_dask() -> Iterator[None]:
-    """That a scheduler is lost is an error of ours, in a line; Dask logs it with tracebacks, and again later."""
+    """Silence the log of a lost scheduler, which is an error of ours: Dask logs it with tracebacks, and again later."""
 
     def keep(record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR
@@ -206,7 +210,7 @@ def run_all(
     Raises
     ------
     WorkerLostError
-        If a worker ends in the middle. Executors that can start the work anew, such as Dask's, do so first.
+        If a worker ends in the middle. Executors that can start the work again, such as Dask's, do so first.
     """
     futures: dict[Future[Result], Item] = {}
     failure: BaseException | None = None
@@ -261,13 +265,13 @@ class _WorkerContext(SpawnContext):
 
 
 def _start_worker() -> None:
-    # The one that gave the work out decides what is still done after an interrupt.
+    # The parent decides what is still done after an interrupt.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """End with the parent: a worker whose parent was killed would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])

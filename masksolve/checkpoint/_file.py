@@ -54,7 +54,7 @@ class TensorInfo:
         return self.shape[-2:] if self.stack else self.shape[:2]
 
     def matrix_of(self, row: int) -> tuple[tuple[int, ...], int]:
-        """Index of the matrix that a row of `flat_shape` lies in, () outside stacks, and the row's number in it."""
+        """Return the index of the matrix in which a row of `flat_shape` is, () outside stacks, and its number there."""
         if not self.stack:
             return (), row
         *lead, own = (int(index) for index in np.unravel_index(row, self.shape[:-1]))
@@ -70,22 +70,22 @@ class Header:
 
 
 def flat_shape(shape: Sequence[int], stack: bool) -> tuple[int, ...]:
-    """(rows, columns, *kernel) of a tensor, the matrices of a stack (..., rows, columns) one below the other."""
+    """Return (rows, columns, *kernel) of a tensor, the matrices of a stack (..., rows, columns) one below the other."""
     return (math.prod(shape[:-1]), shape[-1]) if stack else tuple(shape)
 
 
 def printable(name: str) -> str:
-    """A name of a tensor or file as a terminal may see it: quoted if there is anything in it that would control one."""
+    """Return a name of a tensor or file as a terminal may see it: quoted if anything in it would control one."""
     return name if name.isprintable() else repr(name)
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file.
+    """Read the header of a safetensors file.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, unreadable, empty, truncated, no safetensors file, or names a tensor twice.
+        If the file is missing, unreadable, empty, truncated, not a safetensors file, or names a tensor twice.
     """
     try:
         # Opened here first: the library calls every file that it cannot open missing.
@@ -109,19 +109,19 @@ def read_header(path: Path) -> Header:
 
 
 def parse_json(text: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object, in which no key may stand twice: readers disagree on which of the two counts.
+    """Parse a JSON object, in which no key may stand twice: readers disagree on which of the two counts.
 
     Raises
     ------
     CheckpointError
-        If it is no JSON object, or has a key twice.
+        If it is not a JSON object, or has a key twice.
     """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, value in items:
             if key in result:
-                raise CheckpointError(f"{path} names {key!r} twice; write the file anew with each name once")
+                raise CheckpointError(f"{path} names {key!r} twice; write the file again with each name once")
             result[key] = value
         return result
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile
+from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile, one_sided
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --faint: #6a737d; --line: #d8dee4; --bar: #2f6fba; --rest: #e7ebef;
@@ -34,7 +34,7 @@ _GAP_LABELS = ("0, proven optimal", "up to 0.01 %", "up to 0.1 %", "up to 1 %", 
 
 
 def page(report: PruneReport) -> str:
-    """The report as HTML: one page that loads nothing else.
+    """Return the report as HTML: one page that loads nothing else.
 
     Parameters
     ----------
@@ -61,13 +61,15 @@ def page(report: PruneReport) -> str:
     """
     target = report.output or report.masks or ""
     proof = "every tile is proven optimal" if report.optimal else "not every tile is optimal"
+    sides = "transposable" if report.direction == "both" else f"one-sided, along {report.direction} only"
     weights = sum(math.prod(tensor.shape) for tensor in report.tensors)
     parts = [
         "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
-        f"<title>{escape(target)}, {report.pattern}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
+        f"<title>{escape(target)}, {report.pattern}{one_sided(report.direction)}</title>",
+        f"<style>{_STYLE}</style>\n</head>\n<body>",
         f"<h1>{escape(target)}</h1>",
-        f"<p class=note>transposable {escape(report.pattern.describe())}; {proof}</p>",
+        f"<p class=note>{escape(report.pattern.describe())}, {sides}; {proof}</p>",
         f"<p class=note>Tensors were identified by {escape(report.identified_by)}.</p>",
         _numbers(
             {
@@ -110,7 +112,7 @@ def page(report: PruneReport) -> str:
             ["tensor", "dtype", "shape", "reason"],
             [[tensor.name, tensor.dtype, _shape(tensor.shape), tensor.reason] for tensor in report.skipped],
         ),
-        "<h2>To do it again</h2>",
+        "<h2>Run it again</h2>",
         f"<p><code>{escape(report.command)}</code></p>",
         _table(["what", "which"], [*report.versions.items(), ("hash of the input (xxh3_128)", report.input_hash)]),
         "</body>\n</html>\n",
@@ -139,7 +141,7 @@ def _gap_chart(counts: Sequence[int]) -> str:
 
 
 def _bars(rows: Iterable[tuple[str, float, str, str]], title: str) -> str:
-    """Horizontal bars: label, length as a share, value in words, class."""
+    """Draw horizontal bars from rows of label, length as a share, value in words, class."""
     lines = []
     y = 0
     for label, share, value, kind in rows:
@@ -177,7 +179,7 @@ def _tile(worst: WorstTile) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 0) -> str:
-    """A table whose last columns are numbers."""
+    """Return a table whose last columns are numbers."""
     first = len(headings) - numbers
 
     def line(cells: Sequence[str], tag: str) -> str:

@@ -1,4 +1,4 @@
-"""What the tensors of a checkpoint are: by the model's config where there is one, by their names otherwise."""
+"""Identify the tensors of a checkpoint: by the model's config where there is one, by their names otherwise."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Identified:
-    """What each tensor is, and what that is known by, in words."""
+    """What each tensor is, and what says so, in words."""
 
     kinds: dict[str, Kind]
     by: str
 
 
 def identify(checkpoint: Checkpoint) -> Identified:
-    """What each tensor of a checkpoint is.
+    """Find out what each tensor of a checkpoint is.
 
     A config.json beside the weights decides, if transformers is installed and knows the model; no code beside it is
     ever run. Whatever is wrong with it, the names decide, and `by` says why.
@@ -53,7 +53,7 @@ def _by_config(checkpoint: Checkpoint) -> tuple[str, dict[str, Kind]]:
     if "model_type" not in config:
         raise _NoModelError(f"{_CONFIG} names no model_type")
     try:
-        import transformers  # noqa: F401 (asked for first, for its name in the message)
+        import transformers  # noqa: F401 (imported first, for its name in the message)
 
         from masksolve.torch._model_config import kinds_by_config
     except ImportError as error:

@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If a file is missing or no whole safetensors file, or the index and the shards contradict each other.
+        If a file is missing or not a whole safetensors file, or the index and the shards contradict each other.
     """
     if not path.is_dir():
         return Checkpoint(path, (_shard(path.parent, path.name),))
@@ -80,7 +80,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _files_in(path: Path) -> list[str]:
-    """The names of all files in a folder; links, of which caches of downloads are full, are followed."""
+    """Return the names of all files in a folder; links, of which caches of downloads are full, are followed."""
 
     def refuse(error: OSError) -> None:
         raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
@@ -89,7 +89,7 @@ def _files_in(path: Path) -> list[str]:
     for folder, _, files in os.walk(path, onerror=refuse, followlinks=True):
         for file in (Path(folder, name) for name in files):
             if not file.is_file():
-                raise CheckpointError(f"{file} is a broken link, or no file to copy; mend or remove it")
+                raise CheckpointError(f"{file} is a broken link, or not a file to copy; mend or remove it")
             names.append(file.relative_to(path).as_posix())
     return sorted(names)
 

@@ -18,7 +18,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from masksolve._inputs import check_direction
 from masksolve._pattern import Pattern
+from masksolve._tiles import Direction
 from masksolve.checkpoint._file import CheckpointError, TensorInfo, flat_shape, parse_json, read_header
 from masksolve.checkpoint._units import Place, Unit
 
@@ -28,12 +30,13 @@ _BYTES_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True)
 class MaskFile:
-    """The masks in a file: their pattern, the weights they were made for, and their places.
+    """The masks in a file: their pattern and direction, the weights they were made for, and their places.
 
     Of the weights there are the shapes, which of them are `stacks` of matrices, and the hashes.
     """
 
     pattern: Pattern
+    direction: Direction
     shapes: dict[str, tuple[int, ...]]
     stacks: dict[str, bool]
     hashes: dict[str, str]
@@ -41,7 +44,7 @@ class MaskFile:
 
 
 def hashes_of(units: Sequence[Unit], fingerprints: Sequence[str]) -> dict[str, str]:
-    """The hash of each tensor's weights: that of the hashes of its bands."""
+    """Return the hash of each tensor's weights, which is that of the hashes of its bands."""
     hashers: dict[str, Any] = {}
     for unit, fingerprint in zip(units, fingerprints, strict=True):
         if unit.tensor is not None:
@@ -49,13 +52,20 @@ def hashes_of(units: Sequence[Unit], fingerprints: Sequence[str]) -> dict[str, s
     return {name: hasher.hexdigest() for name, hasher in hashers.items()}
 
 
-def masks_header(tensors: Sequence[TensorInfo], pattern: Pattern, hashes: Mapping[str, str]) -> bytes:
-    """The header of the file of the masks of tensors, as it stands at the file's beginning."""
+def masks_header(
+    tensors: Sequence[TensorInfo], pattern: Pattern, direction: Direction, hashes: Mapping[str, str]
+) -> bytes:
+    """Return the header of the file of the masks of tensors, as it stands at the file's beginning."""
     described = {
         tensor.name: {"shape": tensor.shape, "stack": tensor.stack, "hash": hashes[tensor.name]} for tensor in tensors
     }
     header: dict[str, Any] = {
-        "__metadata__": {"format": _FORMAT, "pattern": str(pattern), "weights": json.dumps(described)}
+        "__metadata__": {
+            "format": _FORMAT,
+            "pattern": str(pattern),
+            "direction": direction,
+            "weights": json.dumps(described),
+        }
     }
     position = 0
     for tensor in tensors:
@@ -69,12 +79,12 @@ def masks_header(tensors: Sequence[TensorInfo], pattern: Pattern, hashes: Mappin
 
 
 def place_masks(units: Sequence[Unit], places: Mapping[str, Place]) -> list[Unit]:
-    """The units, each band with the place of its tensor's masks."""
+    """Return the units, each band with the place of its tensor's masks."""
     return [unit if unit.tensor is None else replace(unit, masks=places[unit.tensor.name]) for unit in units]
 
 
 def places_in(tensors: Sequence[TensorInfo], header: bytes) -> dict[str, Place]:
-    """Where the masks of tensors lie behind such a header."""
+    """Return where the masks of tensors lie behind such a header."""
     places = {}
     position = len(header)
     for tensor in tensors:
@@ -84,12 +94,12 @@ def places_in(tensors: Sequence[TensorInfo], header: bytes) -> dict[str, Place]:
 
 
 def read_masks(path: Path) -> MaskFile:
-    """What a file of masks says of them.
+    """Read what a file of masks says of them.
 
     Raises
     ------
     CheckpointError
-        If it is no such file.
+        If it is not such a file.
     """
     header = read_header(path)
     metadata = header.metadata
@@ -97,6 +107,7 @@ def read_masks(path: Path) -> MaskFile:
         raise CheckpointError(f"{path} holds no masks; name a file that a prune has written as `masks`")
     try:
         pattern = Pattern.parse(metadata["pattern"])
+        direction = check_direction(metadata["direction"])
         weights = parse_json(metadata["weights"].encode(), path)
         shapes = {tensor.name: tuple(map(index, weights[tensor.name]["shape"])) for tensor in header.tensors}
         stacks = {tensor.name: bool(index(weights[tensor.name]["stack"])) for tensor in header.tensors}
@@ -111,11 +122,11 @@ def read_masks(path: Path) -> MaskFile:
     if not fits:
         raise CheckpointError(f"{path} holds masks whose shapes contradict its metadata; write it again")
     places = {tensor.name: _place(tensor.offset, flat[tensor.name]) for tensor in header.tensors}
-    return MaskFile(pattern, shapes, stacks, hashes, places)
+    return MaskFile(pattern, direction, shapes, stacks, hashes, places)
 
 
 def hash_of(path: Path) -> str:
-    """The hash of a whole file of masks."""
+    """Return the hash of a whole file of masks."""
     hasher = xxhash.xxh3_128()
     with path.open("rb") as file:
         while part := file.read(_BYTES_AT_ONCE):
@@ -125,23 +136,23 @@ def hash_of(path: Path) -> str:
 
 
 def row_bytes(shape: Sequence[int]) -> int:
-    """How many bytes hold the masks of one row of a flat shape, that is, of one entry along its first axis."""
+    """Return how many bytes hold the mask of one row of a flat shape, that is, of one entry along its first axis."""
     return -(-math.prod(shape[1:]) // 8)
 
 
 def pack(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """A mask (rows, columns, *kernel) as bits (rows, bytes)."""
+    """Return a mask (rows, columns, *kernel) as bits (rows, bytes)."""
     return np.packbits(mask.reshape(len(mask), -1), axis=1, bitorder="little")
 
 
 def unpack(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """The mask of a shape that `pack` made into bits."""
+    """Return the mask of a shape that `pack` made into bits."""
     bits = np.unpackbits(packed, axis=1, count=math.prod(shape[1:]), bitorder="little")
     return bits.view(np.bool_).reshape(shape)
 
 
 def packed_like(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """An array for the bits of a mask of a shape."""
+    """Return an array for the bits of a mask of a shape."""
     return np.empty((shape[0], row_bytes(shape)), np.uint8)
 
 

@@ -8,45 +8,53 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from masksolve._inputs import check_direction
 from masksolve._pattern import Pattern, PatternLike, as_pattern
+from masksolve._tiles import Direction
 from masksolve.checkpoint._executors import workers_for
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
 from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
+from masksolve.checkpoint._report import as_plain, one_sided
 from masksolve.checkpoint._selection import Globs, SkippedTensor, select_tensors
 from masksolve.checkpoint._units import WEIGHTS_A_PIECE, Piece, Unit, pieces_of, read_weights, units_of
-from masksolve.checkpoint._work import Job, check_finite, fingerprint_unit, mask_of, try_method
+from masksolve.checkpoint._work import Job, SolveMasks, check_finite, fingerprint_unit, mask_of, try_method
 
 _SAMPLES = 16
 _SAMPLE_SECONDS = 1.0
 _SAMPLE_WEIGHTS = 1 << 17
 # The input is read to hash it and to prune it, the output to verify it.
 _READINGS = 3
-# A piece, its copy as float32, its mask, and what judges them: bytes a weight.
+# A piece, its copy as float32, its mask, and what judges them: bytes per weight.
 _BYTES_A_WEIGHT = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PatternPlan:
     """What pruning to one pattern would do.
 
     Attributes
     ----------
     pattern : Pattern
-    chosen, skipped
-        The tensors that would be pruned, and the others with the reasons.
+    direction : {"both", "rows", "columns"}
+    chosen : tuple of TensorInfo
+        The tensors that would be pruned.
+    skipped : tuple of SkippedTensor
+        The others, with the reason.
     nbytes : int
-        What would be written.
+        Bytes that would be written.
     workers : int
         Processes that would work.
     seconds : float
         How long, by the speed on a sample of this checkpoint, without waiting for the disk to write.
     memory : int or None
-        Bytes that the processes would hold together at most; None where the system does not tell.
+        Bytes that the processes would hold together at most; None where the system does not say.
     """
 
     pattern: Pattern
+    direction: Direction
     chosen: tuple[TensorInfo, ...]
     skipped: tuple[SkippedTensor, ...]
     nbytes: int
@@ -54,12 +62,27 @@ class PatternPlan:
     seconds: float
     memory: int | None
 
+    def __repr__(self) -> str:
+        return (
+            f"<PatternPlan of {self.pattern}{one_sided(self.direction)}: {len(self.chosen)} tensors, "
+            f"{len(self.skipped)} skipped, about {self.seconds:.1f} s with {self.workers} workers>"
+        )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class CheckpointPlan:
-    """What `plan_checkpoint` found: the tensors, and a plan for each pattern that some of them fit.
+    """What `plan_checkpoint` found.
 
-    `identified_by` says in words what the tensors are known by: the model's config, or their names.
+    Attributes
+    ----------
+    tensors : tuple of TensorInfo
+        All of the checkpoint.
+    plans : tuple of PatternPlan
+        One for each pattern that some of them fit.
+    misfits : dict of str to str
+        The other patterns, "N:M", with the reason.
+    identified_by : str
+        What distinguishes weights from embeddings and the like: the model's config, or the names of tensors.
     """
 
     tensors: tuple[TensorInfo, ...]
@@ -67,11 +90,21 @@ class CheckpointPlan:
     misfits: dict[str, str]
     identified_by: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON has it."""
+        plain: dict[str, Any] = as_plain(self)
+        return plain
+
+    def __repr__(self) -> str:
+        fitting = ", ".join(f"{len(plan.chosen)} fit {plan.pattern}" for plan in self.plans) or "none fits"
+        return f"<CheckpointPlan of {len(self.tensors)} tensors: {fitting}>"
+
 
 def plan_checkpoint(
     source: str | os.PathLike[str],
     patterns: Sequence[PatternLike],
     *,
+    direction: str = "both",
     method: str = "exact",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -79,7 +112,7 @@ def plan_checkpoint(
     convolution: Sequence[str] = (),
     workers: int | None = None,
 ) -> CheckpointPlan:
-    """Tell what `prune_checkpoint` would do. Nothing is written.
+    """Report what `prune_checkpoint` would do. Nothing is written.
 
     Parameters
     ----------
@@ -87,10 +120,10 @@ def plan_checkpoint(
         A `.safetensors` file, or a folder of them with an index.
     patterns : sequence of (str, (int, int) or Pattern)
         Each N **kept** of every M: "4:8", (4, 8) or `Pattern(4, 8)`.
-    method, include, exclude, stack, convolution
+    direction, method, include, exclude, stack, convolution
         As for `prune_checkpoint`.
     workers : int, optional
-        What times and memory are told for; None takes all cores.
+        For how many processes times and memory are estimated; None as for `prune_checkpoint`.
 
     Returns
     -------
@@ -100,7 +133,10 @@ def plan_checkpoint(
     Raises
     ------
     CheckpointError
-        For an input that cannot be read, and NaN or infinite weights in the sample.
+        For an input that cannot be read, a method that does not exist or cannot solve a pattern, and NaN or infinite
+        weights in the sample.
+    TypeError, ValueError
+        For patterns, a direction or a number of workers that is none.
 
     Examples
     --------
@@ -117,38 +153,49 @@ def plan_checkpoint(
     """
     if isinstance(patterns, (str, Pattern)):
         raise TypeError(f"patterns must be a sequence of patterns, got {patterns!r}; put it in a list")
-    all_patterns = [as_pattern(each) for each in patterns]
+    all_patterns, checked_direction = [as_pattern(each) for each in patterns], check_direction(direction)
     checkpoint = read_checkpoint(Path(source).absolute())
     before = _memory()
     identified = identify(checkpoint)
     after = _memory()
-    # Workers ask no model what a tensor is.
+    # Only this process asks a model what a tensor is, workers do not.
     of_model = 0 if before is None or after is None else after - before
     globs = Globs(include, exclude, stack, convolution)
-    # Once for all patterns: a glob that matches nothing is no misfit of one of them.
+    # Once for all patterns: a glob that matches nothing is not the fault of one of them.
     globs.check(checkpoint.tensors)
     plans, misfits = [], {}
     for pattern in all_patterns:
         try:
-            chosen, skipped = select_tensors(checkpoint.tensors, pattern, globs, identified.kinds)
+            chosen, skipped = select_tensors(checkpoint.tensors, pattern, checked_direction, globs, identified.kinds)
         except CheckpointError as error:
             misfits[str(pattern)] = str(error)
             continue
         units = units_of(checkpoint, chosen, pattern)
         nbytes = sum(unit.nbytes for unit in units)
         processes = workers_for(workers, nbytes)
-        seconds = _seconds_of_all(checkpoint, units, Job(checkpoint.folder, pattern, method, None, None))
+        seconds = _seconds_of_all(
+            checkpoint, units, Job(checkpoint.folder, pattern, checked_direction, SolveMasks(method))
+        )
         memory = _memory()
         if memory is not None:
             memory = of_model + processes * (memory - of_model + WEIGHTS_A_PIECE * _BYTES_A_WEIGHT)
         plans.append(
-            PatternPlan(pattern, tuple(chosen), tuple(skipped), nbytes, processes, seconds / processes, memory)
+            PatternPlan(
+                pattern=pattern,
+                direction=checked_direction,
+                chosen=tuple(chosen),
+                skipped=tuple(skipped),
+                nbytes=nbytes,
+                workers=processes,
+                seconds=seconds / processes,
+                memory=memory,
+            )
         )
     return CheckpointPlan(tuple(checkpoint.tensors), tuple(plans), misfits, identified.by)
 
 
 def _seconds_of_all(checkpoint: Checkpoint, units: Sequence[Unit], job: Job) -> float:
-    """The time that one worker would take, from a sample of a few bands."""
+    """Return the time that one worker would take, estimated from a sample of a few bands."""
     try_method(job)
     bands = [unit for unit in units if unit.tensor is not None]
     largest = max(units, key=lambda unit: unit.nbytes)
@@ -174,7 +221,7 @@ def _seconds_of_all(checkpoint: Checkpoint, units: Sequence[Unit], job: Job) -> 
 
 
 def _sample_of(unit: Unit, pattern: Pattern) -> Piece:
-    """The first tile rows of a band, or as much of the first as is enough."""
+    """Return the first tile rows of a band, or as much of the first as is enough."""
     first = next(pieces_of(unit, pattern))
     assert unit.tensor is not None
     row = unit.nbytes // (unit.rows.stop - unit.rows.start)
@@ -184,7 +231,7 @@ def _sample_of(unit: Unit, pattern: Pattern) -> Piece:
 
 
 def _memory() -> int | None:
-    """The most that this process has held in memory, in bytes; it has just worked like a worker."""
+    """Return the most that this process has held in memory, in bytes; it has just worked like a worker."""
     try:
         import resource
     except ImportError:  # not on Windows

@@ -10,27 +10,26 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
 
-from masksolve._pattern import Pattern, PatternLike, as_pattern
+from masksolve._inputs import check_direction
+from masksolve._pattern import PatternLike, as_pattern
 from masksolve._tiles import convolution_matrices
 from masksolve._version import __version__
 from masksolve.checkpoint._file import CheckpointError, TensorInfo
 from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
 from masksolve.checkpoint._masks import MaskFile, hash_of, read_masks
-from masksolve.checkpoint._record import RECORD, record_of
+from masksolve.checkpoint._record import RECORD, Pruned, read_record, record_of
 from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile
 from masksolve.checkpoint._run import OnProgress, Outcome, Request, run
-from masksolve.checkpoint._selection import Given, Globs, SkippedTensor, select_tensors
+from masksolve.checkpoint._selection import Given, Globs, SkippedTensor, select_tensors, split_tensors
 from masksolve.checkpoint._units import Piece, Unit, read_weights
-from masksolve.checkpoint._work import Job
+from masksolve.checkpoint._work import Job, SolveMasks, StoredMasks
 
 _DRAWN_TILES = 8
-_BY = "what the tensors are identified by"
 
 AnyPath = str | os.PathLike[str]
 
@@ -41,6 +40,7 @@ def prune_checkpoint(
     pattern: PatternLike,
     *,
     masks: AnyPath | None = None,
+    direction: str = "both",
     method: str = "exact",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -51,15 +51,16 @@ def prune_checkpoint(
     workers: int | Executor | None = 1,
     on_progress: OnProgress | None = None,
 ) -> PruneReport:
-    """Write a copy of a checkpoint in which every weight matrix is transposable N:M sparse.
+    """Write a copy of a checkpoint in which every weight matrix is N:M sparse, transposably unless asked otherwise.
 
-    The output has the input's files, headers, metadata and bytes, but for the pruned weights, which are +0.0; in a
-    folder, masksolve.json says which tensors were pruned, for `check_checkpoint`. It appears under its name only when
-    it is complete and verified. Weights are held in bands of a few MiB, never whole.
+    The output has the input's files, headers, metadata and bytes, but for the pruned weights, which are +0.0. In a
+    folder, masksolve.json says what each tensor was pruned to, by this and earlier prunes, for `check_checkpoint`. The
+    output appears under its name only when it is complete and verified. Weights are held in bands of a few MiB, never
+    whole.
 
-    Embeddings, output layers tied to one, routers of mixtures of experts and the like are left dense. What a tensor is,
-    is taken from the model that a config.json beside the weights describes, if transformers is installed (its own
-    classes, without weights; code beside them is never run), and from the tensor's name otherwise.
+    Embeddings, output layers tied to one, routers of mixtures of experts and the like are left dense. The model that a
+    config.json beside the weights describes says what a tensor is, if transformers is installed (its own classes,
+    without weights; code beside them is never run); otherwise the tensor's name does.
 
     Parameters
     ----------
@@ -69,7 +70,10 @@ def prune_checkpoint(
     pattern : str, (int, int) or Pattern
         N **kept** of every M: "4:8", (4, 8) or `Pattern(4, 8)`.
     masks : path, optional
-        A .safetensors file to write with the masks, a bit a weight.
+        A .safetensors file to write with the masks, a bit per weight.
+    direction : {"both", "rows", "columns"}
+        "both": transposable. "rows": one-sided, N of every M consecutive inputs of an output; "columns": of the outputs
+        of an input.
     method : str
         As for `masksolve.solve_matrix`.
     include, exclude : sequence of str
@@ -77,17 +81,17 @@ def prune_checkpoint(
     stack, convolution : sequence of str
         Globs of tensors of three or more axes: a stack of matrices (..., rows, columns), each of which is pruned, such
         as that of a layer's experts; the weight of a convolution (out, in, *kernel). Needed for three axes where no
-        config tells; four or more are a convolution's.
+        config says; four or more are a convolution's.
     overwrite : bool
         Replace an output that exists, and discard a run that was not finished.
     resume : bool
         Continue a run that was not finished, if there is one; the result is the same, byte for byte.
     workers : int, concurrent.futures.Executor or None
-        A number of processes, one being a thread of this one; None takes as many as are worth starting. Or who else
-        does the work: a pool of threads, of MPI or Ray processes, a Dask cluster
-        (`client.get_executor(pure=False)`). Workers read and write the files themselves, by the same paths.
+        A number of processes, one being a thread of this one; None takes as many as are worth starting. Or an executor:
+        a pool of threads, of MPI or Ray processes, a Dask cluster (`dask_executor`). Workers read and write the files
+        themselves, by the same paths.
     on_progress : callable, optional
-        Called with the phase ("reading", "pruning", "verifying"), the bytes that are done, and all bytes.
+        Called with the phase ("reading", "pruning", "verifying"), the bytes of it that are done, and all its bytes.
 
     Returns
     -------
@@ -96,10 +100,15 @@ def prune_checkpoint(
     Raises
     ------
     CheckpointError
-        For an input that cannot be read or in which nothing can be pruned, an output equal to the input, NaN or
-        infinite weights, and a run that cannot be resumed because something differs.
+        For an input that cannot be read or in which nothing can be pruned, a method that does not exist or cannot
+        solve the pattern, an output equal to the input, NaN or infinite weights, a run that cannot be resumed because
+        something differs, and (AnotherRunError) an output that another run is writing.
     FileExistsError, OSError
         For an output that exists or cannot be written.
+    TypeError, ValueError
+        For a pattern, direction or number of workers that is none.
+    MethodNotInstalledError
+        If the method's library is missing.
     WorkerLostError
         For a worker that ended in the middle. After this error, an OSError or a KeyboardInterrupt, a note says
         whether anything is kept that `resume` continues.
@@ -119,31 +128,20 @@ def prune_checkpoint(
     """
     if target is None and masks is None:
         raise CheckpointError("nothing to write: give `target`, `masks`, or both")
-    pattern = as_pattern(pattern)
+    pattern, checked_direction = as_pattern(pattern), check_direction(direction)
     checkpoint = read_checkpoint(Path(source).absolute())
     identified = identify(checkpoint)
     globs = Globs(include, exclude, stack, convolution)
-    chosen, skipped = select_tensors(checkpoint.tensors, pattern, globs, identified.kinds)
+    chosen, skipped = select_tensors(checkpoint.tensors, pattern, checked_direction, globs, identified.kinds)
     request = Request(
         checkpoint=_without_record(checkpoint),
         chosen=chosen,
-        job=Job(checkpoint.folder, pattern, method, None, None),
+        globs=globs,
+        identified_by=identified.by,
+        job=Job(checkpoint.folder, pattern, checked_direction, SolveMasks(method)),
         output=_absolute(target),
         masks=_absolute(masks),
-        given=None,
-        record=record_of(pattern, chosen),
-        arguments=_arguments(
-            source,
-            target,
-            masks,
-            pattern,
-            method=method,
-            include=include,
-            exclude=exclude,
-            stack=stack,
-            convolution=convolution,
-            **{_BY: identified.by},
-        ),
+        record=record_of(pattern, checked_direction, chosen, _earlier(checkpoint)),
         overwrite=overwrite,
         resume=resume,
     )
@@ -163,21 +161,21 @@ def apply_masks(
     workers: int | Executor | None = 1,
     on_progress: OnProgress | None = None,
 ) -> PruneReport:
-    """Write a copy of a checkpoint with masks on it that `prune_checkpoint` stored.
+    """Write a copy of a checkpoint under masks that `prune_checkpoint` stored.
 
     Parameters
     ----------
     source, target, overwrite, resume, workers, on_progress
         As for `prune_checkpoint`.
     masks : path
-        The file of masks.
+        The file of masks. It says the pattern and the direction, too.
     other_weights : bool
         Take weights that are not those the masks were made for, as after more training.
 
     Returns
     -------
     PruneReport
-        Its gaps tell how far the masks are from the best for these weights.
+        Its gaps say how far the masks are from the best for these weights.
 
     Raises
     ------
@@ -200,28 +198,21 @@ def apply_masks(
     """
     given_path = Path(masks).absolute()
     given = read_masks(given_path)
-    masks_name = f"the masks in {given_path.name}"
     checkpoint = read_checkpoint(Path(source).absolute())
     chosen, skipped = _masked_tensors(checkpoint, given, given_path)
     request = Request(
         checkpoint=_without_record(checkpoint),
         chosen=chosen,
-        job=Job(checkpoint.folder, given.pattern, "", None, None, given_path),
+        globs=Globs(),
+        identified_by=f"the masks in {given_path.name}",
+        job=Job(checkpoint.folder, given.pattern, given.direction, StoredMasks(given_path, hash_of(given_path))),
         output=_absolute(target),
         masks=None,
-        given=given,
-        record=record_of(given.pattern, chosen),
-        arguments=_arguments(
-            source,
-            target,
-            None,
-            given.pattern,
-            applied=str(given_path),
-            other_weights=other_weights,
-            **{_BY: masks_name, "the hash of the masks": hash_of(given_path)},
-        ),
+        record=record_of(given.pattern, given.direction, chosen, _earlier(checkpoint)),
         overwrite=overwrite,
         resume=resume,
+        places=given.places,
+        other_weights=other_weights,
     )
 
     def check(hashes: dict[str, str]) -> None:
@@ -248,7 +239,9 @@ def _masked_tensors(
             raise CheckpointError(
                 f"{path} has a mask of shape {shape} for tensor {name!r}, whose shape is {by_name[name].shape}"
             )
-    chosen, skipped = select_tensors(checkpoint.tensors, given.pattern, Globs(), Given(given.stacks, "has no mask"))
+    chosen, skipped = split_tensors(
+        checkpoint.tensors, given.pattern, given.direction, Globs(), Given(given.stacks, "has no mask")
+    )
     if len(chosen) < len(given.shapes):
         reasons = "; ".join(f"{each.name}: {each.reason}" for each in skipped if each.name in given.shapes)
         raise CheckpointError(f"not every mask in {path} can be applied: {reasons}")
@@ -256,45 +249,43 @@ def _masked_tensors(
 
 
 def _without_record(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint without the record of an earlier prune, in whose place a new one is written."""
+    """Return the checkpoint without the record of an earlier prune, in whose place a new one is written."""
     files = tuple(file for file in checkpoint.files if file.name != RECORD)
     return replace(checkpoint, files=files if checkpoint.is_folder else checkpoint.files)
+
+
+def _earlier(checkpoint: Checkpoint) -> dict[str, Pruned]:
+    """Return what earlier prunes have recorded beside the weights."""
+    path = checkpoint.folder / RECORD
+    return read_record(path, checkpoint.tensors) if checkpoint.is_folder and path.exists() else {}
 
 
 def _absolute(path: AnyPath | None) -> Path | None:
     return None if path is None else Path(path).absolute()
 
 
-def _arguments(
-    source: AnyPath, target: AnyPath | None, masks: AnyPath | None, pattern: Pattern, **others: Any
-) -> dict[str, Any]:
-    """What has to be the same for a run to be resumed, as JSON."""
-    named = {"input": _absolute(source), "output": _absolute(target), "masks": _absolute(masks), "pattern": pattern}
-    plain = {name: None if value is None else str(value) for name, value in named.items()}
-    return {**plain, **{name: list(value) if isinstance(value, tuple) else value for name, value in others.items()}}
-
-
 def _report(request: Request, outcome: Outcome, skipped: Sequence[SkippedTensor], seconds: float) -> PruneReport:
-    arguments = request.arguments
+    masks, globs = request.job.masks, request.globs
     return PruneReport(
         versions={
             "masksolve": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "numba", "safetensors")},
         },
-        input=arguments["input"],
+        input=str(request.checkpoint.path),
         input_hash=xxhash.xxh3_128_hexdigest("".join(outcome.fingerprints).encode()),
-        output=arguments["output"],
-        masks=arguments["masks"],
-        applied=arguments.get("applied"),
-        other_weights=arguments.get("other_weights", False),
+        output=None if request.output is None else str(request.output),
+        masks=None if request.masks is None else str(request.masks),
+        applied=str(masks.file) if isinstance(masks, StoredMasks) else None,
+        other_weights=request.other_weights,
         pattern=request.job.pattern,
-        method=arguments.get("method"),
-        include=tuple(arguments.get("include", ())),
-        exclude=tuple(arguments.get("exclude", ())),
-        stack=tuple(arguments.get("stack", ())),
-        convolution=tuple(arguments.get("convolution", ())),
-        identified_by=arguments[_BY],
+        direction=request.job.direction,
+        method=masks.method if isinstance(masks, SolveMasks) else None,
+        include=tuple(globs.include),
+        exclude=tuple(globs.exclude),
+        stack=tuple(globs.stack),
+        convolution=tuple(globs.convolution),
+        identified_by=request.identified_by,
         tensors=tuple(PrunedTensor.of(tensor, outcome.bands[tensor.name]) for tensor in request.chosen),
         skipped=tuple(skipped),
         worst_tiles=tuple(_worst_tiles(request, outcome)),
@@ -303,7 +294,7 @@ def _report(request: Request, outcome: Outcome, skipped: Sequence[SkippedTensor]
 
 
 def _worst_tiles(request: Request, outcome: Outcome) -> Iterator[WorstTile]:
-    """The worst tiles of all tensors; only their places were noted, so their weights are read again."""
+    """Yield the worst tiles of all tensors; only their places were noted, so their weights are read again."""
     owners = {tensor.name: file.name for file in request.checkpoint.files for tensor in file.tensors}
     chosen = {tensor.name: tensor for tensor in request.chosen}
     tiles = [(tile, name) for name, band in outcome.bands.items() for tile in band.worst]

@@ -1,51 +1,81 @@
-"""The record beside pruned weights: which tensors of a folder were pruned, for whoever checks them later."""
+"""The record beside pruned weights: which tensors of a folder were pruned, and to what, for later checks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from masksolve._inputs import check_direction
 from masksolve._pattern import Pattern
+from masksolve._tiles import Direction
 from masksolve._version import __version__
 from masksolve.checkpoint._file import CheckpointError, TensorInfo, parse_json
-from masksolve.checkpoint._selection import Given
 
 RECORD = "masksolve.json"
 
 
-def record_of(pattern: Pattern, chosen: Sequence[TensorInfo]) -> str:
-    """The record as JSON: the same for the same weights and masks, wherever, whenever and however they are pruned."""
+@dataclass(frozen=True)
+class Pruned:
+    """A line of the record: what a tensor was pruned to, and whether as a stack of matrices."""
+
+    stack: bool
+    pattern: Pattern
+    direction: Direction
+
+
+def record_of(
+    pattern: Pattern, direction: Direction, chosen: Sequence[TensorInfo], earlier: Mapping[str, Pruned] | None = None
+) -> str:
+    """Return the record as JSON; of tensors that were pruned `earlier`, and not again, it repeats what they were.
+
+    It is the same for the same weights and masks, wherever, whenever and however they are pruned.
+    """
+    pruned = {**(earlier or {}), **{tensor.name: Pruned(tensor.stack, pattern, direction) for tensor in chosen}}
     record = {
         "masksolve_version": __version__,
-        "pattern": str(pattern),
-        "tensors": [{"name": tensor.name, "stack": tensor.stack} for tensor in chosen],
+        "tensors": [
+            {"name": name, "stack": line.stack, "pattern": str(line.pattern), "direction": line.direction}
+            for name, line in pruned.items()
+        ],
     }
     return json.dumps(record, indent=2) + "\n"
 
 
-def read_record(path: Path, tensors: Sequence[TensorInfo]) -> Given:
-    """Which of some tensors a record, or the JSON report of a prune, says were pruned.
+def read_record(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, Pruned]:
+    """Return what a record, or the JSON report of a prune, says some tensors were pruned to.
 
     Raises
     ------
     CheckpointError
-        If it is neither, or names a tensor that is not among these.
+        If it is neither, says that nothing was pruned, or names a tensor that is not among these.
     """
     try:
         record = parse_json(path.read_bytes(), path)
-        stacks = {entry["name"]: bool(entry["stack"]) for entry in record["tensors"]}
+        pruned = {entry["name"]: _line_of(entry, record) for entry in record["tensors"]}
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (KeyError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is neither {RECORD} nor the JSON report of a prune ({error!r}); name another file, or remove it"
         ) from None
     names = {tensor.name for tensor in tensors}
-    for name in stacks:
+    for name in pruned:
         if name not in names:
             raise CheckpointError(
                 f"{path} says that the tensor {name!r} was pruned, which the checkpoint does not have; it is of "
                 "another checkpoint: name its own, or remove it"
             )
-    return Given(stacks, f"left dense, says {path.name}")
+    if not pruned:
+        raise CheckpointError(f"{path} says that no tensor was pruned; name another file, or remove it")
+    return pruned
+
+
+def _line_of(entry: Mapping[str, Any], record: Mapping[str, Any]) -> Pruned:
+    # A report has one pattern and one direction; a record has those of each tensor.
+    whole = {**record, **entry}
+    return Pruned(bool(entry["stack"]), Pattern.parse(whole["pattern"]), check_direction(whole["direction"]))

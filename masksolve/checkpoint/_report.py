@@ -1,15 +1,17 @@
-"""What a prune did, tensor by tensor, as records and as JSON."""
+"""What a prune did, tensor by tensor; and how reports become JSON."""
 
 from __future__ import annotations
 
-import json
 import shlex
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 from masksolve._pattern import Pattern
+from masksolve._tiles import Direction
 from masksolve.checkpoint._file import TensorInfo
+from masksolve.checkpoint._quality import BandRecord, TileRecord
 from masksolve.checkpoint._selection import SkippedTensor
-from masksolve.checkpoint._work import BandRecord, TileRecord
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class PrunedTensor:
     optimal : bool
         Proven optimal in every tile.
     tile_gaps : tuple of int
-        How many tiles have a gap of 0, of at most 1e-4, 1e-3, 1e-2, 0.1, and a larger one.
+        How many tiles (groups, for one-sided masks) have a gap of 0, of at most 1e-4, 1e-3, 1e-2, 0.1, and a larger
+        one.
     worst_tiles : tuple of TileRecord
         Those with the largest gaps; among equals, those that lose the largest share of their importance.
     solve_seconds, certify_seconds : float
@@ -53,7 +56,7 @@ class PrunedTensor:
 
     @classmethod
     def of(cls, tensor: TensorInfo, band: BandRecord) -> PrunedTensor:
-        """The record of a tensor from that of all its bands."""
+        """Return the record of a tensor, given that of all its bands."""
         return cls(
             name=tensor.name,
             dtype=tensor.dtype,
@@ -77,21 +80,54 @@ class PrunedTensor:
 
 @dataclass(frozen=True)
 class WorstTile:
-    """One of the worst tiles of a checkpoint, with its weights, rows of numbers."""
+    """One of the worst tiles of a checkpoint, with its weights.
+
+    Attributes
+    ----------
+    tensor : str
+        The name of the tensor that it is in.
+    tile : TileRecord
+    weights : tuple of tuple of float
+        A row of numbers for each row of the tile.
+    """
 
     tensor: str
     tile: TileRecord
     weights: tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PruneReport:
     """What `prune_checkpoint` or `apply_masks` did, with what is needed to do it again.
 
-    `output` and `masks` are None where they were not written; `applied` is the file of masks that was applied, and
-    `other_weights` whether it might be one that was made for others; `identified_by` says in words what tells weights
-    from embeddings and the like, the model's config or the names of tensors; `input_hash` is the xxh3_128 of the hashes
-    of the input's units; `seconds` is the time that this run took.
+    Attributes
+    ----------
+    versions : dict of str to str
+        Of masksolve, Python and the libraries.
+    input : str
+    input_hash : str
+        The xxh3_128 of the hashes of the input's units.
+    output, masks : str or None
+        What was written.
+    applied : str or None
+        The file of masks that was applied.
+    other_weights : bool
+        Whether it might have been made for other weights.
+    pattern : Pattern
+    direction : {"both", "rows", "columns"}
+    method : str or None
+        None where masks were applied.
+    include, exclude, stack, convolution : tuple of str
+        The globs.
+    identified_by : str
+        What distinguishes weights from embeddings and the like: the model's config, or the names of tensors.
+    tensors : tuple of PrunedTensor
+    skipped : tuple of SkippedTensor
+        The others, with the reason.
+    worst_tiles : tuple of WorstTile
+        The worst of all tensors.
+    seconds : float
+        The time that this run took.
     """
 
     versions: dict[str, str]
@@ -102,6 +138,7 @@ class PruneReport:
     applied: str | None
     other_weights: bool
     pattern: Pattern
+    direction: Direction
     method: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
@@ -130,6 +167,7 @@ class PruneReport:
         options = {
             "--masks": self.applied or self.masks,
             "--pattern": None if self.applied else str(self.pattern),
+            "--direction": None if self.applied or self.direction == "both" else self.direction,
             "--method": self.method,
             "--output": self.output,
         }
@@ -141,14 +179,39 @@ class PruneReport:
                 words += [f"--{option}", glob]
         return shlex.join(words)
 
-    def to_json(self) -> str:
-        """The report as a JSON object."""
-        record = asdict(self)
-        record["masksolve_version"] = self.versions["masksolve"]
-        record["pattern"] = str(self.pattern)
-        record["mean_kept_importance"] = self.mean_kept_importance
-        record["optimal"] = self.optimal
-        record["command"] = self.command
-        for entry, tensor in zip(record["tensors"], self.tensors, strict=True):
-            entry["kept_importance"] = tensor.kept_importance
-        return json.dumps(record, indent=2) + "\n"
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON has it: the fields and properties of this class and of `PrunedTensor`."""
+        return {
+            **as_plain(self),
+            "masksolve_version": self.versions["masksolve"],
+            "mean_kept_importance": self.mean_kept_importance,
+            "optimal": self.optimal,
+            "command": self.command,
+            "tensors": [{**as_plain(each), "kept_importance": each.kept_importance} for each in self.tensors],
+        }
+
+    def __repr__(self) -> str:
+        proof = "every tile proven optimal" if self.optimal else "not every tile optimal"
+        return (
+            f"<PruneReport of {self.output or self.masks}: {len(self.tensors)} tensors pruned to {self.pattern}"
+            f"{one_sided(self.direction)}, {len(self.skipped)} skipped, mean kept importance "
+            f"{self.mean_kept_importance:.2%}, {proof}>"
+        )
+
+
+def one_sided(direction: Direction) -> str:
+    """Return the words that follow a pattern of one-sided masks; none for transposable ones, which are the rule."""
+    return "" if direction == "both" else f" along {direction} only"
+
+
+def as_plain(value: Any) -> Any:
+    """Return a report, or a part of one, as JSON has it: dicts, lists, and a Pattern as "N:M"."""
+    if isinstance(value, Pattern):
+        return str(value)
+    if is_dataclass(value):
+        return {field.name: as_plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: as_plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(each) for each in value]
+    return value

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,16 +15,18 @@ from masksolve._version import __version__
 from masksolve.checkpoint._executors import executor_for, run_all
 from masksolve.checkpoint._file import CheckpointError, TensorInfo, printable
 from masksolve.checkpoint._layout import Checkpoint
-from masksolve.checkpoint._masks import MaskFile, hashes_of, masks_header, place_masks, places_in
+from masksolve.checkpoint._masks import hashes_of, masks_header, place_masks, places_in
+from masksolve.checkpoint._quality import BandRecord, TileRecord, merge_bands
 from masksolve.checkpoint._record import RECORD
-from masksolve.checkpoint._units import Unit, put, sync, units_of
+from masksolve.checkpoint._selection import Globs
+from masksolve.checkpoint._units import Place, Unit, put, sync, units_of
 from masksolve.checkpoint._work import (
-    BandRecord,
     Job,
-    TileRecord,
+    SolveMasks,
+    StoredMasks,
+    Target,
     UnitRecord,
     fingerprint_unit,
-    merge_bands,
     prune_unit,
     try_method,
     verify_unit,
@@ -43,21 +45,39 @@ _OUTPUT, _MASKS = "output", "masks.safetensors"
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is to do: prune the tensors `chosen`, or apply the masks `given` to them.
+    """What a run is to do.
 
-    `record` is what stands in the record beside the weights, if the output is a folder.
+    Attributes
+    ----------
+    checkpoint, chosen
+        The input, and which of its tensors get masks.
+    globs, identified_by
+        How these were chosen, and what says what tensors are.
+    job : Job
+    output, masks : Path or None
+        What is to be written.
+    record : str
+        What stands in the record beside the weights, if the output is a folder.
+    overwrite, resume
+        As for `prune_checkpoint`.
+    places : mapping of str to Place
+        Where in their file stored masks lie.
+    other_weights : bool
+        Whether stored masks may have been made for other weights.
     """
 
     checkpoint: Checkpoint
     chosen: Sequence[TensorInfo]
+    globs: Globs
+    identified_by: str
     job: Job
     output: Path | None
     masks: Path | None
-    given: MaskFile | None
     record: str
-    arguments: dict[str, Any]
     overwrite: bool
     resume: bool
+    places: Mapping[str, Place] = field(default_factory=dict)
+    other_weights: bool = False
 
     @property
     def target(self) -> Path:
@@ -65,6 +85,28 @@ class Request:
         target = self.output if self.output is not None else self.masks
         assert target is not None
         return target
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What has to be the same for a run to be resumed, as JSON, by the names that messages use."""
+        plain = {"input": self.checkpoint.path, "output": self.output, "masks": self.masks, "pattern": self.job.pattern}
+        masks = self.job.masks
+        how: dict[str, Any] = (
+            {"method": masks.method}
+            if isinstance(masks, SolveMasks)
+            else {
+                "applied": str(masks.file),
+                "the hash of the masks": masks.hash,
+                "other_weights": self.other_weights,
+            }
+        )
+        return {
+            **{name: None if value is None else str(value) for name, value in plain.items()},
+            "direction": self.job.direction,
+            **how,
+            **{name: list(globs) for name, globs in vars(self.globs).items()},
+            "what the tensors are identified by": self.identified_by,
+        }
 
 
 @dataclass(frozen=True)
@@ -95,34 +137,36 @@ def run(
             # Only to keep others out.
             stack.enter_context(open_workspace(request.masks))
         _check_unfinished(request, workspace)
-        if request.output is not None and workspace.read_plan() is None:
+        if request.output is not None and workspace.read_manifest() is None:
             # The input may take hours to read.
             check_room(workspace.folder, sum(file.size for file in request.checkpoint.files))
         nbytes = sum(unit.nbytes for unit in units)
         with _noting_what_is_kept(workspace, len(units)), executor_for(workers, nbytes) as executor:
-            if request.given is None:
-                # One first, so that the others find its code on the disk.
-                list(run_all(executor, try_method, [(0, (request.job,))]))
+            # One first, so that the others find its code on the disk.
+            list(run_all(executor, try_method, [(0, (request.job,))]))
             team = _Team(executor, request.job, units, on_progress)
             fingerprints = team.fingerprint()
             hashes = hashes_of(units, fingerprints)
             if check is not None:
                 check(hashes)
-            plan = {
+            manifest = {
                 "masksolve": __version__,
                 "arguments": request.arguments,
                 "files": [[file.name, file.size] for file in request.checkpoint.files],
                 "units": fingerprints,
             }
-            unfinished = workspace.read_plan()
+            unfinished = workspace.read_manifest()
             if unfinished is None:
                 data = _prepare(request, workspace, hashes)
-                workspace.write_plan({**plan, "data": data.name})
+                workspace.write_manifest({**manifest, "data": data.name})
             else:
-                _check_same(request, unfinished, plan, units)
+                _check_same(request, unfinished, manifest, units)
                 data = workspace.folder / unfinished["data"]
-            team = team.writing_to(request, data, hashes)
-            records = _finish(workspace, team, fingerprints)
+            team = replace(team, units=_with_masks(request, units, hashes, data))
+            target = Target(
+                None if request.output is None else data / _OUTPUT, None if request.masks is None else data / _MASKS
+            )
+            records = _finish(workspace, team, target, fingerprints)
             _publish(request, workspace, data)
     bands: dict[str, list[BandRecord]] = {}
     for index, unit in enumerate(units):
@@ -132,48 +176,45 @@ def run(
     return Outcome({name: merge_bands(parts) for name, parts in bands.items()}, fingerprints)
 
 
+def _with_masks(request: Request, units: list[Unit], hashes: dict[str, str], data: Path) -> list[Unit]:
+    """Return the units with the places of their masks, if there are any; begins the file of masks to write."""
+    if isinstance(request.job.masks, StoredMasks):
+        return place_masks(units, request.places)
+    if request.masks is None:
+        return units
+    header = masks_header(request.chosen, request.job.pattern, request.job.direction, hashes)
+    if (data / _MASKS).exists():  # not published yet
+        # No unit holds the header, so every run writes it.
+        with (data / _MASKS).open("r+b", buffering=0) as file:
+            put(file, 0, memoryview(header))
+            sync(file)
+    return place_masks(units, places_in(request.chosen, header))
+
+
 @dataclass(frozen=True)
 class _Team:
-    """Those who do the work, on which units, and who is told of it."""
+    """Work on units, done by an executor, with reports of progress."""
 
     executor: Executor
     job: Job
     units: list[Unit]
     on_progress: OnProgress | None
 
-    def writing_to(self, request: Request, data: Path, hashes: dict[str, str]) -> _Team:
-        """The same, with the places of what is to be written, or of the masks to apply; begins the file of masks."""
-        job = replace(
-            self.job,
-            output=None if request.output is None else data / _OUTPUT,
-            masks=None if request.masks is None else data / _MASKS,
-        )
-        units = self.units
-        if request.given is not None:
-            units = place_masks(units, request.given.places)
-        elif job.masks is not None:
-            header = masks_header(request.chosen, job.pattern, hashes)
-            units = place_masks(units, places_in(request.chosen, header))
-            if job.masks.exists():  # not published yet
-                # No unit holds the header, so every run writes it.
-                with job.masks.open("r+b", buffering=0) as file:
-                    put(file, 0, memoryview(header))
-                    sync(file)
-        return replace(self, job=job, units=units)
-
     def fingerprint(self) -> list[str]:
-        """The hash of every unit of the input."""
+        """Return the hash of every unit of the input."""
         everything = range(len(self.units))
         found = dict(self._do("reading", fingerprint_unit, [(index, ()) for index in everything]))
         return [found[index] for index in everything]
 
-    def prune(self, missing: Iterable[int], fingerprints: Sequence[str]) -> Iterable[tuple[int, UnitRecord]]:
+    def prune(
+        self, missing: Iterable[int], target: Target, fingerprints: Sequence[str]
+    ) -> Iterable[tuple[int, UnitRecord]]:
         """Write units of the output."""
-        return self._do("pruning", prune_unit, [(index, (fingerprints[index],)) for index in missing])
+        return self._do("pruning", prune_unit, [(index, (target, fingerprints[index])) for index in missing])
 
-    def verify(self, records: dict[int, UnitRecord], indices: Iterable[int]) -> list[int]:
-        """The units of the output that are not what was written."""
-        found = self._do("verifying", verify_unit, [(index, (records[index],)) for index in indices])
+    def verify(self, indices: Iterable[int], target: Target, records: dict[int, UnitRecord]) -> list[int]:
+        """Return the units of the output that are not what was written."""
+        found = self._do("verifying", verify_unit, [(index, (target, records[index])) for index in indices])
         return sorted(index for index, is_whole in found if not is_whole)
 
     def _do(
@@ -181,20 +222,20 @@ class _Team:
     ) -> Iterable[tuple[int, Result]]:
         total = sum(unit.nbytes for unit in self.units)
         done = total - sum(self.units[index].nbytes for index, _ in items)
-        self._tell(phase, done, total)
+        self._report(phase, done, total)
         calls = [(index, (self.job, self.units[index], *extra)) for index, extra in items]
         for index, result in run_all(self.executor, work, calls):
             yield index, result
             done += self.units[index].nbytes
-            self._tell(phase, done, total)
+            self._report(phase, done, total)
 
-    def _tell(self, phase: str, done: int, total: int) -> None:
+    def _report(self, phase: str, done: int, total: int) -> None:
         if self.on_progress is not None:
             self.on_progress(phase, done, total)
 
 
-def _finish(workspace: Workspace, team: _Team, fingerprints: Sequence[str]) -> dict[int, UnitRecord]:
-    """Do what the journal does not have, and verify all; returns the record of every unit."""
+def _finish(workspace: Workspace, team: _Team, target: Target, fingerprints: Sequence[str]) -> dict[int, UnitRecord]:
+    """Do what the journal does not have, and verify all; return the record of every unit."""
     records: dict[int, UnitRecord] = {}
     for entry in workspace.read_journal():
         if "verified" in entry:
@@ -211,13 +252,13 @@ def _finish(workspace: Workspace, team: _Team, fingerprints: Sequence[str]) -> d
     missing = [index for index in suspects if index not in records]
     with workspace.journal() as journal:
         for _ in range(_ATTEMPTS):
-            for index, record in team.prune(missing, fingerprints):
+            for index, record in team.prune(missing, target, fingerprints):
                 journal.add({"unit": index, **asdict(record)})
                 records[index] = record
                 tensor = team.units[index].tensor
                 if tensor is not None and all(each in records for each in bands[tensor.name]):
                     _log_tensor(tensor.name, [records[each] for each in bands[tensor.name]])
-            bad = team.verify(records, suspects)
+            bad = team.verify(suspects, target, records)
             if not bad:
                 journal.add({"verified": True})
                 return records
@@ -236,7 +277,7 @@ def _log_tensor(name: str, records: Sequence[UnitRecord]) -> None:
 
 
 def _record_from(entry: dict[str, Any]) -> UnitRecord:
-    """The record that a line of the journal holds."""
+    """Return the record that a line of the journal holds."""
     band = entry["band"]
     if band is not None:
         worst = tuple(
@@ -249,11 +290,11 @@ def _record_from(entry: dict[str, Any]) -> UnitRecord:
 
 @contextmanager
 def _noting_what_is_kept(workspace: Workspace, units: int) -> Iterator[None]:
-    """Add to whatever ends a run that can be resumed how much of it is done and how to go on."""
+    """Note on whatever ends a run that can be resumed how much of it is done and how to go on."""
     try:
         yield
     except BaseException as error:
-        if workspace.read_plan() is not None:
+        if workspace.read_manifest() is not None:
             done = len({entry["unit"] for entry in workspace.read_journal() if "unit" in entry})
             error.add_note(f"{done} of {units} parts are done and kept; the same with `resume=True` continues")
         raise
@@ -264,8 +305,8 @@ def _check_targets(request: Request) -> None:
     checkpoint = request.checkpoint
     # Links among them may lead anywhere, into the output too.
     inputs = [checkpoint.path, *(checkpoint.folder / file.name for file in checkpoint.files)]
-    if request.job.given is not None:
-        inputs.append(request.job.given)
+    if isinstance(request.job.masks, StoredMasks):
+        inputs.append(request.job.masks.file)
     for target in (request.output, request.masks):
         if target is None:
             continue
@@ -302,13 +343,13 @@ def _check_targets(request: Request) -> None:
 
 
 def _check_unfinished(request: Request, workspace: Workspace) -> None:
-    plan = workspace.read_plan()
-    if plan is None:
+    manifest = workspace.read_manifest()
+    if manifest is None:
         return
     if request.resume:
         # Of another request, these files are not what was finished; `_check_same` refuses it.
-        if workspace.is_verified() and plan["arguments"] == request.arguments:
-            _check_not_removed(request, workspace, workspace.folder / plan["data"])
+        if workspace.is_verified() and manifest["arguments"] == request.arguments:
+            _check_not_removed(request, workspace, workspace.folder / manifest["data"])
         return
     if not request.overwrite:
         raise FileExistsError(
@@ -319,7 +360,7 @@ def _check_unfinished(request: Request, workspace: Workspace) -> None:
 
 
 def _check_not_removed(request: Request, workspace: Workspace, data: Path) -> None:
-    """Begin anew where what an earlier run had finished, and named, is gone."""
+    """Begin again where what an earlier run had finished, and named, is gone."""
     files = _files(request, data)
     gone = [target for hidden, target in files if not hidden.exists() and not target.exists()]
     if not gone:
@@ -330,7 +371,7 @@ def _check_not_removed(request: Request, workspace: Workspace, data: Path) -> No
                 f"{gone[0]} was finished by an earlier run, and has been removed since; move {target} away too, "
                 "or pass `overwrite=True`"
             )
-    _logger.warning("%s was finished by an earlier run, and has been removed since: it is made anew", gone[0])
+    _logger.warning("%s was finished by an earlier run, and has been removed since: it is made again", gone[0])
     workspace.clear()
 
 
@@ -347,13 +388,13 @@ def _prepare(request: Request, workspace: Workspace, hashes: dict[str, str]) -> 
                 record.flush()
                 os.fsync(record.fileno())
     if request.masks is not None:
-        header = masks_header(request.chosen, request.job.pattern, hashes)
+        header = masks_header(request.chosen, request.job.pattern, request.job.direction, hashes)
         places = places_in(request.chosen, header)
         ends = [
             places[tensor.name].offset + tensor.flat_shape[0] * places[tensor.name].row for tensor in request.chosen
         ]
         allocate(data / _MASKS, max(ends))
-    # Before there is a plan that tells of them.
+    # Before there is a manifest that names them.
     for folder in (data, *(path for path in data.rglob("*") if path.is_dir())):
         sync_folder(folder)
     return data
@@ -391,7 +432,7 @@ def _plain(value: Any) -> str:
 
 
 def _files(request: Request, data: Path) -> list[tuple[Path, Path]]:
-    """What is to be published: each file or folder in the hidden folder, and the name that it is given."""
+    """Return what is to be published: each file or folder in the hidden folder, and the name that it is given."""
     files = []
     if request.masks is not None:
         files.append((data / _MASKS, request.masks))

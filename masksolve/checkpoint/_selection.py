@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from masksolve._kinds import Kind, each_reason_once
 from masksolve._pattern import Pattern
+from masksolve._tiles import Direction
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
 
 
@@ -23,7 +24,7 @@ class SkippedTensor:
 
 @dataclass(frozen=True)
 class Globs:
-    """What the user says of tensors, by globs of their names: which to prune, and what those of three axes are."""
+    """What the user says of tensors by globs of their names: which to prune, and what those of three axes are."""
 
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
@@ -72,13 +73,17 @@ class Given:
 
 
 def select_tensors(
-    tensors: Sequence[TensorInfo], pattern: Pattern, globs: Globs, decided: Mapping[str, Kind] | Given
+    tensors: Sequence[TensorInfo],
+    pattern: Pattern,
+    direction: Direction,
+    globs: Globs,
+    decided: Mapping[str, Kind] | Given,
 ) -> tuple[list[TensorInfo], list[SkippedTensor]]:
     """Split tensors into those that are pruned and those that are skipped.
 
-    Pruned are floating-point tensors of two or more dimensions that hold at least one m x m tile: a matrix, each matrix
-    of a stack, a convolution (out, in, *kernel) in its axes (out, in). What each tensor is, is `decided`; by that,
-    embeddings and the like are skipped unless they are included.
+    Pruned are floating-point tensors of two or more dimensions that hold at least one m x m tile (one group of m for
+    one-sided masks): a matrix, each matrix of a stack, a convolution (out, in, *kernel) in its axes (out, in).
+    `decided` says what each tensor is; by that, embeddings and the like are skipped unless they are included.
 
     Raises
     ------
@@ -87,36 +92,53 @@ def select_tensors(
     TypeError
         For globs that are a mere string.
     """
+    chosen, skipped = split_tensors(tensors, pattern, direction, globs, decided)
+    if not chosen:
+        raise CheckpointError(no_tensor_fits(pattern, skipped))
+    return chosen, skipped
+
+
+def split_tensors(
+    tensors: Sequence[TensorInfo],
+    pattern: Pattern,
+    direction: Direction,
+    globs: Globs,
+    decided: Mapping[str, Kind] | Given,
+) -> tuple[list[TensorInfo], list[SkippedTensor]]:
+    """Do what `select_tensors` does, but with no tensor to prune return none."""
     globs.check(tensors)
     chosen, skipped = [], []
     for each in tensors:
         if isinstance(decided, Given):
             tensor = replace(each, stack=decided.stacks.get(each.name, False))
             reason = None if each.name in decided.stacks else decided.otherwise
-            reason = reason or _reason_of_globs(tensor, globs) or _reason_of_shape(tensor, pattern)
+            reason = reason or _reason_of_globs(tensor, globs) or _reason_of_shape(tensor, pattern, direction)
         else:
             kind = decided[each.name]
             is_stack = matches(each, globs.stack) or (kind.axes == "stack" and not matches(each, globs.convolution))
             tensor = replace(each, stack=is_stack and len(each.shape) > 2)
             reason = (
                 _reason_of_globs(tensor, globs)
-                or _reason_of_kind(tensor, pattern, globs, kind)
-                or _reason_of_shape(tensor, pattern)
+                or _reason_of_kind(tensor, pattern, direction, globs, kind)
+                or _reason_of_shape(tensor, pattern, direction)
             )
         if reason is None:
             chosen.append(tensor)
         else:
             skipped.append(SkippedTensor(tensor.name, tensor.dtype, tensor.shape, reason))
-    if not chosen:
-        # Matrices tell more than biases.
-        telling = [tensor for tensor in skipped if len(tensor.shape) > 1] or skipped
-        reasons = each_reason_once([(tensor.name, tensor.reason) for tensor in telling])
-        raise CheckpointError(f"no tensor fits pattern {pattern} ({reasons or 'the file holds no tensor'})")
     return chosen, skipped
 
 
+def no_tensor_fits(pattern: Pattern, skipped: Sequence[SkippedTensor]) -> str:
+    """Return the message for a checkpoint of which all tensors were skipped."""
+    # The reasons of matrices say more than those of biases.
+    matrices = [tensor for tensor in skipped if len(tensor.shape) > 1] or skipped
+    reasons = each_reason_once([(tensor.name, tensor.reason) for tensor in matrices])
+    return f"no tensor fits pattern {pattern} ({reasons or 'the file holds no tensor'})"
+
+
 def matches(tensor: TensorInfo, globs: Sequence[str]) -> bool:
-    """Whether the name of a tensor matches one of several globs."""
+    """Return whether the name of a tensor matches one of several globs."""
     return any(fnmatchcase(tensor.name, glob) for glob in globs)
 
 
@@ -135,14 +157,16 @@ def _reason_of_globs(tensor: TensorInfo, globs: Globs) -> str | None:
     return None
 
 
-def _reason_of_kind(tensor: TensorInfo, pattern: Pattern, globs: Globs, kind: Kind) -> str | None:
+def _reason_of_kind(tensor: TensorInfo, pattern: Pattern, direction: Direction, globs: Globs, kind: Kind) -> str | None:
     if matches(tensor, globs.stack) or matches(tensor, globs.convolution):
         return None
     if kind.dense is not None and not globs.include:
         how = "name it in `stack` to prune each of its matrices" if kind.axes == "stack" else "include it to prune it"
         return f"{kind.dense}; {how}"
-    # Nothing is lost where no tile fits either way.
-    if kind.axes is None and min(max(tensor.shape[0], tensor.shape[2]), tensor.shape[1]) >= pattern.m:
+    # Where no tile fits either way, there is nothing to ask.
+    if kind.axes is None and any(
+        _fits(rows, columns, pattern, direction) for rows, columns in (tensor.shape[:2], tensor.shape[1:3])
+    ):
         return (
             "3-D, either a stack of matrices (count, rows, columns) or the weight of a convolution (out, in, kernel); "
             "say which by `stack` or `convolution`"
@@ -150,8 +174,14 @@ def _reason_of_kind(tensor: TensorInfo, pattern: Pattern, globs: Globs, kind: Ki
     return None
 
 
-def _reason_of_shape(tensor: TensorInfo, pattern: Pattern) -> str | None:
+def _reason_of_shape(tensor: TensorInfo, pattern: Pattern, direction: Direction) -> str | None:
     rows, columns = tensor.matrix_shape
-    if min(rows, columns) < pattern.m:
-        return f"{rows}x{columns} holds no whole {pattern.m}x{pattern.m} tile"
-    return None
+    if _fits(rows, columns, pattern, direction):
+        return None
+    m = pattern.m
+    missing = f"{m}x{m} tile" if direction == "both" else f"group of {m} along its {direction}"
+    return f"{rows}x{columns} holds no whole {missing}"
+
+
+def _fits(rows: int, columns: int, pattern: Pattern, direction: Direction) -> bool:
+    return (direction == "columns" or columns >= pattern.m) and (direction == "rows" or rows >= pattern.m)

@@ -1,4 +1,4 @@
-"""The units of work: bands of tile rows of the tensors to prune, and stretches of bytes to copy.
+"""The units of work: bands of tile rows of the tensors to prune, and chunks of bytes to copy.
 
 Together they cover every byte of a checkpoint once, and they are the same however many workers there are. A band
 is read and written in pieces of bounded size, through `read` and `write` rather than a memory map: there a truncated
@@ -21,10 +21,10 @@ from masksolve._pattern import Pattern
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
 from masksolve.checkpoint._layout import Checkpoint
 
-# A band is what may have to be done again; a piece is what is held in memory, mostly in the processor's cache.
+# A band is what an interrupted run may have to do again; a piece is what is held in memory, mostly in the cache.
 _WEIGHTS_A_BAND = 1 << 23
 WEIGHTS_A_PIECE = 1 << 20
-_BYTES_A_STRETCH = 1 << 24
+_BYTES_A_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Place:
     bits: int
 
     def within(self, piece: Piece) -> int:
-        """Where in a row a piece begins."""
+        """Return where in a row a piece begins, in bytes."""
         start: int = piece.columns.start
         return start * self.bits // 8
 
@@ -66,7 +66,7 @@ class Unit:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes."""
+        """Its size in bytes."""
         whole = self.stop - self.start
         if self.tensor is None or self.part is None:
             return whole
@@ -75,19 +75,19 @@ class Unit:
 
     @property
     def rows(self) -> slice:
-        """Which rows of the tensor's `flat_shape`."""
+        """The rows of the tensor's `flat_shape` that are in it."""
         assert self.tensor is not None
         row = self.tensor.nbytes // self.tensor.flat_shape[0]
         return slice((self.start - self.tensor.offset) // row, (self.stop - self.tensor.offset) // row)
 
     @property
     def columns(self) -> slice:
-        """Which columns of the tensor's `flat_shape`."""
+        """The columns of the tensor's `flat_shape` that are in it."""
         assert self.tensor is not None
         return slice(0, self.tensor.flat_shape[1]) if self.part is None else self.part
 
     def describe(self) -> str:
-        """In words, for messages."""
+        """Describe it in words, for messages."""
         if self.tensor is None:
             return f"bytes {self.start}:{self.stop} of {self.file}"
         columns = "" if self.part is None else f", columns {self.part.start}:{self.part.stop},"
@@ -103,15 +103,15 @@ def units_of(checkpoint: Checkpoint, banded: Sequence[TensorInfo], pattern: Patt
         tensors = sorted(held, key=lambda each: each.offset)
         position = 0
         for tensor in tensors:
-            units += _stretches(file.name, position, tensor.offset)
+            units += _chunks(file.name, position, tensor.offset)
             units += bands_of(file.name, tensor, pattern)
             position = tensor.offset + tensor.nbytes
-        units += _stretches(file.name, position, file.size)
+        units += _chunks(file.name, position, file.size)
     return units
 
 
 def bands_of(file: str, tensor: TensorInfo, pattern: Pattern) -> list[Unit]:
-    """The bands of one tensor, those of a single tile row cut along their columns where they are very wide."""
+    """Cut one tensor into bands, those of a single tile row along their columns too where they are very wide."""
     rows, columns = tensor.flat_shape[:2]
     row = tensor.nbytes // rows
     high = _rows_at_once(tensor, pattern, _WEIGHTS_A_BAND)
@@ -128,19 +128,19 @@ def bands_of(file: str, tensor: TensorInfo, pattern: Pattern) -> list[Unit]:
 
 
 def _rows_at_once(tensor: TensorInfo, pattern: Pattern, weights: int) -> int:
-    """How many rows hold about so many weights: whole tile rows, and at least one."""
+    """Return how many rows hold about this many weights: whole tile rows, and at least one."""
     return max(1, weights // (math.prod(tensor.flat_shape[1:]) * pattern.m)) * pattern.m
 
 
 def _columns_at_once(tensor: TensorInfo, pattern: Pattern, weights: int) -> int:
-    """How many columns of one tile row hold about so many weights."""
+    """Return how many columns of one tile row hold about this many weights."""
     # Masks are stored eight to the byte; each part begins at a whole one.
     whole = math.lcm(pattern.m, 8)
     return max(1, weights // (pattern.m * math.prod(tensor.flat_shape[2:]) * whole)) * whole
 
 
-def _stretches(file: str, start: int, stop: int) -> list[Unit]:
-    return [Unit(file, at, min(at + _BYTES_A_STRETCH, stop)) for at in range(start, stop, _BYTES_A_STRETCH)]
+def _chunks(file: str, start: int, stop: int) -> list[Unit]:
+    return [Unit(file, at, min(at + _BYTES_A_CHUNK, stop)) for at in range(start, stop, _BYTES_A_CHUNK)]
 
 
 def pieces_of(unit: Unit, pattern: Pattern) -> Iterator[Piece]:
@@ -157,20 +157,20 @@ def pieces_of(unit: Unit, pattern: Pattern) -> Iterator[Piece]:
 
 
 def weights_place(tensor: TensorInfo) -> Place:
-    """Where a tensor's weights lie."""
+    """Return where a tensor's weights lie."""
     rows, columns = tensor.flat_shape[:2]
     row = tensor.nbytes // rows
     return Place(tensor.offset, row, row // columns * 8)
 
 
 def shape_of(unit: Unit, piece: Piece) -> tuple[int, ...]:
-    """The shape (rows, columns, *kernel) of a piece."""
+    """Return the shape (rows, columns, *kernel) of a piece."""
     assert unit.tensor is not None
     return (piece.rows.stop - piece.rows.start, piece.columns.stop - piece.columns.start, *unit.tensor.flat_shape[2:])
 
 
 def read_weights(folder: Path, unit: Unit, piece: Piece) -> NDArray[Any]:
-    """The weights (rows, columns, *kernel) of a piece, an array of its own."""
+    """Read the weights (rows, columns, *kernel) of a piece, an array of its own."""
     assert unit.tensor is not None
     weights = np.empty(shape_of(unit, piece), WEIGHT_DTYPES[unit.tensor.dtype])
     read_piece(folder / unit.file, weights_place(unit.tensor), piece, weights)
@@ -191,7 +191,7 @@ def write_piece(file: BinaryIO, place: Place, piece: Piece, array: NDArray[Any])
 
 
 def read_bytes(folder: Path, unit: Unit) -> memoryview:
-    """The bytes of a unit, which is to be copied."""
+    """Read the bytes of a unit, which is to be copied."""
     content = memoryview(bytearray(unit.nbytes))
     path = folder / unit.file
     with path.open("rb", buffering=0) as file:
@@ -200,12 +200,12 @@ def read_bytes(folder: Path, unit: Unit) -> memoryview:
 
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
-    """The bytes of a contiguous array, without a copy."""
+    """Return the bytes of a contiguous array, without a copy."""
     return array.reshape(-1).view(np.uint8).data
 
 
 def _runs(place: Place, piece: Piece, array: NDArray[Any]) -> Iterator[tuple[int, memoryview]]:
-    """Where in the file runs of consecutive entries of a piece begin, and their bytes."""
+    """Yield where in the file runs of consecutive entries of a piece begin, and their bytes."""
     start = place.offset + piece.rows.start * place.row + place.within(piece)
     if array[0].nbytes == place.row:
         yield start, as_bytes(array)

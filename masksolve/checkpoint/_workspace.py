@@ -1,7 +1,7 @@
-"""The hidden folder beside an output in which it grows: a lock, the run's plan, a journal, and the unfinished files.
+"""The hidden folder beside an output in which it grows: a lock, a manifest, a journal, and the unfinished files.
 
-Nothing appears under the output's name before the whole of it is on the disk and verified. What a run was asked to do
-is in the plan; what of it is done, unit by unit, is in the journal, each line written after the unit's bytes. So a run
+Nothing appears under the output's name before the whole of it is on the disk and verified. The manifest holds what a
+run was asked to do; the journal, unit by unit, what of it is done, each line written after the unit's bytes. So a run
 that ended anywhere, even between two bytes of a line, can be resumed by the next.
 """
 
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from masksolve.checkpoint._file import CheckpointError, parse_json
 
-_PLAN, _JOURNAL, _LOCK = "plan.json", "journal", "lock"
+_MANIFEST, _JOURNAL, _LOCK = "manifest.json", "journal", "lock"
 
 
 class AnotherRunError(CheckpointError):
@@ -40,26 +40,26 @@ class Workspace:
         """The folder itself."""
         return folder_of(self.target)
 
-    def read_plan(self) -> dict[str, Any] | None:
-        """The plan of an unfinished run, or None."""
+    def read_manifest(self) -> dict[str, Any] | None:
+        """Return the manifest of an unfinished run, or None."""
         try:
-            return self._parse((self.folder / _PLAN).read_bytes())
+            return self._parse((self.folder / _MANIFEST).read_bytes())
         except FileNotFoundError:
             return None
 
-    def write_plan(self, plan: dict[str, Any]) -> None:
-        """Put the plan in its place, whole: from now on the run can be resumed."""
-        unfinished = self.folder / f"{_PLAN}.tmp"
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Put the manifest in its place, whole: from now on the run can be resumed."""
+        unfinished = self.folder / f"{_MANIFEST}.tmp"
         with unfinished.open("w", encoding="utf-8") as file:
-            json.dump(plan, file)
+            json.dump(manifest, file)
             file.flush()
             os.fsync(file.fileno())
         (self.folder / _JOURNAL).touch()
-        unfinished.replace(self.folder / _PLAN)
+        unfinished.replace(self.folder / _MANIFEST)
         sync_folder(self.folder)
 
     def new_data_folder(self) -> Path:
-        """A folder for the unfinished files, with a name of its own.
+        """Make a folder for the unfinished files, with a name of its own.
 
         A worker that outlives a killed run never writes into the files of a later one.
         """
@@ -68,7 +68,7 @@ class Workspace:
         return data
 
     def read_journal(self) -> list[dict[str, Any]]:
-        """The entries of the journal, without a last line that has no end: the run ended while it was written."""
+        """Return the entries of the journal, but for an unfinished last line: the run ended while it was written."""
         content = (self.folder / _JOURNAL).read_bytes()
         return [self._parse(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
@@ -76,11 +76,13 @@ class Workspace:
         try:
             return parse_json(text, self.folder)
         except CheckpointError as error:
-            raise CheckpointError(f"what an earlier run has left is spoilt, remove it to begin anew: {error}") from None
+            raise CheckpointError(
+                f"what an earlier run has left is spoilt, remove it to begin again: {error}"
+            ) from None
 
     def is_verified(self) -> bool:
-        """Whether all that an unfinished run had left to do is to name its files."""
-        return self.read_plan() is not None and any("verified" in entry for entry in self.read_journal())
+        """Return whether all that an unfinished run had left to do is to name its files."""
+        return self.read_manifest() is not None and any("verified" in entry for entry in self.read_journal())
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
@@ -94,7 +96,7 @@ class Workspace:
         """Remove all but the lock: the run is finished, or given up."""
         with suppress(FileNotFoundError):
             # First, so that what is half removed is not resumed.
-            (self.folder / _PLAN).unlink()
+            (self.folder / _MANIFEST).unlink()
         for entry in self.folder.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -103,7 +105,7 @@ class Workspace:
 
 
 class Journal:
-    """Takes entries to the end of the journal."""
+    """The journal, open for more entries at its end."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -117,13 +119,13 @@ class Journal:
 
 
 def folder_of(target: Path) -> Path:
-    """The hidden folder of the runs that write `target`."""
+    """Return the hidden folder of the runs that write `target`."""
     return target.with_name(f".{target.name}.masksolve")
 
 
 @contextmanager
 def open_workspace(target: Path) -> Iterator[Workspace]:
-    """Enter the hidden folder of `target`, which no other run may do meanwhile; keep nothing of it that has no plan.
+    """Enter the hidden folder of `target`, which no other run may do meanwhile; keep it only if it has a manifest.
 
     Raises
     ------
@@ -144,7 +146,7 @@ def open_workspace(target: Path) -> Iterator[Workspace]:
     try:
         yield workspace
     finally:
-        if not (workspace.folder / _PLAN).exists():
+        if not (workspace.folder / _MANIFEST).exists():
             workspace.clear()
             # Removed while it is held: filelock refuses a run that opened it just before, as its lock is of no file.
             (workspace.folder / _LOCK).unlink()
@@ -154,7 +156,7 @@ def open_workspace(target: Path) -> Iterator[Workspace]:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Refuse what a disk has no room for, as far as it tells: `allocate` comes later, and knows.
+    """Refuse what a disk says it has no room for; `allocate` comes later, and knows.
 
     Raises
     ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import math
 import os
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masksolve import diversity
+from masksolve._errors import NotInstalledError
 from masksolve._methods import available_methods, extras_of_methods
 from masksolve._pattern import Pattern
+from masksolve._tiles import DIRECTIONS
 from masksolve.diversity._paper_formula import paper_formula
 from masksolve.odds import choose_pattern, group_odds, row_odds, tile_odds
 
@@ -36,6 +39,8 @@ try:
     from rich.text import Text
 
     from masksolve.checkpoint import (
+        CheckpointError,
+        CheckReport,
         PrunedTensor,
         PruneReport,
         SkippedTensor,
@@ -49,6 +54,7 @@ try:
         prune_checkpoint,
     )
     from masksolve.checkpoint._file import printable
+    from masksolve.checkpoint._report import one_sided
     from masksolve.checkpoint._run import OnProgress
 except ImportError as error:
     sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
@@ -74,6 +80,16 @@ class _PatternType(_PatternParameter):
             self.fail(str(error), param, ctx)
 
 
+class _NumberRange(click.FloatRange):
+    """A range of numbers without NaN, which compares with no bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is not a number", param, ctx)
+        return number
+
+
 _pattern = click.option(
     "--pattern", type=_PatternType(), required=True, help="N entries KEPT of every M: 1:4 keeps 1 and zeroes 3."
 )
@@ -83,37 +99,51 @@ _include = click.option(
     metavar="GLOB",
     help="Only tensors whose name matches, embeddings, routers and the like among them; can be repeated.",
 )
-_exclude = click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors whose name matches.")
-
-
+_exclude = click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="No tensors whose name matches; can be repeated."
+)
 _stack = click.option(
     "--stack",
     multiple=True,
     metavar="GLOB",
-    help="Tensors of 3 axes and more that are stacks of matrices (..., rows, columns), such as a layer's experts.",
+    help="Tensors of 3 or more axes that are stacks of matrices (..., rows, columns), such as a layer's experts.",
 )
 _convolution = click.option(
     "--convolution", multiple=True, metavar="GLOB", help="Tensors of 3 axes that are convolutions (out, in, kernel)."
 )
-
-
+_method = click.option(
+    "--method",
+    type=click.Choice(list(extras_of_methods())),
+    default="exact",
+    show_default=True,
+    help="How to find the masks; see `masksolve methods`.",
+)
+_direction = click.option(
+    "--direction",
+    type=click.Choice(DIRECTIONS),
+    default="both",
+    show_default=True,
+    help="both: transposable; rows: one-sided, N of every M inputs of an output; columns: of the outputs of an input.",
+)
 _overwrite = click.option(
-    "--overwrite", is_flag=True, help="Replace an output that exists, discard a run that was not finished."
+    "--overwrite", is_flag=True, help="Replace an output that exists, and discard a run that was not finished."
 )
 _resume = click.option("--resume", is_flag=True, help="Continue a run that was not finished.")
 _report = click.option(
-    "--report", type=click.Path(path_type=Path), help="Write what was done, as a page (.html) or as data (.json)."
+    "--report", type=click.Path(path_type=Path), help="Write a report, as a page (.html) or as data (.json)."
 )
 _workers = click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes to use.  [default: one a core, fewer if there is little]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes to use.  [default: one per core, fewer for small checkpoints]",
 )
 _scheduler = click.option("--scheduler", metavar="tcp://HOST:PORT", help="Use the workers of this Dask cluster.")
 _SECONDS_WITHOUT_WORKERS = 60.0
 _timeout = click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_NumberRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Give up when the cluster has had no worker for so long.  [default: 60, with --scheduler]",
+    help="Give up when the cluster has had no worker for this long.  [default: 60, with --scheduler]",
 )
 
 
@@ -132,15 +162,16 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="masksolve")
 def cli() -> None:
-    """Transposable N:M sparsity masks: exact, and certified so."""
+    """Compute exact transposable N:M sparsity masks, and prove them optimal."""
 
 
 @cli.command()
 @click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
 @_pattern
 @click.option("--output", type=click.Path(path_type=Path), help="The .safetensors file, or folder, to write.")
-@click.option("--masks", type=click.Path(path_type=Path), help="Write the masks to this file, a bit a weight.")
-@click.option("--method", default="exact", show_default=True, help="See `masksolve methods`.")
+@click.option("--masks", type=click.Path(path_type=Path), help="The file of masks to write, a bit per weight.")
+@_direction
+@_method
 @_include
 @_exclude
 @_stack
@@ -156,6 +187,7 @@ def prune(
     pattern: Pattern,
     output: Path | None,
     masks: Path | None,
+    direction: str,
     method: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -168,12 +200,12 @@ def prune(
     scheduler: str | None,
     timeout: float | None,
 ) -> None:
-    """Make every weight matrix of INPUT transposable N:M sparse.
+    """Make every weight matrix of INPUT transposable N:M sparse, or one-sided with --direction.
 
     INPUT is a .safetensors file, or a folder of them with an index, such as model.safetensors.index.json. Tensors that
-    are not weight matrices are passed through untouched. Without --include, so are embeddings, output layers tied to
-    them, routers of mixtures of experts and the like: a config.json beside the weights tells them, if transformers is
-    installed, and their names otherwise. Tensors of 3 axes are pruned only where the config, --stack or --convolution
+    are not weight matrices are copied unchanged. Without --include, so are embeddings, output layers tied to them,
+    routers of mixtures of experts and the like. A config.json beside the weights says which these are, if transformers
+    is installed; otherwise their names do. Tensors of 3 axes are pruned only where the config, --stack or --convolution
     says what they are.
     """
     if output is None and masks is None:
@@ -185,6 +217,7 @@ def prune(
             output,
             pattern,
             masks=masks,
+            direction=direction,
             method=method,
             include=include,
             exclude=exclude,
@@ -200,9 +233,9 @@ def prune(
 
 @cli.command()
 @click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
-@click.option("--masks", type=click.Path(path_type=Path), required=True, help="What `masksolve prune --masks` wrote.")
+@click.option("--masks", type=click.Path(path_type=Path), required=True, help="The file of masks to apply.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The file, or folder, to write.")
-@click.option("--other-weights", is_flag=True, help="Also if INPUT's weights are not those the masks were made for.")
+@click.option("--other-weights", is_flag=True, help="Accept weights that are not those the masks were made for.")
 @_report
 @_overwrite
 @_resume
@@ -221,7 +254,10 @@ def apply(
     scheduler: str | None,
     timeout: float | None,
 ) -> None:
-    """Put stored masks on the checkpoint INPUT."""
+    """Prune the checkpoint INPUT by masks that `masksolve prune --masks` wrote.
+
+    Their pattern and direction are in the file.
+    """
     _check_report_path(report, [source, output, masks], overwrite)
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = apply_masks(
@@ -239,7 +275,12 @@ def apply(
 
 @cli.command()
 @click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
-@_pattern
+@click.option("--pattern", type=_PatternType(), help="N entries KEPT of every M.  [default: what the record says]")
+@click.option(
+    "--direction",
+    type=click.Choice(DIRECTIONS),
+    help="both: transposable; rows, columns: one-sided.  [default: what the record says; both without one]",
+)
 @_include
 @_exclude
 @_stack
@@ -247,14 +288,15 @@ def apply(
 @click.option(
     "--record",
     type=click.Path(path_type=Path),
-    help="The JSON report of the prune: check the tensors that it pruned.  [default: masksolve.json in INPUT]",
+    help="The record: the JSON report of the prune, or masksolve.json.  [default: masksolve.json in INPUT]",
 )
 @_workers
 @_scheduler
 @_timeout
 def check(
     source: Path,
-    pattern: Pattern,
+    pattern: Pattern | None,
+    direction: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     stack: tuple[str, ...],
@@ -264,15 +306,16 @@ def check(
     scheduler: str | None,
     timeout: float | None,
 ) -> None:
-    """Check that the weight matrices of INPUT are transposable N:M sparse; exit with 1 if one is not.
+    """Check that the weight matrices of INPUT are N:M sparse; exit with 1 if one is not.
 
-    Checked are the tensors that masksolve.json, which a prune leaves in a folder, says were pruned; without it, or with
-    --include, --stack or --convolution, those that `masksolve prune` would prune.
+    The record that a prune leaves in a folder, masksolve.json, says which tensors were pruned, and to what. Without it,
+    or with --include, --stack or --convolution, those are checked that `masksolve prune` would prune.
     """
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = check_checkpoint(
             source,
             pattern,
+            direction=direction,
             include=include,
             exclude=exclude,
             stack=stack,
@@ -285,14 +328,24 @@ def check(
         click.echo(
             f"{'ok ' if tensor.problem is None else 'BAD'} {printable(tensor.name)}  {tensor.problem or ''}".rstrip()
         )
-    bad, count = sum(tensor.problem is not None for tensor in result.tensors), len(result.tensors)
-    verdict = f"{bad} of {count} tensors are not" if bad else f"all {count} tensors are"
     _print_identified(result.identified_by)
-    click.echo(f"{source}: {verdict} transposable {pattern.describe()}; {len(result.skipped)} tensors skipped")
-    if bad and not result.recorded:
+    click.echo(f"{source}: {', '.join(_verdicts(result))}; {len(result.skipped)} tensors skipped")
+    if result.passed:
+        return
+    if not result.recorded:
         click.echo("if a prune left them dense, --record with its JSON report checks what it pruned, and no others")
-    if bad:
-        raise click.exceptions.Exit(1)
+    raise click.exceptions.Exit(1)
+
+
+def _verdicts(result: CheckReport) -> Iterator[str]:
+    """Yield one for each pattern and direction that tensors were checked for."""
+    for pattern, direction in dict.fromkeys((tensor.pattern, tensor.direction) for tensor in result.tensors):
+        problems = [each.problem for each in result.tensors if (each.pattern, each.direction) == (pattern, direction)]
+        bad, count = sum(problem is not None for problem in problems), len(problems)
+        described = (
+            f"transposable {pattern.describe()}" if direction == "both" else f"{pattern.describe()} along {direction}"
+        )
+        yield f"{f'{bad} of {count} tensors are not' if bad else f'all {count} tensors are'} {described}"
 
 
 @cli.command("adaprune")
@@ -304,21 +357,33 @@ def check(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     multiple=True,
     required=True,
-    help="Text, one sample a line; for code .npy or .safetensors. Can be repeated.",
+    help="Text, one sample per line; for code .npy or .safetensors. Can be repeated.",
 )
 @_pattern
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option(
-    "--importance", default="magnitude", show_default=True, help="What to keep most of: magnitude, wanda or hessian."
+    "--importance",
+    type=click.Choice(["magnitude", "wanda", "hessian"]),
+    default="magnitude",
+    show_default=True,
+    help="What to keep most of.",
 )
-@click.option("--direction", default="both", show_default=True, help="both: transposable; rows, columns: one-sided.")
-@click.option("--solver", default="lstsq", show_default=True, help="lstsq, adam, absorb or none.")
+@_direction
+@click.option(
+    "--solver",
+    type=click.Choice(["lstsq", "adam", "absorb", "none"]),
+    default="lstsq",
+    show_default=True,
+    help="How to re-fit the weights that are kept.",
+)
 @_include
 @_exclude
-@click.option("--all-layers", is_flag=True, help="The first and the last layer too.")
-@click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="Calibration samples, at most.")
-@click.option("--length", type=click.IntRange(1), default=128, show_default=True, help="Tokens of a line, at most.")
-@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples of a batch.")
+@click.option("--all-layers", is_flag=True, help="Prune the first and the last layer too.")
+@click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="At most this many samples.")
+@click.option(
+    "--length", type=click.IntRange(1), default=128, show_default=True, help="At most this many tokens per line."
+)
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples per batch.")
 def adaprune_model(
     source: str,
     calibration: tuple[Path, ...],
@@ -334,36 +399,47 @@ def adaprune_model(
     length: int,
     batch: int,
 ) -> None:
-    """Make a pretrained model N:M sparse, and repair each layer from a few inputs.
+    """Prune a pretrained model to N:M, and re-fit each layer on a few unlabelled inputs.
 
-    The folder gets the model, as it was loaded from (code: model.safetensors), with the other files beside it but for
-    weights in other formats, the report adaprune.json, and masksolve.json, by which `masksolve check` knows what was
-    pruned. Ctrl-C ends it early: what is finished is written.
+    The folder gets the model in the form in which it was loaded (from code: model.safetensors), the other files beside
+    it but for weights in other formats, the report adaprune.json, and masksolve.json, which says for `masksolve
+    check` what was pruned. Ctrl-C ends it early: what is finished is written.
     """
-    # Before torch is imported: that and the model take a while.
+    # The status is shown before torch is imported: that and the model take a while.
     with Console(stderr=True).status(f"loading {escape(source)}"):
-        from masksolve.cli._models import load_model, new_folder, read_batches, save_model
-        from masksolve.torch import adaprune
+        try:
+            from masksolve.cli._models import load_model, new_folder, read_batches, save_model
+            from masksolve.torch import adaprune
+        except ModuleNotFoundError as error:
+            raise NotInstalledError(
+                f"masksolve adaprune needs {error.name}, which is not installed; pip install 'masksolve[torch]'"
+            ) from error
 
     with new_folder(output) as folder:
         with Console(stderr=True).status(f"loading {escape(source)}"):
             loaded = load_model(source)
             batches = read_batches(calibration, loaded, samples=samples, length=length, size=batch)
-        report = adaprune(
-            loaded.model,
-            batches,
-            pattern,
-            importance=importance,
-            direction=direction,
-            solver=solver,
-            include=include or None,
-            exclude=exclude or None,
-            keep_first_last=not all_layers,
-            progress=True,
-        )
-        save_model(loaded, report, pattern, folder)
+        try:
+            report = adaprune(
+                loaded.model,
+                batches,
+                pattern,
+                importance=importance,
+                direction=direction,
+                solver=solver,
+                include=include or None,
+                exclude=exclude or None,
+                keep_first_last=not all_layers,
+                progress=True,
+            )
+        except ValueError as error:  # of a model, globs or calibration data that do not go together
+            raise click.UsageError(str(error)) from error
+        save_model(loaded, report, pattern, direction, folder)
     _print_adapruned(report)
-    click.echo(f"{output}: {len(report.layers)} layers pruned to {pattern.describe()} in {report.seconds:.1f} s")
+    click.echo(
+        f"{output}: {len(report.layers)} layers pruned to {pattern.describe()}{one_sided(direction)} "
+        f"in {report.seconds:.1f} s"
+    )
     if report.interrupted:
         click.echo("masksolve: interrupted; the layers above are done, the others as they were", err=True)
         raise click.exceptions.Exit(130)
@@ -380,7 +456,8 @@ def adaprune_model(
     show_default=True,
     help="N entries KEPT of every M; can be repeated.",
 )
-@click.option("--method", default="exact", show_default=True, help="See `masksolve methods`.")
+@_direction
+@_method
 @_include
 @_exclude
 @_stack
@@ -389,6 +466,7 @@ def adaprune_model(
 def plan(
     source: Path,
     patterns: tuple[Pattern, ...],
+    direction: str,
     method: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -396,10 +474,11 @@ def plan(
     convolution: tuple[str, ...],
     workers: int | None,
 ) -> None:
-    """Tell what `prune` would do to INPUT, how long it would take and what it would need. Nothing is written."""
+    """Report what `prune` would do to INPUT, how long it would take and what it would need. Nothing is written."""
     result = plan_checkpoint(
         source,
         patterns,
+        direction=direction,
         method=method,
         include=include,
         exclude=exclude,
@@ -420,7 +499,8 @@ def plan(
         weights = sum(math.prod(tensor.shape) for tensor in each.chosen)
         memory = "" if each.memory is None else f", {each.memory / 2**20:.0f} MiB of memory"
         click.echo(
-            f"{each.pattern.describe()}: {len(each.chosen)} of {len(result.tensors)} tensors, {weights:,} weights; "
+            f"{each.pattern.describe()}{one_sided(each.direction)}: "
+            f"{len(each.chosen)} of {len(result.tensors)} tensors, {weights:,} weights; "
             f"about {_duration(each.seconds)}{memory} with {each.workers} worker{'s' if each.workers > 1 else ''}; "
             f"writes {each.nbytes:,} bytes"
         )
@@ -437,7 +517,7 @@ def plan(
 @_scheduler
 @_timeout
 def compare(first: Path, second: Path, workers: int | None, scheduler: str | None, timeout: float | None) -> None:
-    """Show what changed between the checkpoints A and B."""
+    """Show what differs between the checkpoints A and B."""
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = compare_checkpoints(first, second, workers=engine, on_progress=on_progress)
     changed = [tensor for tensor in result.tensors if not tensor.is_same]
@@ -492,11 +572,13 @@ def show_diversity(pattern: Pattern) -> None:
 
 
 @cli.command()
-@click.option("--sparsity", type=float, required=True, help="The share of weights that are zero, such as 0.7.")
+@click.option(
+    "--sparsity", type=_NumberRange(0, 1), required=True, help="The share of weights that are zero, such as 0.7."
+)
 @_pattern
-@click.option("--length", type=int, default=1024, show_default=True, help="How many weights a row has.")
+@click.option("--length", type=click.IntRange(1), default=1024, show_default=True, help="How many weights a row has.")
 def odds(sparsity: float, pattern: Pattern, length: int) -> None:
-    """The odds that weights pruned without structure fit N:M already."""
+    """Print the odds that weights pruned without structure are N:M already."""
     n, m = pattern.n, pattern.m
     row = row_odds(sparsity, n, m, length)
     tile = tile_odds(sparsity, n, m, rng=0)
@@ -510,14 +592,14 @@ def odds(sparsity: float, pattern: Pattern, length: int) -> None:
 
 
 def _print_masks(constraint: str, m: int, masks: int | float) -> None:
-    """One line; masks as a number, or as its base-2 logarithm where it is a float."""
+    """Print one line; `masks` is a number, or its base-2 logarithm where it is a float."""
     log2 = masks if isinstance(masks, float) else math.log2(masks)
     number = f"{masks:,}" if isinstance(masks, int) and log2 < 200 else _from_log2(log2)
-    click.echo(f"{constraint:<32} {log2 / m**2:.4f} bits a weight   {number}")
+    click.echo(f"{constraint:<32} {log2 / m**2:.4f} bits per weight   {number}")
 
 
 def _from_log2(log2: float) -> str:
-    """2**log2 with four digits, also where it is beyond float64."""
+    """Format 2**log2 with four digits, also where it is beyond float64."""
     exponent, fraction = divmod(log2 * math.log10(2), 1)
     return f"{10**fraction:.3f}e{exponent:.0f}" if log2 > 20 else f"{2**log2:.4g}"
 
@@ -525,7 +607,7 @@ def _from_log2(log2: float) -> str:
 def main() -> int:
     """Run the command and return its exit code: 0 done, 1 check failed, 2 bad usage or input, 130 interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of tensors and files may hold what the terminal has no letters for; no run shall end in that.
+        # Names of tensors and files may hold what the terminal cannot show; no run shall end in that.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(prog_name="masksolve", standalone_mode=False) or 0
@@ -536,7 +618,8 @@ def main() -> int:
         return 2
     except click.ClickException as error:
         return _fail(error.format_message(), error)
-    except (ValueError, OSError, ImportError, WorkerLostError) as error:
+    except (CheckpointError, NotInstalledError, WorkerLostError, OSError) as error:
+        # Of what the user gave, or of this machine. Any other error is a bug, and shows where.
         return _fail(str(error), error)
     except (_InterruptedError, click.Abort, KeyboardInterrupt) as error:
         _fail("interrupted", error.__cause__ or error, "nothing was written")
@@ -544,7 +627,7 @@ def main() -> int:
 
 
 def _flush() -> None:
-    """Write what is still to be printed, while an error can be told: Python's own flush comes too late for that."""
+    """Flush stdout while an error can still be reported: Python's own flush at the end comes too late for that."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -553,7 +636,7 @@ def _flush() -> None:
 
 
 def _fail(message: str, error: BaseException, otherwise: str | None = None) -> int:
-    """One line: what happened, and the notes on what is kept."""
+    """Print one line: what happened, and the notes on what is kept."""
     notes = getattr(error, "__notes__", [otherwise] if otherwise else [])
     click.echo(_with_flags("; ".join([f"masksolve: {message}", *notes])), err=True)
     return 2
@@ -606,7 +689,7 @@ def _who_works(workers: int | None, scheduler: str | None, timeout: float | None
 
 @contextmanager
 def _progress() -> Iterator[OnProgress]:
-    """What to call with the bytes that are done: a bar on a terminal. The log goes to stderr, above the bar."""
+    """Yield what to call with the bytes that are done: a bar on a terminal. The log goes to stderr, above the bar."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -649,15 +732,15 @@ def _show(result: PruneReport, report: Path | None) -> None:
 
 def _write_and_print(result: PruneReport, report: Path | None) -> None:
     if report is not None:
-        content = page(result) if report.suffix == ".html" else result.to_json()
+        content = page(result) if report.suffix == ".html" else json.dumps(result.to_dict(), indent=2) + "\n"
         report.write_text(content, encoding="utf-8", errors="backslashreplace")
     _print_skipped(result.skipped)
     _print_pruned(result.tensors)
     _print_identified(result.identified_by)
     proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
     click.echo(
-        f"{result.output or result.masks}: {len(result.tensors)} tensors pruned to {result.pattern.describe()}, "
-        f"mean kept importance {result.mean_kept_importance:.2%}, {proof}"
+        f"{result.output or result.masks}: {len(result.tensors)} tensors pruned to {result.pattern.describe()}"
+        f"{one_sided(result.direction)}, mean kept importance {result.mean_kept_importance:.2%}, {proof}"
     )
 
 
@@ -709,7 +792,7 @@ def _print_adapruned(report: AdaPruneReport) -> None:
 
 
 def _print(table: Table) -> None:
-    # A file or a pipe has no width to fit: nothing is cut there.
+    # A file or a pipe has no width to fit, so nothing is cut there.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
 

@@ -9,19 +9,22 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from torch import nn
 
+from masksolve._errors import NotInstalledError
 from masksolve._pattern import Pattern
+from masksolve._tiles import Direction
 from masksolve.checkpoint._layout import read_checkpoint
-from masksolve.checkpoint._record import RECORD, record_of
+from masksolve.checkpoint._record import RECORD, Pruned, read_record, record_of
 from masksolve.torch._adaprune.records import AdaPruneReport
 from masksolve.torch._model_config import renamer
 
@@ -38,52 +41,57 @@ _EXPORT_FOLDERS = ("openvino", "coreml")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, and the tokenizer and the Hugging Face folder that it comes from, if it does."""
+    """A model; if it comes from a Hugging Face folder, that and its tokenizer, and what has been pruned there."""
 
     model: nn.Module
     tokenizer: Any | None = None
     folder: Path | None = None
+    pruned: Mapping[str, Pruned] = field(default_factory=dict)
 
 
 def load_model(source: str) -> LoadedModel:
-    """A Hugging Face folder on disk, or what `module:factory` returns when it is called.
+    """Load a Hugging Face folder on disk, or call `module:factory`.
 
     Raises
     ------
-    ValueError
+    click.UsageError
         If it is neither, fails or is not complete. Nothing is ever downloaded.
-    ImportError
+    CheckpointError
+        If the folder's record of an earlier prune is spoilt or of another checkpoint.
+    NotInstalledError
         For a folder, if transformers is not installed.
     """
     if Path(source).is_dir():
         return _from_folder(Path(source))
     module, _, factory = source.partition(":")
     if not module or not factory:
-        raise ValueError(f"--model {source!r} is neither a folder that exists nor module:factory")
+        raise click.UsageError(f"--model {source!r} is neither a folder that exists nor module:factory")
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), factory, None)
         if not callable(found):
-            raise ValueError(f"module {module!r} has no function {factory!r}")
+            raise AttributeError(f"module {module!r} has no function {factory!r}")
         model = found()
     except Exception as error:
-        raise ValueError(f"--model {source!r} fails ({type(error).__name__}: {error})") from error
+        raise click.UsageError(f"--model {source!r} fails ({type(error).__name__}: {error})") from error
     finally:
         sys.path.remove(here)
     if not isinstance(model, nn.Module):
-        raise ValueError(f"--model {source!r} returned {type(model).__name__}; it must return a torch.nn.Module")
+        raise click.UsageError(f"--model {source!r} returned {type(model).__name__}; it must return a torch.nn.Module")
     return LoadedModel(model)
 
 
 def _from_folder(folder: Path) -> LoadedModel:
     config = folder / "config.json"
     if not config.is_file():
-        raise ValueError(f"--model {folder} has no config.json; give a Hugging Face folder, or module:factory")
+        raise click.UsageError(f"--model {folder} has no config.json; give a Hugging Face folder, or module:factory")
+    record = folder / RECORD
+    pruned = read_record(record, read_checkpoint(folder).tensors) if record.exists() else {}
     try:
         import transformers
     except ImportError as error:
-        raise ImportError(
+        raise NotInstalledError(
             f"--model {folder} needs transformers, which is not installed; pip install 'masksolve[transformers]'"
         ) from error
     try:
@@ -93,15 +101,15 @@ def _from_folder(folder: Path) -> LoadedModel:
         model = kind.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise ValueError(f"--model {folder} cannot be loaded ({type(error).__name__}: {error})") from error
-    # Without its files a tokenizer takes every word for an unknown one.
+        raise click.UsageError(f"--model {folder} cannot be loaded ({type(error).__name__}: {error})") from error
+    # Without its files, a tokenizer takes every word for an unknown one.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise ValueError(f"--model {folder} has no tokenizer; save the model's there (tokenizer.save_pretrained)")
-    return LoadedModel(model, tokenizer, folder)
+        raise click.UsageError(f"--model {folder} has no tokenizer; save the model's there (tokenizer.save_pretrained)")
+    return LoadedModel(model, tokenizer, folder, pruned)
 
 
 def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, length: int, size: int) -> list[Any]:
-    """Batches for the model: lines of text through its tokenizer, or arrays.
+    """Return batches for the model: lines of text through its tokenizer, or arrays.
 
     Parameters
     ----------
@@ -110,13 +118,13 @@ def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, le
         its keyword arguments; the first axis of every array counts samples.
     loaded : LoadedModel
     samples, size : int
-        How many samples to read at most, from each file the same share, and how many make a batch.
+        How many samples to read at most, the same number from each file, and how many make a batch.
     length : int
         Tokens of a line to keep at most.
 
     Raises
     ------
-    ValueError, OSError
+    click.UsageError, OSError
         For a file that cannot be read, or holds nothing.
     """
     share = -(-samples // len(files))
@@ -139,16 +147,18 @@ def _lines(path: Path, share: int) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"--calibration {path} is no UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise click.UsageError(
+            f"--calibration {path} is not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from None
     if not lines:
-        raise ValueError(f"--calibration {path} holds no text; give one sample a line")
+        raise click.UsageError(f"--calibration {path} holds no text; give one sample a line")
     # Spread over the file.
     return [lines[index] for index in np.linspace(0, len(lines) - 1, min(share, len(lines))).astype(int)]
 
 
 def _arrays(path: Path, share: int, size: int) -> Iterator[Any]:
     if path.suffix not in _ARRAYS:
-        raise ValueError(f"--calibration {path} is neither {' nor '.join(_ARRAYS)}, which a module:factory needs")
+        raise click.UsageError(f"--calibration {path} is neither {' nor '.join(_ARRAYS)}, which a module:factory needs")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -156,11 +166,11 @@ def _arrays(path: Path, share: int, size: int) -> Iterator[Any]:
         is_alone = path.suffix == ".npy"
         named = {"": torch.from_numpy(np.load(path, allow_pickle=False))} if is_alone else load_file(path)
     except (ValueError, TypeError, EOFError, SafetensorError) as error:
-        raise ValueError(f"--calibration {path} cannot be read as {path.suffix} ({error})") from None
+        raise click.UsageError(f"--calibration {path} cannot be read as {path.suffix} ({error})") from None
     shapes = [tuple(tensor.shape) for tensor in named.values()]
     counts = {shape[0] if shape else 0 for shape in shapes}
     if len(counts) != 1 or 0 in counts:
-        raise ValueError(
+        raise click.UsageError(
             f"--calibration {path} has arrays of shapes {shapes}; the first axis of each counts samples, of which all "
             "need the same number, and at least one"
         )
@@ -171,17 +181,17 @@ def _arrays(path: Path, share: int, size: int) -> Iterator[Any]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when it is complete, and disappears if something goes wrong.
+    """Make a folder to fill that gets its name when it is complete, and disappears if something goes wrong.
 
     Raises
     ------
-    ValueError
+    click.UsageError
         If the name is taken, or where it is to be cannot be written.
     """
     if path.exists() or path.is_symlink():
-        raise ValueError(f"--output {path} exists; name another folder")
+        raise click.UsageError(f"--output {path} exists; name another folder")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--output {path}: {path.parent} is no folder that can be written; create it first")
+        raise click.UsageError(f"--output {path}: {path.parent} is not a folder that can be written; create it first")
     unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield unfinished
@@ -198,7 +208,9 @@ def _umask() -> int:
     return mask
 
 
-def save_model(loaded: LoadedModel, report: AdaPruneReport, pattern: Pattern, folder: Path) -> None:
+def save_model(
+    loaded: LoadedModel, report: AdaPruneReport, pattern: Pattern, direction: Direction, folder: Path
+) -> None:
     """Write a Hugging Face folder again, or model.safetensors with the state dict, and what was pruned.
 
     The folder gets all files of the one that the model comes from, but for weights in other formats.
@@ -216,11 +228,11 @@ def save_model(loaded: LoadedModel, report: AdaPruneReport, pattern: Pattern, fo
 
         save(loaded.model, str(folder / "model.safetensors"))
     (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
-    _write_record(loaded.model, report, pattern, folder)
+    _write_record(loaded, report, pattern, direction, folder)
 
 
 def _other_files(folder: Path) -> Iterator[Path]:
-    """The files of a Hugging Face folder, relative to it, that are neither its weights nor of an earlier pruning."""
+    """Yield the files of a Hugging Face folder, relative to it, but for its weights and those of an earlier prune."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         is_weights = len(name.parts) == 1 and path.name.endswith(_WEIGHTS)
@@ -230,13 +242,17 @@ def _other_files(folder: Path) -> Iterator[Path]:
             yield name
 
 
-def _write_record(model: nn.Module, report: AdaPruneReport, pattern: Pattern, folder: Path) -> None:
-    """Write for `masksolve check` which tensors of the checkpoint in a folder are pruned."""
+def _write_record(
+    loaded: LoadedModel, report: AdaPruneReport, pattern: Pattern, direction: Direction, folder: Path
+) -> None:
+    """Write for `masksolve check` which tensors of the checkpoint in a folder are pruned, and to what."""
+    model = loaded.model
     parameters = dict(model.named_parameters(remove_duplicate=False))
     pruned = {id(parameters[layer.name]): layer.name for layer in report.layers}
     name_in_model = renamer(model)
     chosen, found = [], set()
-    for tensor in read_checkpoint(folder).tensors:
+    tensors = read_checkpoint(folder).tensors
+    for tensor in tensors:
         place = id(parameters.get(name_in_model(tensor.name)))
         if place in pruned:
             chosen.append(tensor)
@@ -245,4 +261,6 @@ def _write_record(model: nn.Module, report: AdaPruneReport, pattern: Pattern, fo
         lost = next(name for place, name in pruned.items() if place not in found)
         _logger.warning("%s is stored under another name: no %s is written, include what to check", lost, RECORD)
         return
-    (folder / RECORD).write_text(record_of(pattern, chosen), encoding="utf-8")
+    names = {tensor.name for tensor in tensors}
+    earlier = {name: line for name, line in loaded.pruned.items() if name in names}
+    (folder / RECORD).write_text(record_of(pattern, direction, chosen, earlier), encoding="utf-8")

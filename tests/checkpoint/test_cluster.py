@@ -157,7 +157,7 @@ def test_a_cluster_that_does_not_work_ends_the_command_with_a_line(lost: str, tm
 
 def test_workers_that_come_late_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_sharded(tmp_path / "in")
-    monkeypatch.setattr(_executors, "_SECONDS_TO_BE_TOLD", 0.1)
+    monkeypatch.setattr(_executors, "_SECONDS_TO_THE_WARNING", 0.1)
     warned: list[str] = []
     with distributed.LocalCluster(
         n_workers=0, threads_per_worker=1, processes=True, dashboard_address=":0", host="127.0.0.1"

@@ -165,7 +165,7 @@ def test_whatever_is_wrong_with_a_config_the_names_decide_and_the_report_says_wh
     report = prune_checkpoint(source, tmp_path / "out", PATTERN)
     assert [tensor.name for tensor in report.tensors] == ["a.proj.weight"]
     assert report.identified_by.startswith(f"the names of the tensors ({why}")
-    assert json.loads(report.to_json())["identified_by"] == report.identified_by
+    assert report.to_dict()["identified_by"] == report.identified_by
     assert f"Tensors were identified by the names of the tensors ({why[:20]}" in page(report)
 
 
@@ -341,7 +341,8 @@ def test_check_reads_which_tensors_were_pruned_from_what_the_prune_left(tmp_path
     source.mkdir()
     three_axes(source / "model.safetensors")
     report = prune_checkpoint(source, target, PATTERN, stack=["experts"], exclude=["w"])
-    assert json.loads((target / RECORD).read_text())["tensors"] == [{"name": "experts", "stack": True}]
+    line = {"name": "experts", "stack": True, "pattern": "4:8", "direction": "both"}
+    assert json.loads((target / RECORD).read_text())["tensors"] == [line]
     checked = check_checkpoint(target, PATTERN)
     assert [(tensor.name, tensor.problem) for tensor in checked.tensors] == [("experts", None)]
     assert {tensor.reason for tensor in checked.skipped} == {f"left dense, says {RECORD}"}
@@ -352,19 +353,64 @@ def test_check_reads_which_tensors_were_pruned_from_what_the_prune_left(tmp_path
     assert other.problem is not None
     assert not check_checkpoint(target, PATTERN, include=["w"]).recorded
     # A file has its report, where one was written.
-    (tmp_path / "report.json").write_text(report.to_json())
+    (tmp_path / "report.json").write_text(json.dumps(report.to_dict()))
     alone = check_checkpoint(target / "model.safetensors", PATTERN, record=tmp_path / "report.json")
     assert [tensor.name for tensor in alone.tensors] == ["experts"]
-    # A second prune leaves a record of its own.
-    prune_checkpoint(target, tmp_path / "again", Pattern(2, 8), include=["w"])
-    assert [tensor.name for tensor in check_checkpoint(tmp_path / "again", Pattern(2, 8)).tensors] == ["w"]
+
+
+@pytest.mark.parametrize("how", ["prune", "apply"])
+def test_a_second_prune_keeps_what_the_first_recorded(how: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    three_axes(tmp_path / "in" / "model.safetensors")
+    prune_checkpoint(tmp_path / "in", tmp_path / "once", PATTERN, stack=["experts"])  # and w, which fits too
+    if how == "prune":
+        prune_checkpoint(tmp_path / "once", tmp_path / "twice", "2:8", include=["w"], direction="columns")
+    else:
+        prune_checkpoint(tmp_path / "in", None, "2:8", include=["w"], direction="columns", masks=tmp_path / "masks")
+        apply_masks(tmp_path / "once", tmp_path / "masks", tmp_path / "twice", other_weights=True)
+    report = check_checkpoint(tmp_path / "twice")
+    assert {(each.name, str(each.pattern), each.direction, each.problem) for each in report.tensors} == {
+        ("experts", "4:8", "both", None),
+        ("w", "2:8", "columns", None),
+    }
+    assert report.passed
+    assert {each.name for each in report.skipped} == {"conv", "thin"}
+    # What is asked for counts more than what the record says.
+    asked = check_checkpoint(tmp_path / "twice", "2:8")
+    assert {each.name: each.problem is None for each in asked.tensors} == {"experts": False, "w": True}
+    assert not asked.passed
+
+
+def test_a_spoilt_record_is_not_replaced_by_another(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    three_axes(tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / RECORD).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"masksolve\.json is neither .* or remove it"):
+        prune_checkpoint(tmp_path / "in", tmp_path / "out", PATTERN)
+    assert not (tmp_path / "out").exists()
 
 
 BAD_RECORDS = {
     "no JSON": ("{", "holds no valid JSON"),
     "no record": ("{}", "is neither masksolve.json nor the JSON report of a prune"),
     "names alone": ('{"tensors": ["w"]}', "is neither masksolve.json nor the JSON report of a prune"),
-    "another's": ('{"tensors": [{"name": "v", "stack": false}]}', "says that the tensor 'v' was pruned, which"),
+    "another's": (
+        '{"tensors": [{"name": "v", "stack": false, "pattern": "4:8", "direction": "both"}]}',
+        "says that the tensor 'v' was pruned, which",
+    ),
+    "no direction": (
+        '{"tensors": [{"name": "w", "stack": false, "pattern": "4:8"}]}',
+        "is neither masksolve.json nor the JSON report of a prune (KeyError('direction'))",
+    ),
+    "a direction that is none": (
+        '{"tensors": [{"name": "w", "stack": false, "pattern": "4:8", "direction": "up"}]}',
+        "unknown direction 'up'",
+    ),
+    "a pattern that is none": (
+        '{"tensors": [{"name": "w", "stack": false, "pattern": "9:8", "direction": "both"}]}',
+        "n must lie between 0 and m=8",
+    ),
+    "nothing": ('{"tensors": []}', "says that no tensor was pruned"),
 }
 
 

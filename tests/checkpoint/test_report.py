@@ -101,7 +101,7 @@ def test_the_worst_tiles_are_drawn_with_their_weights(report: PruneReport) -> No
 
 
 def test_the_data_say_what_the_page_says(report: PruneReport) -> None:
-    record = json.loads(report.to_json())
+    record = json.loads(json.dumps(report.to_dict()))
     assert {tensor["name"] for tensor in record["tensors"]} == PRUNED | {HOSTILE}
     assert record["command"] == report.command
     assert record["versions"] == report.versions

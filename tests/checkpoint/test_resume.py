@@ -127,8 +127,8 @@ def test_a_run_that_ends_while_files_get_their_names_is_resumed(
 
     def ending(step: Callable[..., object]) -> Callable[..., object]:
         def limited(self: Path | Workspace, *arguments: object) -> object:
-            # Neither the plan's renaming nor the first clearing is a step of publishing.
-            if self.is_verified() if isinstance(self, Workspace) else self.name != "plan.json.tmp":
+            # Neither the manifest's renaming nor the first clearing is a step of publishing.
+            if self.is_verified() if isinstance(self, Workspace) else self.name != "manifest.json.tmp":
                 done.append(self)
                 if len(done) > steps:
                     raise StopHereError
@@ -200,7 +200,7 @@ def test_what_was_finished_and_removed_before_the_run_ended_is_made_anew(
     prune(tmp_path, resume=True, overwrite=len(removed) == 1)
     assert outputs(tmp_path) == expected
     assert is_clean(tmp_path)
-    assert "was finished by an earlier run, and has been removed since: it is made anew" in caplog.text
+    assert "was finished by an earlier run, and has been removed since: it is made again" in caplog.text
 
 
 def test_what_the_disk_lost_is_written_again(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
@@ -266,13 +266,13 @@ def test_a_changed_weight_is_not_resumed_and_is_named(name: str, source: Path, t
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["plan.json", "journal"])
-def test_a_spoilt_plan_or_journal_is_named(name: str, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["manifest.json", "journal"])
+def test_a_spoilt_manifest_or_journal_is_named(name: str, source: Path, tmp_path: Path) -> None:
     with pytest.raises(StopHereError):
         prune(tmp_path, workers=stop_at(5))
     with (workspace(tmp_path) / name).open("r+b") as file:
         file.write(bytes(8))
-    with pytest.raises(CheckpointError, match=f"remove it to begin anew: {workspace(tmp_path)} holds no valid JSON"):
+    with pytest.raises(CheckpointError, match=f"remove it to begin again: {workspace(tmp_path)} holds no valid JSON"):
         prune(tmp_path, resume=True)
 
 
@@ -412,7 +412,7 @@ def test_a_full_disk_is_noticed_before_the_work_and_leaves_nothing(small_disk: P
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds what is synchronised in /proc")
-def test_unfinished_files_are_on_the_disk_before_a_plan_tells_of_them(
+def test_unfinished_files_are_on_the_disk_before_a_manifest_names_them(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synchronised: list[Path] = []
@@ -426,7 +426,7 @@ def test_unfinished_files_are_on_the_disk_before_a_plan_tells_of_them(
     with pytest.raises(StopHereError):
         prune(tmp_path, workers=stop_at(0))
     (data,) = workspace(tmp_path).glob("data-*")
-    before = synchronised[: synchronised.index(workspace(tmp_path) / "plan.json.tmp")]
+    before = synchronised[: synchronised.index(workspace(tmp_path) / "manifest.json.tmp")]
     assert {data, data / "output", data / "output" / "tokenizer"} <= set(before)
     assert workspace(tmp_path) in synchronised
 
@@ -570,7 +570,7 @@ def kill_again_and_again(kills: int, folder: Path, workers: int, seed: int) -> s
         if output.exists():
             assert output.read_bytes() == expected
             finished += 1
-        elif (folder / ".out.safetensors.masksolve" / "plan.json").exists():
+        elif (folder / ".out.safetensors.masksolve" / "manifest.json").exists():
             kept += 1
     assert sorted(folder.iterdir()) == [source, output]
     return f"{killed} kills, {kept} with work to resume, {finished} results, all the same to the last byte"

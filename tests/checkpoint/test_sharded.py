@@ -30,7 +30,7 @@ FIRST, SECOND, THIRD = (f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
 def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_units, "_WEIGHTS_A_BAND", 1 << 10)
     monkeypatch.setattr(_units, "WEIGHTS_A_PIECE", 1 << 8)
-    monkeypatch.setattr(_units, "_BYTES_A_STRETCH", 100)
+    monkeypatch.setattr(_units, "_BYTES_A_CHUNK", 100)
 
 
 def as_matrices(w: np.ndarray) -> np.ndarray:
@@ -268,7 +268,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "tokenizer" / "circle").symlink_to(".."),
         "circle is a broken link",
     ),
-    "a pipe": (lambda folder: os.mkfifo(folder / "pipe"), "pipe is a broken link, or no file to copy"),
+    "a pipe": (lambda folder: os.mkfifo(folder / "pipe"), "pipe is a broken link, or not a file to copy"),
     "a truncated shard": (
         lambda folder: (folder / SECOND).write_bytes((folder / SECOND).read_bytes()[:-1]),
         f"{SECOND} is not a whole safetensors file",

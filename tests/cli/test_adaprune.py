@@ -15,7 +15,11 @@ from safetensors.torch import load_file, save_file
 
 import masksolve as ms
 from masksolve import cli
+from masksolve._tiles import DIRECTIONS
+from masksolve.checkpoint import prune_checkpoint
 from masksolve.torch._adaprune import adaprune as implementation
+from masksolve.torch._adaprune.layer import SOLVERS
+from masksolve.torch._adaprune.scores import SCORES
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -180,9 +184,14 @@ BAD = {
     "no Hugging Face folder": (["--model", "."], "--model . has no config.json"),
     "no data": (["--calibration", "none.npy"], "none.npy' does not exist"),
     "text for code": (["--calibration", "zoo_of_tests.py"], "is neither .npy nor .safetensors"),
-    "unknown importance": (["--importance", "fisher"], "unknown importance 'fisher'"),
+    "unknown importance": (
+        ["--model", "nowhere", "--importance", "fisher"],
+        "'--importance': 'fisher' is not one of 'magnitude', 'wanda', 'hessian'",
+    ),
+    "unknown solver": (["--model", "nowhere", "--solver", "sgd"], "'--solver': 'sgd' is not one of"),
+    "unknown direction": (["--model", "nowhere", "--direction", "row"], "'--direction': 'row' is not one of"),
     "output exists": (["--output", "."], "--output . exists; name another folder"),
-    "output nowhere": (["--output", "a/b"], "a is no folder that can be written"),
+    "output nowhere": (["--output", "a/b"], "a is not a folder that can be written"),
     "pattern too large": (["--pattern", "16:32"], "no parameter of this Sequential can be 16:32 sparse"),
 }
 
@@ -280,7 +289,7 @@ def test_check_accepts_the_folder_with_the_layers_that_stayed_dense(
 def test_a_hugging_face_folder_keeps_its_other_files_but_weights_in_other_formats(run: Run, tmp_path: Path) -> None:
     bert(tmp_path / "bert")
     kept = ["README.md", "1_Pooling/config.json", "2_Dense/model.safetensors", "vocab.txt"]
-    left = ["pytorch_model.bin", "onnx/model.onnx", "openvino/openvino_model.bin", ".cache/x", "masksolve.json"]
+    left = ["pytorch_model.bin", "onnx/model.onnx", "openvino/openvino_model.bin", ".cache/x"]
     for name in kept[:3] + left:
         (tmp_path / "bert" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "bert" / name).write_text(f"what {name} held")
@@ -290,8 +299,7 @@ def test_a_hugging_face_folder_keeps_its_other_files_but_weights_in_other_format
     for name in kept:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "bert" / name).read_bytes()
     assert (tmp_path / "out" / "link.txt").read_text() == "what README.md held"
-    assert "what masksolve.json held" not in (tmp_path / "out" / "masksolve.json").read_text()
-    for name in left[:-1]:
+    for name in left:
         assert not (tmp_path / "out" / name).exists()
 
 
@@ -331,3 +339,59 @@ def test_a_hugging_face_folder_that_is_not_complete_is_refused(
     assert code == 2
     assert message in err
     assert not (tmp_path / "out").exists()
+
+
+def check(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["masksolve", "check", *arguments])
+    return cli.main()
+
+
+def test_check_accepts_one_sided_layers_as_what_the_record_says_they_are(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*CODE, "--calibration", "x.npy", "--all-layers", "--direction", "rows")[0] == 0
+    assert not ms.is_valid_mask(load_file(tmp_path / "out" / "model.safetensors")["2.weight"].numpy() != 0, 3, 4)
+    for arguments in (["out"], ["out", "--pattern", "3:4"]):
+        assert check(monkeypatch, *arguments) == 0
+        assert "tensors are 3:4 (keeps 3 of every 4, zeroes 1) along rows" in capsys.readouterr().out
+    assert check(monkeypatch, "out", "--direction", "both") == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_pruned_before_stays_in_the_record(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bert(tmp_path / "bert")
+    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    first = "bert.encoder.layer.0.attention.self.query.weight"
+    prune_checkpoint(tmp_path / "bert", tmp_path / "once", "1:8", include=[first], direction="columns")
+    options = ("--model", "once", "--calibration", "text", "--pattern", "2:4", "--output", "out")
+    assert run(*options, "--include", "*.key.weight")[0] == 0
+    lines = json.loads((tmp_path / "out" / "masksolve.json").read_text())["tensors"]
+    assert {(line["name"], line["pattern"], line["direction"]) for line in lines} == {
+        (first, "1:8", "columns"),
+        (first.replace("query", "key"), "2:4", "both"),
+        (first.replace("query", "key").replace("0", "1"), "2:4", "both"),
+    }
+    assert check(monkeypatch, "out") == 0
+
+
+def test_a_spoilt_record_in_the_folder_of_the_model_is_named_before_any_work(run: Run, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    (tmp_path / "bert" / "masksolve.json").write_text("{}")
+    (tmp_path / "text").write_text("a few words\n")
+    code, _, err = run("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
+    assert code == 2
+    assert "bert/masksolve.json is neither masksolve.json nor the JSON report of a prune" in err
+
+
+def test_the_choices_of_the_command_are_those_of_adaprune() -> None:
+    choices = {each.name: each.type.choices for each in cli.adaprune_model.params if hasattr(each.type, "choices")}
+    assert choices == {"importance": SCORES, "direction": DIRECTIONS, "solver": SOLVERS}
+
+
+def test_without_torch_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("masksolve.torch", "masksolve.cli._models"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, _, err = run(*CODE, "--calibration", "x.npy")
+    assert code == 2
+    assert err.endswith("needs torch, which is not installed; pip install 'masksolve[torch]'\n")

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 import masksolve
 from masksolve import cli
+from masksolve.checkpoint import prune_checkpoint
 from tests.processes import let_interrupts_through
 
 Run = Callable[..., tuple[int, str, str]]
@@ -210,7 +211,9 @@ def test_a_terminal_sees_a_progress_bar(checkpoint: Path, tmp_path: Path) -> Non
 BAD_USAGE = {
     "pattern out of range": (["--pattern", "9:8"], "n must lie between 0 and m=8, got n=9"),
     "pattern not N:M": (["--pattern", "half"], "got 'half'"),
-    "unknown method": (["--method", "exakt"], "unknown method 'exakt'; .* did you mean 'exact'?"),
+    "unknown method": (["--method", "exakt"], "'--method': 'exakt' is not one of 'exact', 'flow'"),
+    "unknown direction": (["--direction", "row"], "'--direction': 'row' is not one of 'both', 'rows', 'columns'"),
+    "no address of a scheduler": (["--scheduler", "foo://x:1"], "'foo://x:1' is not the address of a scheduler"),
     "too large for the method": (["--method", "enumerate"], "116,963,796,250 masks"),
     "glob that matches nothing": (["--include", "nope*"], "--include 'nope*' matches none of the 10 tensor names"),
     "pattern that nothing fits": (["--pattern", "32:64"], "no tensor fits pattern 32:64"),
@@ -482,3 +485,56 @@ def test_one_engine_is_chosen(run: Run, checkpoint: Path, tmp_path: Path) -> Non
     code, _, err = run("prune", checkpoint, "--pattern", "4:8")
     assert code == 2
     assert "nothing to write: pass --output, --masks, or both" in err
+
+
+def test_a_bug_shows_where_it_is(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(*arguments: object, **options: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(cli, "prune_checkpoint", spoilt)
+    with pytest.raises(ValueError, match="a bug"):
+        run("prune", checkpoint, "--pattern", "4:8", "--output", tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("direction", ["rows", "columns"])
+def test_one_sided_pruning_says_so(direction: str, run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    output, page, data = (tmp_path / name for name in ("out.safetensors", "report.html", "report.json"))
+    options = ["--pattern", "3:8", "--direction", direction]
+    code, out, _ = run("prune", checkpoint, *options, "--output", output, "--report", page)
+    assert code == 0
+    assert f"tensors pruned to 3:8 (keeps 3 of every 8, zeroes 5) along {direction} only, mean" in out
+    assert f"one-sided, along {direction} only" in page.read_text()
+    assert f"--pattern 3:8 --direction {direction} --method exact" in page.read_text()
+    assert run("prune", checkpoint, *options, "--output", output, "--report", data, "--overwrite")[0] == 0
+    assert json.loads(data.read_text())["direction"] == direction
+    assert f"(keeps 3 of every 8, zeroes 5) along {direction} only: " in run("plan", checkpoint, *options)[1]
+    code, out, _ = run("check", output, *options)
+    assert code == 0
+    assert f"tensors are 3:8 (keeps 3 of every 8, zeroes 5) along {direction};" in out
+    assert run("check", output, "--pattern", "3:8")[0] == 1
+    # The report is a record.
+    assert run("check", output, "--record", data)[0] == 0
+
+
+def test_a_check_needs_a_pattern_or_a_record(run: Run, checkpoint: Path) -> None:
+    code, _, err = run("check", checkpoint)
+    assert code == 2
+    assert err == f"masksolve: no record says to which pattern {checkpoint} was pruned; give --pattern\n"
+
+
+def test_the_data_of_a_report_are_its_dict(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    report, output = tmp_path / "report.json", tmp_path / "out.safetensors"
+    assert run("prune", checkpoint, "--pattern", "3:8", "--output", output, "--report", report)[0] == 0
+    written = json.loads(report.read_text())
+    again = prune_checkpoint(checkpoint, output, "3:8", overwrite=True).to_dict()
+    assert written.keys() == again.keys()
+    of_time = ("seconds", "tensors")
+    assert {name: written[name] for name in written.keys() - of_time} == {
+        name: again[name] for name in again.keys() - of_time
+    }
+    for before, after in zip(written["tensors"], again["tensors"], strict=True):
+        assert {**before, "solve_seconds": 0, "certify_seconds": 0} == {
+            **after,
+            "solve_seconds": 0,
+            "certify_seconds": 0,
+        }

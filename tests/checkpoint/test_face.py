@@ -1,0 +1,94 @@
+"""The public face of `masksolve.checkpoint`: its names, and what its reports are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from masksolve import checkpoint
+from masksolve.checkpoint import check_checkpoint, compare_checkpoints, plan_checkpoint, prune_checkpoint
+from tests.checkpoints import write_sharded
+
+
+def test_all_is_the_public_face() -> None:
+    assert checkpoint.__all__ == [
+        "AnotherRunError",
+        "CheckReport",
+        "CheckpointError",
+        "CheckpointPlan",
+        "Comparison",
+        "PatternPlan",
+        "PruneReport",
+        "PrunedTensor",
+        "SkippedTensor",
+        "TensorCheck",
+        "TensorComparison",
+        "TensorInfo",
+        "TileRecord",
+        "WorkerLostError",
+        "WorstTile",
+        "apply_masks",
+        "check_checkpoint",
+        "compare_checkpoints",
+        "dask_executor",
+        "page",
+        "plan_checkpoint",
+        "prune_checkpoint",
+    ]
+
+
+@pytest.mark.parametrize("name", checkpoint.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    assert (getattr(checkpoint, name).__doc__ or "").strip()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder: Path = tmp_path_factory.mktemp("face")
+    source = write_sharded(folder / "in")
+    return {
+        "prune": prune_checkpoint(source, folder / "out", "3:8", direction="rows"),
+        "plan": plan_checkpoint(source, ["3:8", "1:128"]),
+        "check": check_checkpoint(source, "3:8"),
+        "comparison": compare_checkpoints(source, folder / "out"),
+    }
+
+
+WORDS = {
+    "prune": r"<PruneReport of .*/out: 7 tensors pruned to 3:8 along rows only, 7 skipped, mean kept importance \d\d\.",
+    "plan": r"<CheckpointPlan of 14 tensors: 7 fit 3:8>",
+    "check": r"<CheckReport: 7 of 7 tensors are bad, the first 'layers\.0\.weight': mask\[0, 0:8\] keeps 8 of 8",
+    "comparison": r"<Comparison: 7 of 14 tensors differ, and 1 files beside them>",
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_report_is_frozen_prints_as_one_line_and_becomes_json(name: str, reports: dict[str, Any]) -> None:
+    report = reports[name]
+    assert re.match(WORDS[name], repr(report))
+    assert "\n" not in repr(report)
+    assert len(repr(report)) < 250
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.tensors = ()
+    plain = report.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert {field.name for field in dataclasses.fields(report)} <= plain.keys()
+    assert len(plain["tensors"]) == len(report.tensors)
+    assert plain["tensors"][0]["name"] == report.tensors[0].name
+
+
+def test_the_dict_of_a_report_repeats_what_the_report_says(reports: dict[str, Any]) -> None:
+    prune = reports["prune"]
+    plain = prune.to_dict()
+    assert (plain["pattern"], plain["direction"], plain["optimal"]) == ("3:8", "rows", True)
+    assert plain["mean_kept_importance"] == prune.mean_kept_importance
+    assert plain["tensors"][0]["kept_importance"] == prune.tensors[0].kept_importance
+    assert plain["worst_tiles"][0]["weights"] == np.array(prune.worst_tiles[0].weights).tolist()
+    assert reports["check"].to_dict()["passed"] is False
+    assert reports["plan"].to_dict()["misfits"].keys() == {"1:128"}
