@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any, SupportsIndex, TypeVar, cast
@@ -160,6 +159,9 @@ def as_generator(rng: int | np.random.Generator | None) -> np.random.Generator:
 
 def nearest(given: object, allowed: Iterable[str]) -> str:
     """The end of a message about an unknown name: what is allowed, and which of it was probably meant."""
+    # Importing it takes as long as a tenth of the package, and few users mistype.
+    import difflib
+
     names = list(allowed)
     close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     meant = f"; did you mean {close[0]!r}?" if close else ""

@@ -39,7 +39,9 @@ def solve(
 
 
 @kernel
-def _solve_tiles(importance, kept, fill_rows, fill_columns, masks):
+def _solve_tiles(
+    importance: NDArray[np.float64], kept: int, fill_rows: bool, fill_columns: bool, masks: NDArray[np.bool_]
+) -> None:
     down, across, rows, cols = importance.shape
     row_room = np.empty(rows, np.int64)
     column_room = np.empty(cols, np.int64)
@@ -66,7 +68,7 @@ def _solve_tiles(importance, kept, fill_rows, fill_columns, masks):
 
 
 @kernel
-def _fill_row(mask, short, row_room, column_room):
+def _fill_row(mask: NDArray[np.bool_], short: int, row_room: NDArray[np.int64], column_room: NDArray[np.int64]) -> None:
     """Give row `short` one more entry: it takes a column, from a row that takes another, ..., along a shortest path."""
     rows, cols = mask.shape
     from_row = np.full(cols, -1, np.int64)

@@ -2,7 +2,7 @@
 
 Source: Hubara et al. 2021 (arXiv 2102.08124): sort the entries ascending and prune each whose row *or* column has
 pruned too few so far. What is pruned weighs at most twice the optimum's. What is kept is what ranks among the N
-largest of its row *and* of its column: about 40 % of a 4:8 tile, far fewer than N a line.
+largest of its row *and* of its column: about 40 % of a 4:8 tile, far fewer than N per line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from masksolve._tiles import Margins
 
 
 def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], margins: Margins, *, threads: int | None) -> None:
-    """Fill masks (P, Q, r, c) with the 2-approximation's; they hold at most N a line whatever `margins` ask."""
+    """Fill masks (P, Q, r, c) with the 2-approximation's; they hold at most N per line whatever `margins` ask."""
 
     def work(piece: Piece) -> None:
         importance = importance_of(tiles[piece])
@@ -30,7 +30,7 @@ def solve(tiles: NDArray[Any], masks: NDArray[np.bool_], margins: Margins, *, th
 
 
 @kernel
-def _solve_tiles(importance, kept, masks):
+def _solve_tiles(importance: NDArray[np.float64], kept: int, masks: NDArray[np.bool_]) -> None:
     down, across, rows, cols = importance.shape
     row_surplus = np.empty(rows, np.int64)
     column_surplus = np.empty(cols, np.int64)

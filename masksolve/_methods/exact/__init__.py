@@ -198,8 +198,8 @@ def solve_importance(
 
 
 @kernel
-def _approach(importance, kept, exact_rows, exact_columns):
-    """Column potentials (p, q, c) to start from: a few rounds of equilibration, one tile after the other."""
+def _approach(importance: NDArray[np.float64], kept: int, exact_rows: bool, exact_columns: bool) -> NDArray[np.float64]:
+    """Return column potentials (p, q, c) to start from: of a few rounds of equilibration, one tile after the other."""
     down, across, rows, cols = importance.shape
     potentials = np.zeros((down, across, cols))
     for p in range(down):
@@ -213,7 +213,9 @@ def _approach(importance, kept, exact_rows, exact_columns):
 
 
 @kernel
-def _move(c, across, along, kept, exact):
+def _move(
+    c: NDArray[np.float64], across: NDArray[np.float64], along: NDArray[np.float64], kept: int, exact: bool
+) -> None:
     """Move the potentials along to the middle between the kept-th and the following reduced entry, and beyond."""
     length = c.shape[1]
     if not 0 < kept < length:
@@ -227,8 +229,8 @@ def _move(c, across, along, kept, exact):
 
 
 @kernel
-def _best_of_lines(lines, kept):
-    """The mask of the largest `kept` entries of every line (p, q, k); of equal ones the first."""
+def _best_of_lines(lines: NDArray[np.float64], kept: int) -> NDArray[np.bool_]:
+    """Return the mask of the largest `kept` entries of every line (p, q, k); of equal ones the first."""
     masks = np.zeros(lines.shape, np.bool_)
     for p in range(lines.shape[0]):
         for q in range(lines.shape[1]):

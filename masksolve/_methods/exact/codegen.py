@@ -40,6 +40,7 @@ from masksolve._methods.exact.layout import (
     ZERO,
     ZEROS,
     Code,
+    Vectors,
     layout,
     new_program,
 )
@@ -60,8 +61,8 @@ _ADDRESS = _pointer_to(_BYTE)
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [_ADDRESS, _I64, _I64, _I64, ir.DoubleType()])
 
 
-def _call_address(typingctx, address, memory, a, b, c, x):
-    def codegen(context, builder, signature, arguments):
+def _call_address(typingctx: Any, address: Any, memory: Any, a: Any, b: Any, c: Any, x: Any) -> tuple[Any, Any]:
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         # In llvmlite, only the type of a pointer says what function is called.
         function = builder.inttoptr(arguments[0], _PROTOTYPE.as_pointer())
         builder.call(function, [builder.inttoptr(arguments[1], _ADDRESS), *arguments[2:]])
@@ -74,7 +75,7 @@ _call_address_: Any = intrinsic(_call_address)
 
 
 @inner_kernel
-def call(address, vectors, a, b, c, x):
+def call(address: int, vectors: Vectors, a: int, b: int, c: int, x: float) -> None:
     """Call one of the functions of `Code`."""
     _call_address_(address, vectors.numbers.ctypes.data, a, b, c, x)
 

@@ -1,19 +1,21 @@
 """Filling up a mask with weights of zero, which are worth nothing: then "at most N" solves "exactly N"."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from masksolve._jit import kernel
 
 
-def _lowest_bit(typingctx, word):
+def _lowest_bit(typingctx: Any, word: Any) -> tuple[Any, Any]:
     """Return the number of the lowest bit that is set in a word."""
 
-    def codegen(context, builder, signature, arguments):
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         return builder.cttz(arguments[0], ir.IntType(1)(1))
 
     return types.int64(types.int64), codegen
@@ -25,7 +27,9 @@ lowest_bit: Any = intrinsic(_lowest_bit)
 
 # Too long to be compiled into each caller, as an inner kernel would be.
 @kernel
-def fill_with_zeros(words, bits, zero_bits, stride, scratch, n, m):
+def fill_with_zeros(
+    words: NDArray[np.int64], bits: int, zero_bits: int, stride: int, scratch: int, n: int, m: int
+) -> bool:
     """Fill a mask up to n ones per line with weights of zero, along alternating paths; False if it cannot be done.
 
     Row i's mask is words[bits + i * stride], and its zeros are words[zero_bits + i * stride]; 4 m words from

@@ -118,7 +118,7 @@ def new_program(addresses: list[int], n: int, m: int, itemsize: int) -> NDArray[
 
 
 @inner_kernel
-def unpack(program):
+def unpack(program: NDArray[np.int64]) -> tuple[Code, Code, Layout, int, int]:
     """Return the code without and with clamp, the layout, n and m of a `new_program`."""
     return _code_in(program, 0), _code_in(program, _CODE), layout_in(program, 2 * _CODE), program[-2], program[-1]
 
@@ -127,7 +127,7 @@ _CODE = len(Code._fields)
 
 
 @inner_kernel
-def _code_in(program, start):
+def _code_in(program: NDArray[np.int64], start: int) -> Code:
     return Code(
         program[start],
         program[start + 1],
@@ -143,7 +143,7 @@ def _code_in(program, start):
 
 
 @inner_kernel
-def layout_in(program, start):
+def layout_in(program: NDArray[np.int64], start: int) -> Layout:
     """Return the layout that stands in a program from `start` on."""
     return Layout(
         program[start],
@@ -174,7 +174,7 @@ class Vectors(NamedTuple):
 
 
 @inner_kernel
-def word(at, vector, line, lane):
+def word(at: Layout, vector: int, line: int, lane: int) -> int:
     """Return the index of a lane's word for a line, among those whose vectors begin at `vector`."""
     # Words of all lanes are one vector or two, so that they have no index by vector and lane.
     return vector * at.words + line * at.lanes + lane
