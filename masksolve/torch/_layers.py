@@ -1,12 +1,12 @@
-"""Which parameters of a model can be sparsified, why the others cannot, and their (out, in) matrices."""
+"""Selection of a model's parameters: which can be masked, why the others cannot, and their (out, in) matrices."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight
 
 @dataclass(frozen=True)
 class Layout:
-    """How a weight lies in memory: `groups` matrices along its first axis, and whether a kernel follows the matrix.
+    """The axes of a weight: `groups` matrices along its first one, and whether those of a kernel follow the matrix's.
 
     A convolution weight is (groups * out, in, *kernel), a transposed one the same with out and in exchanged; several
     projections stacked in one weight are (groups * out, in); any other weight is (..., R, C). Matrices are (out, in):
@@ -100,14 +100,34 @@ class Site:
         return self.names[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ParameterReport:
-    """What becomes of a parameter: sparse, or skipped and why. A tied one has a line for every name."""
+    """One parameter: sparse, or skipped and why. A tied one has a line for every name.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+        () for parameters that are not initialised yet.
+    sparse : bool
+        Whether it gets a mask.
+    reason : str or None
+        Why it is skipped, or to which name it is tied; None for all others.
+    """
 
     name: str
     shape: tuple[int, ...]
     sparse: bool
-    reason: str | None
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as a dict."""
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        state = "sparse" if self.sparse else "skipped"
+        shape = "x".join(map(str, self.shape)) or "no shape"
+        return f"ParameterReport({self.name!r}, {shape}, {state}{f': {self.reason}' if self.reason else ''})"
 
 
 @dataclass(frozen=True)
@@ -121,7 +141,7 @@ class _Found:
 
 
 def masked_attributes(module: nn.Module) -> tuple[str, ...]:
-    """The names of a module's own parameters that a Sparsifier masks, as the class says that it gave the module."""
+    """Return the names of a module's own parameters that a Sparsifier masks, which the module's class has."""
     found: tuple[str, ...] = getattr(type(module), "_masked_attributes", ())
     return found
 
@@ -169,7 +189,12 @@ def select(
         layout = layout_of(chosen.owner, chosen.attribute).for_masks(chosen.parameter.shape, pattern.m, direction)
         sites.append(Site(tuple(one.name for one in names), layout))
         report += [
-            ParameterReport(one.name, tuple(one.parameter.shape), True, None if one is names[0] else f"tied to {first}")
+            ParameterReport(
+                name=one.name,
+                shape=tuple(one.parameter.shape),
+                sparse=True,
+                reason=None if one is names[0] else f"tied to {first}",
+            )
             for one in names
         ]
     _check_chosen(model, pattern, include, report)
@@ -177,7 +202,7 @@ def select(
 
 
 def kinds_of(model: nn.Module) -> dict[str, Kind]:
-    """What each parameter of a model is, by every one of its names."""
+    """Return the kind of each parameter of a model, by every one of its names."""
     kinds = {}
     adapters, routers = _adapters(model), _routers(model)
     for names in _tied(list(_named(model))):
@@ -198,7 +223,7 @@ def kinds_of(model: nn.Module) -> dict[str, Kind]:
 
 
 def layout_of(owner: nn.Module, attribute: str) -> Layout:
-    """The layout of one parameter of a module."""
+    """Return the layout of one parameter of a module."""
     if isinstance(owner, _ConvNd) and attribute == "weight":
         return Layout(owner.groups, convolution=True, transposed=isinstance(owner, _ConvTransposeNd))
     if isinstance(owner, nn.MultiheadAttention) and attribute == "in_proj_weight":
@@ -208,7 +233,7 @@ def layout_of(owner: nn.Module, attribute: str) -> Layout:
 
 
 def as_globs(globs: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    """One glob or several, as several."""
+    """Return one glob or several as a tuple."""
     if globs is None:
         return None
     found = (globs,) if isinstance(globs, str) or not isinstance(globs, Iterable) else tuple(globs)
@@ -219,7 +244,7 @@ def as_globs(globs: str | Iterable[str] | None) -> tuple[str, ...] | None:
 
 
 def _named(model: nn.Module) -> Iterator[_Found]:
-    """Every name of every parameter, as it was before any parametrization moved it."""
+    """Yield every name of every parameter, as it was before any parametrization moved it."""
     for path, module in model.named_modules():
         is_moved = isinstance(module, ParametrizationList)
         for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -230,7 +255,7 @@ def _named(model: nn.Module) -> Iterator[_Found]:
 
 
 def _tied(found: list[_Found]) -> list[list[_Found]]:
-    """The names of each parameter."""
+    """Group the names by parameter."""
     groups: dict[int, list[_Found]] = {}
     for one in found:
         groups.setdefault(id(one.parameter), []).append(one)
@@ -247,7 +272,7 @@ def _is_within(name: str, paths: Container[str]) -> bool:
 
 
 def _adapters(model: nn.Module) -> set[str]:
-    """The paths of what PEFT has added to the layers of a model."""
+    """Return the paths of the modules and parameters that PEFT has added to the layers of a model."""
     # Who has adapters has imported PEFT; nobody else has to have it.
     tuner = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", None)
     if tuner is None:
@@ -262,7 +287,7 @@ def _adapters(model: nn.Module) -> set[str]:
 
 
 def _routers(model: nn.Module) -> set[str]:
-    """The paths of the modules that choose among experts: by their class, by name, or beside the experts."""
+    """Return the paths of modules that choose among experts, found by class, by name, or beside the experts."""
     paths = set()
     for path, module in model.named_modules():
         for name, child in module.named_children():
@@ -273,7 +298,7 @@ def _routers(model: nn.Module) -> set[str]:
 
 
 def _dense_by_owner(one: _Found) -> str | None:
-    """Why a parameter is left dense that is no embedding, router or adapter."""
+    """Say why a parameter other than an embedding, a router or an adapter stays dense; None if it does not."""
     conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
     if conv1d is not None and isinstance(one.owner, conv1d) and one.attribute == "weight":
         return CONV1D
@@ -344,7 +369,7 @@ def _reason_of_size(
 
 def _line(one: _Found, reason: str | None) -> ParameterReport:
     shape = () if is_lazy(one.parameter) else tuple(one.parameter.shape)
-    return ParameterReport(one.name, shape, False, reason)
+    return ParameterReport(name=one.name, shape=shape, sparse=False, reason=reason)
 
 
 def _check_globs(found: list[_Found], include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
@@ -368,6 +393,6 @@ def _check_chosen(
 
 
 def _reasons(lines: Sequence[ParameterReport]) -> str:
-    # Weights tell more than biases.
+    # Weights say more than biases.
     lines = [line for line in lines if len(line.shape) > 1] or list(lines)
     return each_reason_once([(line.name, line.reason or "") for line in lines])

@@ -1,4 +1,4 @@
-"""What the tensors of a checkpoint are, by the model that its config describes: its modules, never its weights."""
+"""The kinds of a checkpoint's tensors, by the model that its config describes: from its modules, never its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shape = Sequence[int]
 
 
 def kinds_by_config(folder: Path, tensors: Mapping[str, Shape]) -> tuple[str, dict[str, Kind]]:
-    """The class of the model that a folder's config.json describes, and what those tensors are that it has.
+    """Return the class of the model that a folder's config.json describes, and the kinds of the tensors that it has.
 
     Only transformers' own classes are built, on the meta device; code beside the weights is never run.
 
@@ -47,7 +47,7 @@ def kinds_by_config(folder: Path, tensors: Mapping[str, Shape]) -> tuple[str, di
 
 
 def renamer(model: nn.Module) -> Callable[[str], str]:
-    """A function from names of tensors in a checkpoint to names in a model of transformers, as it loads them."""
+    """Return the function from names in a checkpoint to names in a model of transformers, as it loads them."""
     names = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     conversion = _conversion(model)
@@ -64,11 +64,11 @@ def renamer(model: nn.Module) -> Callable[[str], str]:
 
 
 def _conversion(model: Any) -> Callable[[str], str]:
-    """How transformers renames tensors, such as those of single experts that it stacks."""
+    """Return how transformers renames tensors, such as those of single experts that it stacks."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-    except ImportError:  # they are no public part of it
+    except ImportError:  # they are not public
         return lambda name: name
     steps = get_model_conversion_mapping(model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
@@ -93,7 +93,7 @@ def _without_weights(folder: Path) -> nn.Module:
 
 
 def _kind_of(shape: Shape, kind: Kind, own: Shape) -> Kind:
-    """What a tensor is that becomes, or becomes part of, a parameter of the shape `own`."""
+    """Return the kind of a tensor that becomes, or becomes part of, a parameter of the shape `own`."""
     if len(shape) == len(own):
         return kind
     if kind.axes == "stack" and len(shape) == 2:
@@ -103,13 +103,13 @@ def _kind_of(shape: Shape, kind: Kind, own: Shape) -> Kind:
 
 
 def _axes_of(shape: Shape) -> Axes | None:
-    """How the axes are read of a tensor of which nothing but its shape tells that."""
+    """Return how the axes of a tensor are read when its shape is all that is known."""
     return "matrix" if len(shape) < 3 else "convolution" if len(shape) > 3 else None
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Nothing of what transformers says of a config concerns whoever prunes weights."""
+    """Silence transformers: its warnings about a config do not concern whoever prunes weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers.utils import logging as log

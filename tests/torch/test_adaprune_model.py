@@ -1,6 +1,7 @@
 """AdaPrune of whole models: which layers, from which inputs, and what happens when something is wrong."""
 
 import copy
+import dataclasses
 import errno
 import json
 import logging
@@ -643,10 +644,27 @@ def test_a_layer_whose_pattern_keeps_everything_is_left_alone() -> None:
 def test_the_report_is_json_too() -> None:
     report = adaprune(mlp(), [inputs()], "2:4", alternations=1)
     record = json.loads(report.to_json())
+    assert record == json.loads(json.dumps(report.to_dict()))
+    assert record["layers"][0] == json.loads(json.dumps(report.layers[0].to_dict()))
+    assert record["skipped"] == json.loads(json.dumps([line.to_dict() for line in report.skipped]))
     assert [layer["pattern"] for layer in record["layers"]] == ["2:4", "2:4"]
     assert record["layers"][0]["error_after"] == report.layers[0].error_after
     assert record["interrupted"] is False
     assert report.seconds > sum(layer.seconds for layer in report.layers)
+
+
+def test_reports_can_be_read_and_cannot_be_changed() -> None:
+    report = adaprune(mlp(), [inputs()], "2:4")
+    layer, line = report.layers[0], report.skipped[0]
+    errors = f"error {layer.error_before:.2%} -> {layer.error_after:.2%}"
+    assert repr(layer) == f"PrunedLayer('2.weight', 16x16, 2:4, kept importance {layer.kept_importance:.2%}, {errors})"
+    assert repr(line) == (
+        "ParameterReport('0.weight', 16x8, skipped: the first layer; keep_first_last=False prunes it)"
+    )
+    assert repr(report).startswith("AdaPruneReport(2 layers pruned, 6 parameters skipped, mean error ")
+    for each in (report, layer, line):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            each.name = "another"  # type: ignore[union-attr, misc]
 
 
 def test_nothing_is_printed_but_a_bar_that_was_asked_for(

@@ -223,7 +223,7 @@ def test_a_state_dict_of_another_model_or_of_nothing_is_refused() -> None:
     fewer = Sparsifier(mlp(), "2:4", include="0.weight").state_dict()
     with pytest.raises(ValueError, match=r"only the model has a mask for '2.weight'"):
         sparsifier.load_state_dict(fewer)
-    with pytest.raises(ValueError, match=r"it has no direction, masks, pattern, potentials, step"):
+    with pytest.raises(ValueError, match=r"it lacks direction, masks, pattern, potentials, step"):
         sparsifier.load_state_dict(model.state_dict())
     wide = Sparsifier(nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16)), "2:4").state_dict()
     with pytest.raises(
@@ -278,7 +278,7 @@ def test_a_state_dict_whose_masks_break_its_own_pattern_is_refused() -> None:
     before = snapshot(model)
     state = sparsifier.state_dict()
     state["masks"] = {**state["masks"], "2.weight": ~state["masks"]["2.weight"]}
-    with pytest.raises(ValueError, match=r"another mask for '2.weight' than 1:4 makes: mask\[0, 0:4\] keeps 3 of 4"):
+    with pytest.raises(ValueError, match=r"a mask for '2.weight' that 1:4 cannot make: mask\[0, 0:4\] keeps 3 of 4"):
         sparsifier.load_state_dict(state)
     assert same(before, model)
 
@@ -293,7 +293,9 @@ def test_an_average_that_averaged_the_masks_too_is_not_finalized() -> None:
             held(model[2])[0].normal_()
         sparsifier.refresh()
     before = snapshot(average)
-    with pytest.raises(RuntimeError, match=r"'module.2.weight' has a mask that is none .* needs use_buffers=False"):
+    with pytest.raises(
+        RuntimeError, match=r"'module.2.weight' has a mask that its Sparsifier cannot .* needs use_buffers=False"
+    ):
         finalize(average)
     assert same(before, average)
 

@@ -160,7 +160,7 @@ def test_states_and_masks_of_another_direction_are_refused_in_words() -> None:
         rows.load_state_dict(columns.state_dict())
     state = rows.state_dict()
     del state["direction"]
-    with pytest.raises(ValueError, match="this is no state_dict of a Sparsifier: it has no direction"):
+    with pytest.raises(ValueError, match="this is not the state_dict of a Sparsifier: it lacks direction"):
         rows.load_state_dict(state)
     models = {direction: nn.Sequential(nn.Linear(16, 16)) for direction in ("rows", "columns", "both")}
     for direction, model in models.items():

@@ -292,6 +292,27 @@ def test_records_tell_what_is_kept_and_what_has_changed() -> None:
     assert all(layer.sad == 0 for layer in first.layers)
 
 
+def test_records_can_be_read_and_are_plain_numbers_as_dicts() -> None:
+    model = net()
+    record = Sparsifier(model, "2:4").last_refresh
+    layer = record.layers[0]
+    assert repr(layer) == f"LayerRecord('2.weight', kept importance {layer.kept_importance:.2%}, flip rate 0.00%)"
+    assert repr(record).startswith("RefreshRecord(step 0, 3 layers, mean kept importance ")
+    found = record.to_dict()
+    assert (
+        found["layers"][0]
+        == layer.to_dict()
+        == {
+            "name": "2.weight",
+            "kept_importance": layer.kept_importance,
+            "sad": 0,
+            "flip_rate": 0.0,
+            "solved_on_cpu": 0,
+        }
+    )
+    assert (found["step"], found["seconds"]) == (0, record.seconds)
+
+
 def test_a_layer_of_zeros_keeps_all_its_importance() -> None:
     model = nn.Linear(8, 8)
     nn.init.zeros_(model.weight)

@@ -14,10 +14,29 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
+import masksolve.torch
 from masksolve.torch import Sparsifier, finalize
 from masksolve.torch._training.masking import GRADIENTS, Gradient
 from tests import oracle
 from tests.torch.masked import held
+
+
+def test_the_public_face_is_these_names() -> None:
+    assert masksolve.torch.__all__ == [
+        "AdaPruneReport",
+        "Conversion",
+        "LayerRecord",
+        "ParameterReport",
+        "PrunedLayer",
+        "RefreshRecord",
+        "Sparsifier",
+        "acceleration_reason",
+        "adaprune",
+        "finalize",
+        "patterns_from_zeros",
+        "semi_structured",
+    ]
+    assert all(getattr(masksolve.torch, name).__doc__ for name in masksolve.torch.__all__)
 
 
 def mlp(dtype: torch.dtype = torch.float32) -> nn.Sequential:

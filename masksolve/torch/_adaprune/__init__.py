@@ -1,1 +1,1 @@
-"""AdaPrune: a trained model pruned, and repaired layer by layer."""
+"""AdaPrune: a trained model pruned, and re-fitted layer by layer."""

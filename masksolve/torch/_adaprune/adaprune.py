@@ -1,4 +1,4 @@
-"""AdaPrune: a pretrained model becomes N:M sparse, each layer repaired from a few unlabelled inputs."""
+"""AdaPrune: a trained model pruned to N:M, each layer re-fitted on a few unlabelled inputs."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ def adaprune(
     seed: int = 0,
     progress: bool = False,
 ) -> AdaPruneReport:
-    """Make a pretrained model N:M sparse, and repair each layer so that its output stays what it was.
+    """Prune a trained model to N:M, and repair each layer: re-fit what it keeps on a few hundred unlabelled inputs.
 
-    Layer by layer in the order of execution: find the mask S of its weight W, then change the kept weights, and the
-    bias, such that ‖W X − (S∘W′) X‖² is least over the calibration inputs X. No labels and no training. Linear and
+    Layer by layer, in the order of execution: find the mask S of the weight W, then choose the kept weights W′ and the
+    bias that minimise ‖W X − (S∘W′) X‖² over the calibration inputs X. No labels and no training. Linear and
     convolution layers that hold a whole m x m tile (one-sided: a whole group) are pruned; a
     convolution is masked at each kernel position.
 
     Parameters
     ----------
     model : nn.Module
-        Changed in place. It is run in evaluation mode, and left in the mode that it was in.
+        Changed in place. Runs in evaluation mode; its own mode is restored.
     calibration : iterable
         Batches of inputs, without labels: each a tensor, a sequence of arguments or a mapping of keyword arguments. A
-        few hundred samples do. Held in memory. All in all, a layer runs about twice with each, once more where batch
-        norms follow it; one of a module that is called twice runs more often.
+        few hundred samples suffice. Held in memory. A layer runs about twice with each batch, once more where batch
+        norms follow it, and more often in a module that is called several times.
     pattern : str, (int, int), Pattern, or mapping of str to any of them
         N **kept** of every M, such as "4:8" or (4, 8). A mapping gives each weight its own, of one M, and leaves out
         the others: see `patterns_from_zeros`.
@@ -81,33 +81,33 @@ def adaprune(
         surgeon; or the scores that a callable returns for a weight's name and Parameter, of its shape, not negative.
     masks : mapping of str to Tensor of bool, optional
         The masks of some weights, True = kept, in place of those that keep the most importance; the other weights are
-        left alone.
+        skipped.
     solver : {"lstsq", "adam", "absorb", "none"}
         "lstsq": the closed form, exact. "adam": the paper's, on cached inputs, after "absorb". "absorb": the mean of
-        what a group loses is added to what it keeps, nothing else. "none": the mask alone.
+        the weights that a group loses is added to those that it keeps. "none": the mask alone.
     include, exclude : str or sequence of str, optional
         Globs of parameter names, as for `Sparsifier`.
     keep_first_last : bool
-        Leave the layers alone that are called first and last; embeddings count.
+        Skip the layers that are called first and last; embeddings count.
     sequential : bool
         True: inputs X come from the model as pruned so far. False: from the original model.
     correct_bias : bool
-        Move the bias, where a layer has its own, such that the mean output stays what it was; exact for any solver.
+        Shift the bias, where a layer has its own, so that the mean output is unchanged; exact for any solver.
     batch_norm : bool
-        Re-estimate the running statistics of batch norms behind pruned layers, at the end: they move by as much as
-        those of their inputs have over the calibration data.
+        At the end, shift the running statistics of batch norms behind pruned layers by as much as the statistics of
+        their inputs have moved over the calibration data.
     respect_zeros : bool
-        What is zero stays zero; masks then keep at most n. For models that are sparse already.
+        Zeros stay zero, and masks keep at most n. For models that are sparse already.
     alternations : int
         How often to find masks again from the repaired weights, at most. A layer stops where that does not help. For
         masks that are found by a named importance.
     damping : float
-        What is added to the diagonal of H, as a share of its mean.
+        The amount added to the diagonal of H, as a share of its mean.
     iterations : int
         Steps of "adam".
     memory_mib : int
-        Inputs that "adam" keeps in memory, for one layer at a time; what exceeds it goes to temporary files. Without
-        `sequential`, also H = X Xᵀ of the layers that are calibrated in one run.
+        Memory for the inputs that "adam" caches, one layer at a time; the rest goes to temporary files. Without
+        `sequential`, also for H = X Xᵀ of the layers that are calibrated in one run.
     seed : int
         For the minibatches of "adam".
     progress : bool
@@ -116,22 +116,22 @@ def adaprune(
     Returns
     -------
     AdaPruneReport
-        Also after Ctrl-C: layers that are done stay, all others are as they were.
+        Also after Ctrl-C: finished layers stay pruned, all others are as they were.
 
     Raises
     ------
     ValueError, TypeError
-        For whatever cannot be done: options, globs, masks that break the pattern, calibration batches that do not run
-        through the model, NaN among weights or activations. The model is left as it was.
+        For bad options and globs, calibration batches that do not run through the model, and NaN among weights or
+        activations. The model is left as it was.
     InvalidMaskError
-        For a given mask that is not N:M.
+        For a given mask that breaks the pattern.
 
     Notes
     -----
     Source: Hubara et al. 2021 (arXiv 2102.08124), AdaPrune; its solver is "adam", with 1000 iterations on 50 cached
     activations, learning rates 1e-3 and 1e-2. Here an activation is a row of a Linear's input, an image of a
     convolution's. "lstsq" solves the normal equations of every output on its kept inputs, in float64. It needs
-    outputs x (kept inputs)³ / 3 operations a layer.
+    outputs x (kept inputs)³ / 3 operations per layer.
 
     Examples
     --------
@@ -222,7 +222,7 @@ def adaprune(
 
 
 def _rounds(groups: Sequence[list[Task]], options: LayerOptions, sequential: bool) -> list[list[list[Task]]]:
-    """The groups whose inputs are seen in one run: one, or as many as memory may hold where none waits for another."""
+    """Put together the groups whose inputs one run collects: one, or as many as memory holds unless sequential."""
     rounds: list[list[list[Task]]] = []
     free = 0
     for group in groups:
@@ -237,7 +237,7 @@ def _rounds(groups: Sequence[list[Task]], options: LayerOptions, sequential: boo
 
 
 def _owners(groups: Iterable[Sequence[Task]]) -> list[nn.Module]:
-    """The modules whose inputs are to be seen."""
+    """Return the modules whose inputs are to be seen."""
     return [owner for group in groups for owner in group[0].owners]
 
 
@@ -275,7 +275,7 @@ def _repair(
 def _inputs(
     runs: Calibration, trace: Trace, modules: Sequence[nn.Module], options: LayerOptions
 ) -> Iterator[dict[nn.Module, LayerInputs]]:
-    """What calibration shows of the inputs of some modules."""
+    """Collect the inputs of some modules over the calibration batches."""
     with ExitStack() as stack:
         found = {
             module: LayerInputs(
@@ -308,7 +308,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _check_tasks(tasks: Sequence[Task], masks: Mapping[str, Tensor] | None, direction: Direction) -> None:
-    """Refuse weights without values that can be repaired, and given masks that are none."""
+    """Refuse weights that cannot be repaired, and given masks that are not masks of the pattern."""
     for task in tasks:
         weight = task.weight.detach()
         if is_sharded(weight):

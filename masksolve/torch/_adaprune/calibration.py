@@ -26,7 +26,7 @@ _AGAIN = 1e-2
 # Bytes of unfolded inputs, and of gathered normal equations, at a time.
 CHUNK = 64 << 20
 # Columns of a Gram matrix at a time.
-_STRIP = 192
+_COLUMNS = 192
 
 
 # Gets a module and the input of one of its calls.
@@ -46,9 +46,9 @@ class _Stop(BaseException):
 
 @dataclass
 class Moments:
-    """Of the inputs x that a layer multiplies with, one row a product: their number, their sum and the Gram matrix.
+    """Moments of the inputs x that a layer multiplies with, one row per product: number, sum and Gram matrix.
 
-    They are counted from the first row on: inputs that do not change are then exactly those without any variance.
+    Sums are taken relative to the first row: inputs that never change then have exactly no variance.
 
     Attributes
     ----------
@@ -69,13 +69,13 @@ class Moments:
 
     @staticmethod
     def size_of(module: nn.Module) -> int:
-        """The bytes of the products."""
+        """Return the bytes of the products."""
         groups, inputs = _inputs_of(module)
         return 8 * groups * inputs**2
 
     @staticmethod
     def of(module: nn.Module) -> Moments:
-        """Those of no input."""
+        """Return the moments of no input."""
         weight = cast(Tensor, module.weight)
         groups, inputs = _inputs_of(module)
         zeros = torch.zeros(groups, inputs, inputs + 1, dtype=torch.float64, device=weight.device)
@@ -89,57 +89,57 @@ class Moments:
             self.count += rows.shape[1]
             moved = rows - self.origin.unsqueeze(1)
             self.total += moved.sum(1)
-            # It is symmetric: strips from the diagonal down are little more than half of it.
-            for column in range(0, moved.shape[2], _STRIP):
-                strip = moved[..., column : column + _STRIP]
-                self.products[:, column:, column : column + _STRIP].baddbmm_(moved[..., column:].mT, strip)
+            # It is symmetric: the columns from the diagonal down are little more than half of it.
+            for column in range(0, moved.shape[2], _COLUMNS):
+                columns = moved[..., column : column + _COLUMNS]
+                self.products[:, column:, column : column + _COLUMNS].baddbmm_(moved[..., column:].mT, columns)
 
     def gram(self) -> Tensor:
-        """The Gram matrix X Xᵀ, the sum of x xᵀ."""
+        """Return the Gram matrix X Xᵀ, the sum of x xᵀ."""
         half = (self.total + self.origin * (self.count / 2)).unsqueeze(2) * self.origin.unsqueeze(1)
         return self._symmetric() + half + half.mT
 
     def centred(self) -> Tensor:
-        """The Gram matrix about the mean."""
+        """Return the Gram matrix about the mean."""
         return self._symmetric() - self.total.unsqueeze(2) * self.total.unsqueeze(1) / max(self.count, 1)
 
     def _symmetric(self) -> Tensor:
         return self.products.tril() + self.products.tril(-1).mT
 
     def mean(self) -> Tensor:
-        """The mean input, of shape (groups, inputs)."""
+        """Return the mean input, of shape (groups, inputs)."""
         return self.origin + self.total / max(self.count, 1)
 
 
 def _inputs_of(module: nn.Module) -> tuple[int, int]:
-    """Groups, and the inputs of an output in each."""
+    """Return the number of groups, and of the inputs of an output in each."""
     groups = module.groups if isinstance(module, _ConvNd) else 1
     return groups, cast(Tensor, module.weight)[0].numel()
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
-    """What a layer multiplies its weights with, in float64 and pieces (groups, rows, inputs).
+    """Yield the inputs that a layer multiplies its weights with, in float64, as chunks (groups, rows, inputs).
 
     For a convolution each row is one window of the padded input, ordered as a filter is: input channel, then position.
     """
     if not isinstance(module, _ConvNd):
         rows = x.reshape(-1, x.shape[-1])
-        for piece in rows.split(max(1, CHUNK // (8 * rows.shape[1]))):
-            yield piece.double().unsqueeze(0)
+        for chunk in rows.split(max(1, CHUNK // (8 * rows.shape[1]))):
+            yield chunk.double().unsqueeze(0)
         return
     windows = _windows(module, x)
     axes = len(module.kernel_size)
     size = 8 * math.prod(windows.shape[1:])
-    for piece in windows.split(max(1, CHUNK // max(1, size))):
+    for chunk in windows.split(max(1, CHUNK // max(1, size))):
         # (B, groups, channels, *places, *kernel) -> (groups, B, *places, channels, *kernel)
-        split = piece.unflatten(1, (module.groups, -1))
+        split = chunk.unflatten(1, (module.groups, -1))
         places, kernel = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
         rows = split.permute(1, 0, *places, 2, *kernel)
         yield rows.flatten(2 + axes).flatten(1, 1 + axes).double()
 
 
 def _windows(module: _ConvNd, x: Tensor) -> Tensor:
-    """Every window that the kernel is laid on: a view (B, channels, *places, *kernel) of the padded input."""
+    """Return every window under the kernel: a view (B, channels, *places, *kernel) of the padded input."""
     axes = len(module.kernel_size)
     batch = x if x.ndim == axes + 2 else x.unsqueeze(0)
     padding = module._reversed_padding_repeated_twice
@@ -154,7 +154,7 @@ def _windows(module: _ConvNd, x: Tensor) -> Tensor:
 
 @dataclass
 class Trace:
-    """What the calibration batches call.
+    """The calls that the calibration batches make.
 
     Attributes
     ----------
@@ -163,7 +163,7 @@ class Trace:
     calls : dict
         Of each, how often every batch calls it with anything at all.
     inputs : dict
-        Of each, what tells its inputs from others: two layers of one entry are called with the very same tensors.
+        Of each, the identity of its inputs: two layers of equal entries are called with the very same tensors.
     first, last : nn.Module or None
         The layers, embeddings included, that the first batch calls first and last.
     entered : dict
@@ -182,7 +182,7 @@ class Trace:
 
 
 class _Digest:
-    """A number that tells one tensor from others: its product with a random one; and its norm."""
+    """A number by which tensors differ, the product with a random one, and their norm."""
 
     def __init__(self) -> None:
         self._random = torch.empty(0)
@@ -209,7 +209,7 @@ def input_key(module: nn.Module) -> object:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether AdaPrune can repair it: a Linear, or a convolution that is not transposed."""
+    """Return whether AdaPrune can repair a module: a Linear, or a convolution that is not transposed."""
     return isinstance(module, (nn.Linear, _ConvNd)) and not isinstance(module, _ConvTransposeNd)
 
 
@@ -297,11 +297,11 @@ class Calibration:
         digest = _Digest()
 
         def shows(index: int, group: Sequence[nn.Module]) -> bool:
-            told: dict[nn.Module, tuple[float, float]] = {}
+            seen: dict[nn.Module, tuple[float, float]] = {}
 
             def see(module: nn.Module, x: Tensor) -> None:
-                if module not in told:
-                    told[module] = digest(x)
+                if module not in seen:
+                    seen[module] = digest(x)
 
             try:
                 self._show(index, trace, dict.fromkeys(group, see))
@@ -309,9 +309,9 @@ class Calibration:
                 # Code that gets no numbers may fail in any way; without stand-ins it does not.
                 return False
             expected = {module: trace.digests[module][index] for module in group if trace.calls[module][index]}
-            return told.keys() == expected.keys() and all(
-                abs(told[module][part] - expected[module][part]) <= _AGAIN * expected[module][1]
-                for module in told
+            return seen.keys() == expected.keys() and all(
+                abs(seen[module][part] - expected[module][part]) <= _AGAIN * expected[module][1]
+                for module in seen
                 for part in (0, 1)
             )
 
@@ -321,9 +321,9 @@ class Calibration:
 
     @contextmanager
     def walk(self, layers: Iterable[nn.Module]) -> Iterator[Callable[[Iterable[nn.Module]], None]]:
-        """Within it, `watch` runs only what follows modules that are finished.
+        """Make `watch` run, within the context, only what follows modules that are finished.
 
-        No layers but these change. Yields the function to call with those that change no more.
+        Only these layers change. Yields the function to call with those that have changed for the last time.
         """
         with self._replay.walk(layers):
             yield self._replay.finish
@@ -348,15 +348,15 @@ class Calibration:
 
     def _show(self, index: int, trace: Trace, watchers: Mapping[nn.Module, Watcher]) -> None:
         """Run one batch until each watched module has been called as often as the trace has it."""
-        left = sum(trace.calls[module][index] for module in watchers)
-        if left == 0:
+        remaining = sum(trace.calls[module][index] for module in watchers)
+        if remaining == 0:
             return
 
         def counted(module: nn.Module, x: Tensor) -> None:
-            nonlocal left
+            nonlocal remaining
             watchers[module](module, x)
-            left -= 1
-            if left == 0:
+            remaining -= 1
+            if remaining == 0:
                 raise _Stop
 
         self._run(index, dict.fromkeys(watchers, counted))
@@ -375,7 +375,7 @@ class Calibration:
             try:
                 watchers[module](module, x)
             except Exception as error:
-                # The disk may be full: no fault of the batch.
+                # Not the fault of the batch: the disk may be full.
                 raise _Stop(error) from None
 
         handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in watchers]
@@ -403,7 +403,7 @@ class Calibration:
 
 
 def _described(batch: object) -> str:
-    """What a batch is, in words."""
+    """Describe a batch in words."""
     if isinstance(batch, Tensor):
         return f"a tensor of shape {tuple(batch.shape)}"
     if isinstance(batch, Mapping):

@@ -24,7 +24,7 @@ class InputPool:
     """
 
     def __init__(self, cap: int) -> None:
-        self._left = cap
+        self._free = cap
         self._parts: list[Tensor] = []
         self._folder: TemporaryDirectory[str] | None = None
 
@@ -43,12 +43,12 @@ class InputPool:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the samples."""
+        """The dtype of the samples."""
         return self._parts[0].dtype
 
     @property
     def spilled(self) -> int:
-        """How many parts are on disk."""
+        """The number of parts on disk."""
         return 0 if self._folder is None else len(list(Path(self._folder.name).iterdir()))
 
     def add(self, module: nn.Module, x: Tensor) -> None:
@@ -58,8 +58,8 @@ class InputPool:
         else:
             samples = x.reshape(-1, x.shape[-1])
         size = samples.numel() * samples.element_size()
-        if size <= self._left:
-            self._left -= size
+        if size <= self._free:
+            self._free -= size
             self._parts.append(samples.clone())
             return
         if self._folder is None:
@@ -69,7 +69,7 @@ class InputPool:
         self._parts.append(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
 
     def take(self, chosen: Tensor) -> Iterator[Tensor]:
-        """Some samples, by number: those of equal shape and device in one tensor."""
+        """Yield samples by number, those of equal shape in one tensor."""
         starts = torch.tensor([0, *map(len, self._parts)]).cumsum(0)
         part_of = torch.bucketize(chosen, starts[1:], right=True)
         taken: dict[tuple[object, ...], list[Tensor]] = {}

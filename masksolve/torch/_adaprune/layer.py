@@ -1,4 +1,4 @@
-"""One layer of AdaPrune: from what was seen of its inputs to its mask, its repaired parameters and the record."""
+"""One layer of AdaPrune: from the moments of its inputs to its mask, its repaired parameters and its record."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LayerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInputs:
-    """What calibration showed of the inputs of one module; `pool` only where "adam" needs it."""
+    """The inputs of one module over the calibration batches; `pool` only where "adam" needs it."""
 
     moments: Moments
     pool: InputPool | None = None
@@ -54,7 +54,7 @@ class LayerInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRepair:
-    """New values for a task's parameters, in its order, and what to report."""
+    """New values for a task's parameters, in its order, and the record."""
 
     values: list[Tensor]
     record: PrunedLayer
@@ -73,7 +73,7 @@ def repair_layer(task: Task, seen: Sequence[LayerInputs], options: LayerOptions)
     Raises
     ------
     ValueError
-        If the damping does not make X Xᵀ one that can be solved for, or no mask is found.
+        If X Xᵀ is not positive definite with this damping, or no mask is found.
     """
     try:
         return _mask_and_repair(_layer_of(task, seen, options), options)
@@ -118,7 +118,7 @@ def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
 
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
-    """One weight as matrices (groups, outputs, inputs), float64, and what the objective needs.
+    """One weight as matrices (groups, outputs, inputs), float64, and the terms of the objective.
 
     `gram` is X Xᵀ; `free_gram` the same about the mean where a bias is free to take that up (`corrects`); `energy` is
     ‖W X‖².
@@ -179,7 +179,7 @@ def _scores(layer: _Layer, rows: Tensor, options: LayerOptions) -> Tensor:
 
 
 def _solved(layer: _Layer, scores: Tensor, options: LayerOptions) -> Tensor:
-    """The mask that keeps most of the scores."""
+    """Return the mask that keeps most of the scores."""
     layout = layer.task.site.layout
     if options.respect_zeros:
         scores = torch.where(layer.dense != 0, scores, 0.0)
@@ -198,10 +198,10 @@ def _solved(layer: _Layer, scores: Tensor, options: LayerOptions) -> Tensor:
 
 
 def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
-    """The weight under a mask, in its own dtype."""
+    """Return the repaired weight under a mask, in its own dtype."""
     layout, dense = layer.task.site.layout, layer.dense
     alone = torch.where(mask, dense, 0.0)
-    # A pruned router may send nothing to a layer that the dense one used.
+    # A pruned router may send no input to a layer that the dense one used.
     if options.solver == "none" or not any(each.moments.count for each in layer.seen):
         return alone
     if options.solver == "lstsq":
@@ -222,18 +222,18 @@ def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
                     generator=torch.Generator().manual_seed(options.seed),
                 )
     found = torch.where(mask, found.to(dense.dtype), 0.0)
-    # Rounding, overflow to no numbers, or steps of Adam that lead away must not make it worse than no repair.
+    # Rounding, overflow or steps of Adam that lead away must not make it worse than no repair.
     no_worse = _error(layer, found, layer.free_gram) <= _error(layer, alone, layer.free_gram)
     return found if no_worse or options.solver == "absorb" else alone
 
 
 def _error(layer: _Layer, weight: Tensor, gram: Tensor) -> float:
-    left = output_energy(layer.rows - _as_rows(layer, weight), gram)
-    return left / layer.energy if layer.energy > 0 else math.inf if left > 0 else 0.0
+    error = output_energy(layer.rows - _as_rows(layer, weight), gram)
+    return error / layer.energy if layer.energy > 0 else math.inf if error > 0 else 0.0
 
 
 def _biases(layer: _Layer, weight: Tensor) -> list[Tensor]:
-    """The biases that keep the mean output; none where they are to stay."""
+    """Return the biases that keep the mean output; none where they are to stay."""
     if not layer.corrects:
         return []
     lost = layer.rows - _as_rows(layer, weight)

@@ -1,4 +1,4 @@
-"""Repairing a masked layer: the kept weights that bring its output back nearest to what it was.
+"""Repair of a masked layer: the kept weights that bring its output closest to the dense layer's.
 
 The objective is ‖W X − (S∘W′) X‖² over the calibration inputs X, under a mask S (Hubara et al. 2021, arXiv 2102.08124,
 section on AdaPrune). It depends on X through H = X Xᵀ alone; with a bias, which takes up the mean, H is about the mean.
@@ -24,18 +24,18 @@ _BATCH = 50
 _RATES = (1e-3, 1e-2)
 # Bytes of normal equations that a core's cache holds from their gathering to their factors.
 _CACHED = 1 << 20
-# Each refinement gains about six digits; where that takes more of them, float64 is as fast.
+# Each refinement gains about six digits; where more of them are needed, float64 is as fast.
 _REFINEMENTS = 6
 _PRECISION = 1e-12
 
 
 def output_energy(difference: Tensor, gram: Tensor) -> float:
-    """‖D X‖² of a difference D of weights; not a number where they are not finite."""
+    """Return ‖D X‖² of a difference D of weights; nan where they are not finite."""
     return float(((difference @ gram) * difference).sum().clamp(min=0))
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
-    """H with `damping` times its mean diagonal entry added to the diagonal; times 1 where all inputs are zero."""
+    """Return H with `damping` times its mean diagonal entry (1 where all inputs are zero) added to its diagonal."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(1, keepdim=True)
     amount = damping * torch.where(mean > 0, mean, 1.0)
@@ -43,7 +43,7 @@ def damped(gram: Tensor, damping: float) -> Tensor:
 
 
 def least_squares(weight: Tensor, mask: Tensor, gram: Tensor, damping: float) -> Tensor:
-    """The closed form, each output on its own kept inputs.
+    """Solve the least squares of every output on its own kept inputs, in closed form.
 
     Minimises ‖W X − (S∘W′) X‖² + d ‖W − W′‖², where d is the damping of `damped`. As it is anchored at W, the damping
     never makes the first term larger than it is without repair.
@@ -68,7 +68,7 @@ def least_squares(weight: Tensor, mask: Tensor, gram: Tensor, damping: float) ->
 
 
 def _solve_rows(system: Tensor, right: Tensor, mask: Tensor) -> Tensor:
-    """For each row of the mask, A x = b on the entries it keeps: (outputs, inputs), zero elsewhere."""
+    """Solve A x = b for each row of the mask, on the entries it keeps: (outputs, inputs), zero elsewhere."""
     found = torch.zeros_like(right)
     counts = mask.sum(1)
     width = int(counts.max())
@@ -109,7 +109,7 @@ def _solve_rows(system: Tensor, right: Tensor, mask: Tensor) -> Tensor:
 
 @contextmanager
 def _one_thread_each() -> Iterator[int]:
-    """Within it, torch uses one core in each thread of Python; yields how many cores it used before.
+    """Make torch use one core in each thread of Python; yield how many it used before.
 
     Two threads that factor a small matrix each take half the time of two that share the work on it.
     """
@@ -122,7 +122,7 @@ def _one_thread_each() -> Iterator[int]:
 
 
 def _parts(system: Tensor, columns: Tensor, fill: Tensor) -> Tensor:
-    """The rows and columns of a matrix that each row of `columns` lists, the identity where `fill`."""
+    """Return the rows and columns of a matrix that each row of `columns` lists, the identity where `fill`."""
     if system.device.type == "cpu":
         # Seven times as fast as an index of both axes.
         parts = system.new_empty(*columns.shape, columns.shape[1])
@@ -139,14 +139,14 @@ def _parts(system: Tensor, columns: Tensor, fill: Tensor) -> Tensor:
 def _refined(
     system: Tensor, factors: Sequence[Tensor], scale: Tensor, wanted: Tensor, columns: Tensor, fill: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Solve to float64's precision with float32 factors: their error is solved for in turn, until none is left.
+    """Solve to float64's precision with float32 factors: their error is solved for in turn, until it is rounding.
 
-    Factors take most of the time of a repair, half of it in float32. Returns also which of the solutions got there.
+    Factors take most of the time of a repair, and half as long in float32. Also return which solutions converged.
     """
     scales = scale[columns]
-    found, left = torch.zeros_like(wanted), wanted
+    found, residual = torch.zeros_like(wanted), wanted
     for _ in range(_REFINEMENTS):
-        scaled = left * scales
+        scaled = residual * scales
         size = scaled.abs().amax(1, keepdim=True)
         shrunk = torch.where(size > 0, scaled / size, 0.0).float().unsqueeze(2)
         steps = []
@@ -160,12 +160,12 @@ def _refined(
             break
         full = torch.zeros(len(columns), len(system), dtype=system.dtype, device=system.device)
         product = full.scatter_(1, columns, found) @ system
-        left = (wanted - product.gather(1, columns)).masked_fill(fill, 0.0)
+        residual = (wanted - product.gather(1, columns)).masked_fill(fill, 0.0)
     return found, is_refined
 
 
 def absorb(weight: Tensor, mask: Tensor, m: int) -> Tensor:
-    """The mean of the weights that a group of m loses, added to each that it keeps.
+    """Add the mean of the weights that a group of m loses to each that it keeps.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def adam(
     iterations: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """The paper's repair: Adam on minibatches of cached inputs, the mask applied after every step.
+    """Repair as the paper does: Adam on minibatches of cached inputs, the mask applied after every step.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ class ProgressBar(Protocol):
     """One bar for several phases, each with steps of its own."""
 
     def phase(self, name: str, steps: int) -> Callable[[str], None]:
-        """Begin a phase; returns the function to call after each of its steps, with the text to show."""
+        """Begin a phase; return the function to call after each of its steps, with the text to show."""
 
 
 class _Silent:
@@ -21,7 +21,7 @@ class _Silent:
 
 @contextmanager
 def progress_bar(shown: bool) -> Iterator[ProgressBar]:
-    """A bar on stderr, if anything is to be shown.
+    """Yield a bar on stderr, or one that shows nothing.
 
     Raises
     ------
@@ -45,13 +45,13 @@ def progress_bar(shown: bool) -> Iterator[ProgressBar]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    # Layers of a block take unlike times: the speed is that of several blocks.
+    # Layers of a block take different times, so that the speed is estimated over several blocks.
     with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=300) as progress:
         task = progress.add_task("", total=None, phase="")
 
         class Bar:
             def phase(self, name: str, steps: int) -> Callable[[str], None]:
-                # What was drawn last is overtaken otherwise.
+                # Without it the last state of the previous phase is never drawn.
                 progress.refresh()
                 progress.reset(task, description="", total=steps, phase=name)
                 return lambda text: progress.update(task, advance=1, description=text)

@@ -1,17 +1,18 @@
-"""What AdaPrune reports: every layer, its errors before and after, and why the others were left alone."""
+"""The report of AdaPrune: every layer, its errors before and after, and why the others were skipped."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from masksolve._pattern import Pattern
 from masksolve.torch._layers import ParameterReport
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """How far a layer with zeros already was N:M.
+    """How far a layer that had zeros was N:M already.
 
     Attributes
     ----------
@@ -30,10 +31,14 @@ class Conversion:
     odds: float
     touched: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as a dict."""
+        return asdict(self)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PrunedLayer:
-    """What became of one layer.
+    """One layer: its mask, and its error before and after the repair.
 
     Attributes
     ----------
@@ -42,12 +47,12 @@ class PrunedLayer:
     shape : tuple of int
     pattern : Pattern
     kept_importance : float
-        The share of the importance that its mask keeps; of abs(weight), if the mask was given.
+        The share of the importance that its mask keeps.
     error_before, error_after : float
-        What its output is off by, squared, over the calibration inputs: ‖W X − (S∘W′) X‖² / ‖W X‖², with the bias in
-        the numerator. Before and after the repair.
+        The relative squared error of its output over the calibration inputs: ‖W X − (S∘W′) X‖² / ‖W X‖², with the bias
+        in the numerator. Before and after the repair.
     alternations : tuple of float
-        The errors that masks found anew from the repaired weights led to; the last is left aside if it is no lower.
+        The errors with masks found again from the repaired weights; the last is discarded if it is not lower.
     conversion : Conversion or None
         None where no weight was zero.
     seconds : float
@@ -64,10 +69,21 @@ class PrunedLayer:
     conversion: Conversion | None
     seconds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as a dict that `json.dumps` takes: the pattern as "N:M", the conversion as a dict."""
+        return {**asdict(self), "pattern": str(self.pattern)}
 
-@dataclass(frozen=True)
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return (
+            f"PrunedLayer({self.name!r}, {shape}, {self.pattern}, kept importance {self.kept_importance:.2%}, "
+            f"error {self.error_before:.2%} -> {self.error_after:.2%})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AdaPruneReport:
-    """What `adaprune` did.
+    """The layers that `adaprune` pruned, and why it skipped the others.
 
     Attributes
     ----------
@@ -76,11 +92,11 @@ class AdaPruneReport:
     skipped : tuple of ParameterReport
         Every other parameter, with the reason.
     batch_norms : tuple of str
-        Those whose statistics were re-estimated.
+        Names of those whose statistics were re-estimated.
     interrupted : bool
         Whether Ctrl-C came before the end: what `layers` lists is done, the rest as it was.
     seconds : float
-        All of it.
+        Duration of the whole call.
     """
 
     layers: tuple[PrunedLayer, ...]
@@ -89,9 +105,20 @@ class AdaPruneReport:
     interrupted: bool
     seconds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as a dict that `json.dumps` takes, layers and skipped parameters as dicts too."""
+        return {**asdict(self), "layers": tuple(layer.to_dict() for layer in self.layers)}
+
     def to_json(self) -> str:
-        """The report as a JSON object."""
-        record = asdict(self)
-        for entry, layer in zip(record["layers"], self.layers, strict=True):
-            entry["pattern"] = str(layer.pattern)
-        return json.dumps(record, indent=2) + "\n"
+        """Return `to_dict()` as JSON."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def __repr__(self) -> str:
+        before, after = (
+            sum(getattr(layer, error) for layer in self.layers) / max(len(self.layers), 1)
+            for error in ("error_before", "error_after")
+        )
+        return (
+            f"AdaPruneReport({len(self.layers)} layers pruned, {len(self.skipped)} parameters skipped, mean error "
+            f"{before:.2%} -> {after:.2%}, {self.seconds:.3g} s{', interrupted' if self.interrupted else ''})"
+        )

@@ -1,4 +1,4 @@
-"""Running a model again from where it changed last: outputs of modules that no repair changes any more stand in.
+"""Running a model again from its last change on: outputs of modules that no repair changes any more stand in for calls.
 
 Layer by layer, AdaPrune needs the inputs of the next layer from the model as pruned so far. Running all of it for every
 layer costs the square of the depth. The model's own code is what passes hidden states, masks and positions on, so it
@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 class _Dropped(NamedTuple):
-    """What is left of a tensor that only finished modules read."""
+    """The remains of a tensor that only finished modules read."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -60,7 +60,10 @@ class Replay:
 
     @contextmanager
     def walk(self, layers: Iterable[nn.Module]) -> Iterator[None]:
-        """Within it, modules are finished once none of these layers is called before they return, until `finish`."""
+        """Let modules stand in for their calls, within the context.
+
+        A module is finished once none of these layers, apart from those given to `finish`, is called before it returns.
+        """
         own = {module: module.__dict__.get("forward") for module in self._modules}
         try:
             for module in self._modules:
@@ -79,19 +82,19 @@ class Replay:
             self._nothing.clear()
 
     def start(self, index: int) -> None:
-        """A run of this batch begins."""
+        """Begin a run of this batch."""
         self._index = index
         self._is_final = True
         self._frames = [self._model]
         self._called: set[nn.Module] = set()
 
     def finish(self, layers: Iterable[nn.Module]) -> None:
-        """These layers change no more."""
+        """Note that these layers have changed for the last time."""
         for layer in layers:
             self._unfinished.pop(layer).remove()
 
     def run_without(self, index: int) -> bool:
-        """From now on, run all of a batch each time; whether that makes a difference."""
+        """Run all of a batch each time from now on; return whether that makes a difference."""
         self._without.add(index)
         return bool(self._kept.pop(index, None))
 
@@ -145,7 +148,7 @@ class Replay:
                 return
 
     def _tries(self, index: int, group: Sequence[nn.Module], shows: _Shows, undo: bool = False) -> bool:
-        """Whether a run shows a group what it should; what one that does not has kept is forgotten."""
+        """Return whether a run shows a group what it should; forget what a run that does not has kept."""
         before = {frame: dict(outputs) for frame, outputs in self._kept.get(index, {}).items()}
         self._is_spoilt = False
         found = shows(index, group) and not self._is_spoilt
@@ -200,7 +203,7 @@ class Replay:
         return _map(self._not_numbers, _map(_dropped, outputs[module]))
 
     def _not_numbers(self, dropped: Tensor | _Dropped) -> Tensor:
-        """A view of one tensor of NaN for all: whatever reads it shows."""
+        """Return a view of one tensor of NaN for all, so that whatever reads it shows."""
         if isinstance(dropped, Tensor):
             return dropped.clone()
         key, size = (dropped.dtype, dropped.device), dropped.shape.numel()
@@ -219,7 +222,7 @@ def _dropped(tensor: Tensor | _Dropped) -> Tensor | _Dropped:
 
 
 def _map(function: Callable[[Any], Any], output: Any) -> Any:
-    """The function of every tensor of an output; anything but tensors in tuples, lists and dicts stays as it is."""
+    """Apply a function to every tensor of an output, also in tuples, lists and dicts; all else stays as it is."""
     if isinstance(output, _Dropped) or (isinstance(output, Tensor) and not isinstance(output, nn.Parameter)):
         return function(output)
     if type(output) in (tuple, list):

@@ -1,4 +1,4 @@
-"""What a mask keeps most of: magnitude, Wanda's and optimal brain surgeon's importance."""
+"""Importance scores by name: magnitude, Wanda's and optimal brain surgeon's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCORES: tuple[Score, ...] = get_args(Score)
 
 
 def scores_of(score: Score, weight: Tensor, norms: Tensor, gram: Tensor, damping: float) -> Tensor:
-    """The importance of weights (groups, outputs, inputs).
+    """Return the importance of weights (groups, outputs, inputs).
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ def scores_of(score: Score, weight: Tensor, norms: Tensor, gram: Tensor, damping
 
 
 def one_step(weight: Tensor, repaired: Tensor, gram: Tensor) -> Tensor:
-    """What each weight would become if it alone moved to its best: a pruned one, if it alone came back.
+    """Return each weight moved to its optimum alone: of a pruned one, the value if it alone came back.
 
-    This is what masks are found anew from: the repaired weights are at their best already, and stay.
+    Masks are found again from these values; the repaired weights are optimal already, and stay.
     """
     curvature = gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
     step = ((weight - repaired) @ gram) / torch.where(curvature > 0, curvature, 1.0)

@@ -1,4 +1,4 @@
-"""Which layers AdaPrune prunes, with which pattern and in which order, and why not the others."""
+"""The layers that AdaPrune prunes, their patterns and their order, and why it skips the others."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Task:
 
     @property
     def name(self) -> str:
-        """The weight's."""
+        """The name of the weight."""
         return self.site.name
 
     @property
     def weight(self) -> nn.Parameter:
-        """The weight itself."""
+        """The weight, as the first owner has it."""
         return cast(nn.Parameter, self.owners[0].weight)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What a repair may change."""
+        """The parameters that a repair may change."""
         return [self.weight, *self.biases]
 
 
@@ -54,7 +54,7 @@ def choose_tasks(
     direction: Direction = "both",
     given: Collection[str] | None = None,
 ) -> tuple[list[Task], list[ParameterReport]]:
-    """The weights to prune, in the model's order, and a line for every parameter that is not.
+    """Return the weights to prune, in the model's order, and a line for every parameter.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def choose_tasks(
 def in_order(
     model: nn.Module, tasks: Sequence[Task], lines: Sequence[ParameterReport], trace: Trace, keep_first_last: bool
 ) -> tuple[list[Task], list[ParameterReport]]:
-    """The tasks by the order in which they are first called, without those that are not called or stay dense.
+    """Sort the tasks by their first calls, and leave out those that are not called or stay dense.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def in_order(
         If none is left.
     """
     places = {module: place for place, module in enumerate(trace.order)}
-    left: list[Task] = []
+    chosen: list[Task] = []
     reasons: dict[str, str | None] = {}
     for task in tasks:
         if task.pattern.zeros == 0:
@@ -116,16 +116,16 @@ def in_order(
         elif keep_first_last and trace.last in task.owners:
             reasons.update(dict.fromkeys(task.site.names, "the last layer; keep_first_last=False prunes it"))
         else:
-            left.append(task)
+            chosen.append(task)
     skipped = without(lines, reasons)
-    if not left:
-        told = "; ".join(f"{line.name}: {line.reason}" for line in skipped if len(line.shape) > 1)
-        raise ValueError(f"no layer is left to prune ({told})")
-    return sorted(left, key=lambda task: min(places[owner] for owner in task.owners)), skipped
+    if not chosen:
+        found = "; ".join(f"{line.name}: {line.reason}" for line in skipped if len(line.shape) > 1)
+        raise ValueError(f"no layer is left to prune ({found})")
+    return sorted(chosen, key=lambda task: min(places[owner] for owner in task.owners)), skipped
 
 
 def by_inputs(tasks: Sequence[Task], trace: Trace) -> list[list[Task]]:
-    """Tasks that are called with the very same inputs together, such as query, key and value of an attention."""
+    """Group tasks that are called with the very same inputs, such as query, key and value of an attention."""
     groups: dict[object, list[Task]] = {}
     for task in tasks:
         key = tuple((input_key(owner), tuple(trace.inputs[owner])) for owner in task.owners)
@@ -134,7 +134,7 @@ def by_inputs(tasks: Sequence[Task], trace: Trace) -> list[list[Task]]:
 
 
 def without(lines: Sequence[ParameterReport], reasons: Mapping[str, str | None]) -> list[ParameterReport]:
-    """The lines with some that were to be sparse and are not."""
+    """Return the lines, of which some turn out to be skipped, for these reasons."""
     return [replace(line, sparse=False, reason=reasons[line.name]) if line.name in reasons else line for line in lines]
 
 
@@ -146,7 +146,7 @@ def patterns_from_zeros(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
 ) -> dict[str, Pattern]:
-    """The pattern that each layer of a sparse model nearly has: n of m from its share of zeros, for `adaprune`.
+    """Choose the pattern that each layer of a sparse model nearly has, n of m from its share of zeros, for `adaprune`.
 
     Parameters
     ----------
@@ -155,8 +155,8 @@ def patterns_from_zeros(
     m : int
         Length of a group.
     confidence : float
-        Each layer takes the smallest n that a group keeps at most with this probability, if its zeros lie at random;
-        the paper's code has 0.95 and 0.1.
+        Each layer takes the smallest n such that a group keeps at most n with this probability, if its zeros lie at
+        random; the paper's code has 0.95 and 0.1.
     include, exclude : str or sequence of str, optional
         Globs of parameter names, as for `adaprune`.
 
@@ -199,7 +199,7 @@ def _reason_not_called(model: nn.Module, name: str) -> str:
 
 
 def _unfit(model: nn.Module) -> dict[str, str]:
-    """The weights that cannot be repaired, and why."""
+    """Return the weights that cannot be repaired, and why."""
     uses: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         uses.setdefault(id(parameter), []).append((name, model.get_submodule(name.rpartition(".")[0])))
@@ -231,7 +231,7 @@ def _reason_to_skip(site: Site, pattern: Pattern | None, given: Collection[str] 
 
 
 def _check_names(option: str, names: Collection[str], lines: Sequence[ParameterReport]) -> None:
-    """Refuse what was given for a name that is no weight to prune."""
+    """Refuse what was given for a name that is not a weight to prune."""
     reasons = {line.name: line.reason for line in lines}
     for name in names:
         if name not in reasons:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, ProcessGroup | None]:
-    """The module inside DistributedDataParallel, and the processes that train it together; else the model and None."""
+    """Return the module inside DistributedDataParallel and its process group; for other models, the model and None."""
     if isinstance(model, DistributedDataParallel):
         return model.module, model.process_group
     return model, None
@@ -41,7 +41,7 @@ def share_solves(
     blank: Callable[[str], Tensor],
     group: ProcessGroup,
 ) -> dict[str, MaskSolution]:
-    """Solve each tensor on one process and give its mask to all.
+    """Solve each tensor on one process and broadcast its mask to all.
 
     Parameters
     ----------
@@ -67,21 +67,21 @@ def share_solves(
             if owner == rank:
                 solved[name] = solve(name)
     except Exception as caught:
-        # The others wait for this process, and have to be told.
+        # The others wait for this process, and have to learn of it.
         error = caught
-    told: list[Any] = [None] * count
+    gathered: list[Any] = [None] * count
     mine = {name: (solution.solved_on_cpu, solution.kept_importance) for name, solution in solved.items()}
-    dist.all_gather_object(told, (None if error is None else str(error), mine), group=group)
+    dist.all_gather_object(gathered, (None if error is None else str(error), mine), group=group)
     if error is not None:
         raise error
-    for other, (message, _) in enumerate(told):
+    for other, (message, _) in enumerate(gathered):
         if message is not None:
             raise RuntimeError(f"process {other} found no masks: {message}")
     found = {}
     for name, owner in owners.items():
         masks = solved[name].masks.contiguous() if owner == rank else blank(name)
         dist.broadcast(masks, dist.get_global_rank(group, owner), group=group)
-        solved_on_cpu, kept_importance = told[owner][1][name]
+        solved_on_cpu, kept_importance = gathered[owner][1][name]
         found[name] = MaskSolution(
             masks=masks,
             potentials=solved[name].potentials if owner == rank else None,
@@ -92,7 +92,7 @@ def share_solves(
 
 
 def _owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Which process solves which tensor: the largest first, each to the one with the least to do."""
+    """Assign tensors to processes: the largest first, each to the process with the least to do."""
     load = [0] * count
     owners = {}
     for name in sorted(sizes, key=lambda name: -sizes[name]):

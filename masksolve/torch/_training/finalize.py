@@ -1,4 +1,4 @@
-"""Writing the zeros into masked parameters and removing every trace of the masks."""
+"""Finalizing: zeros are written into masked parameters, and every trace of the masks is removed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def remove_masks(places: list[tuple[str, nn.Module, str]]) -> None:
             )
         if (fault := masked.fault(masked.mask)) is not None:
             raise RuntimeError(
-                f"parameter {name!r} has a mask that is none of its Sparsifier's: {fault}; an AveragedModel needs "
+                f"parameter {name!r} has a mask that its Sparsifier cannot have made: {fault}; an AveragedModel needs "
                 "use_buffers=False; copy the masks of the trained model, or refresh them"
             )
     # All of them first: names of one parameter share the mask of the first.

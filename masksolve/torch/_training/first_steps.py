@@ -1,4 +1,4 @@
-"""What the first optimizer steps show: whether training has begun, and whether every masked weight takes part."""
+"""Checks of the first optimizer steps: that training has begun, and that every masked weight takes part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SAMPLES = 16
 
 
 class FirstSteps:
-    """Notes which parameters get gradients and which ones change, until a step has changed any.
+    """A record of which parameters get gradients and which ones change, until a step has changed any.
 
     Gradients are noted as they are computed: they may be gone when `step` is called, and `torch.autograd.grad` never
     leaves any.
@@ -31,7 +31,7 @@ class FirstSteps:
         self._hooks: list[RemovableHandle] = [each.register_hook(self._note(id(each))) for each in _trainable(model)]
 
     def may_have_begun(self) -> bool:
-        """Whether there is any sign of training, or a reason why there need not be one."""
+        """Return whether there is any sign of training, or a reason why there may be none."""
         now = _trainable(self._model)
         # Those unfrozen or added since have no hook, and FSDP sets gradients behind every hook.
         if self._received or not now or any(id(each) not in self._versions or is_sharded(each) for each in now):
@@ -39,7 +39,7 @@ class FirstSteps:
         return any(each.grad is not None or each._version != self._versions[id(each)][1] for each in now)
 
     def untrained(self, parameters: Mapping[str, nn.Parameter]) -> list[str] | None:
-        """Which of these got a gradient and stood still in the first step that changed any parameter of the model.
+        """Name those that got a gradient but stood still in the first step that changed any parameter of the model.
 
         None as long as nothing changes, as where a GradScaler skips its first steps.
         """
@@ -88,7 +88,7 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _sample(parameter: nn.Parameter) -> Tensor:
-    """A few of the values."""
+    """Return a few of the values."""
     values = parameter.detach()
     if is_sharded(values):
         values = values.to_local()

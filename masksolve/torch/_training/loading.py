@@ -1,4 +1,4 @@
-"""What `load_state_dict` of a masked model may bring, judged before anything is written."""
+"""Judging the masks that `load_state_dict` brings to a masked model, before anything is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from masksolve.torch._training.masking import mask_faults
 
 
 def guard_loading(model: nn.Module) -> None:
-    """Let a model refuse a state_dict with a mask that its Sparsifier cannot have made, before anything is loaded."""
+    """Make a model refuse a state_dict with a mask that its Sparsifier cannot have made, before anything is loaded."""
     if not _guards(model):
         model.register_load_state_dict_pre_hook(_refuse)
 
@@ -28,7 +28,7 @@ def _guards(model: nn.Module) -> list[int]:
     return [key for key, wrapped in hooks.items() if getattr(wrapped, "hook", None) is _refuse]
 
 
-# A function and no method: copies of the model have it, and shall not copy a Sparsifier.
+# A function, not a method: copies of the model have it, and must not copy a Sparsifier.
 def _refuse(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     for path, module in model.named_modules():
         for fault in mask_faults(module, state_dict, f"{prefix}{path}." if path else prefix).values():

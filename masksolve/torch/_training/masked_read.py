@@ -1,4 +1,4 @@
-"""What reading a masked parameter gives: masked values, and a way for in-place changes to the dense weight."""
+"""The tensor that reading a masked parameter gives: masked values; in-place changes reach the dense weight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 # Whatever runs under it treats subclasses as plain tensors.
 _DISABLED = torch._C.DisableTorchFunctionSubclass
 _TENSOR: Any = Tensor
-# What users ask of a parameter and mean the dense one: its gradient, hooks on it, whether it trains.
+# Attributes that users read and mean the dense weight's: its gradient, its hooks, whether it trains.
 _OF_THE_DENSE: frozenset[Any] = frozenset(
     {
         _TENSOR.grad.__get__,
@@ -24,14 +24,14 @@ _OF_THE_DENSE: frozenset[Any] = frozenset(
         _TENSOR.register_post_accumulate_grad_hook,
     }
 )
-# Views that are none for autograd.
+# Views that autograd does not see as such.
 _DETACHED: frozenset[Any] = frozenset({_TENSOR.data.__get__, _TENSOR.detach})
 
 
 class MaskedRead(Tensor):
     """The masked values of a parameter, or a view of them.
 
-    It is made anew whenever the parameter is read, so a change of its values would be lost: `module.weight.clamp_()`,
+    It is made again whenever the parameter is read, so a change of its values would be lost: `module.weight.clamp_()`,
     `module.weight.data += delta`, `nn.init`. Such changes go to the dense weight, or the same view of it; then the mask
     applies to what came of it. Everything else is computed with the masked values, and gives plain tensors.
     """
@@ -104,7 +104,7 @@ def _change(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     key = None if args else next(iter(kwargs))
     target = args[0] if key is None else kwargs[key]
     if func is _TENSOR.requires_grad_ and not _is_leaf(target):
-        # Detached values that shall get gradients of their own are computed with: the masked ones.
+        # Detached values that are to get gradients of their own are computed with: the masked ones.
         with _DISABLED():
             return func(*args, **kwargs)
     dense = _behind(target)
@@ -123,7 +123,7 @@ def _change(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _is_leaf(read: Any) -> bool:
-    """Whether values were read from a parameter itself, and are no view of it and not detached."""
+    """Return whether values were read from a parameter itself: they are not a view of it and not detached."""
     return isinstance(read, MaskedRead) and isinstance(read._dense, nn.Parameter)
 
 
@@ -146,7 +146,7 @@ def _renew(read: Any) -> Any:
 
 
 def _viewed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-    """The result, with the same view of the dense weight behind it if it is a view of a masked one."""
+    """Return the result, with the same view of the dense weight behind it if it is a view of a masked one."""
     read = next((each for each in args if isinstance(each, MaskedRead)), None)
     several = isinstance(result, list | tuple)
     if read is None or not any(_is_view_of(read, each) for each in (result if several else (result,))):
@@ -171,7 +171,7 @@ def _share_memory(tensor: Tensor, other: Any) -> bool:
 
 
 def plain(read: Tensor) -> Tensor:
-    """The same values as a plain tensor, for what looks at types or does not ask subclasses."""
+    """Return the same values as a plain tensor, for code that looks at types or ignores subclasses."""
     if not isinstance(read, MaskedRead):
         return read
     with _DISABLED():

@@ -27,7 +27,7 @@ MaskFault = Callable[[Tensor], str | None]
 
 
 class MaskedWeight:
-    """What belongs to one masked parameter, however many names it has; a copy of the model has a copy.
+    """The state of one masked parameter, however many names it has; a copy of the model has a copy.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class MaskedWeight:
         self.gradient = gradient
         self.decay = decay
         self.fault = fault
-        # Whether anything has read the parameter; compiled code does not say so.
+        # Whether anything has read the parameter; compiled code does not set it.
         self.is_read = False
         # Whether this belongs to a copy of the model that the Sparsifier was made for, which it does not keep.
         self.is_copy = False
@@ -83,10 +83,10 @@ class MaskedWeight:
         self.look()
 
     def look(self) -> None:
-        """Take note that the mask has changed. Nothing to do for one that is only multiplied with."""
+        """Note that the mask has changed. Does nothing for a mask that is only multiplied with."""
 
     def __call__(self, weight: Tensor, mask: Tensor) -> Tensor:
-        """The masked weight, of the same shape and dtype."""
+        """Return the masked weight, of the same shape and dtype."""
         # Dynamo traces autograd functions only without a jvp of their own, and no subclasses are needed there.
         if torch.compiler.is_compiling():
             return weight * mask if self.gradient == "masked" else _apply(_StraightThrough, weight, mask)
@@ -102,11 +102,11 @@ class MaskedWeight:
             value = weight * mask
         else:
             value = _apply(_TransformableStraightThrough, weight, mask)
-        # What a transformation makes is no place for changes.
+        # Changes of a transformation's values reach nothing.
         return MaskedRead.of(value, weight, mask) if type(weight) is nn.Parameter and not is_transformed else value
 
     def watch(self, weight: Tensor) -> None:
-        """See to it that the gradient of a dense weight gets the decay of "sr-ste", once in each backward.
+        """Make the gradient of a dense weight get the decay of "sr-ste", once in each backward.
 
         As a hook of the weight itself, which is called with the sum of its gradients: every use of the masked weight in
         a forward adds to that sum, and would add a decay of its own.
@@ -162,7 +162,7 @@ def _lie_alike(weight: Tensor, mask: Tensor) -> bool:
 
 
 def mask_name(attribute: str) -> str:
-    """The name of the buffer that holds the mask of a parameter."""
+    """Return the name of the buffer that holds the mask of a parameter."""
     return f"{attribute}_mask"
 
 
@@ -170,7 +170,7 @@ def mask_name(attribute: str) -> str:
 def _masked_class(
     base: type[nn.Module], attributes: tuple[str, ...], forward: Callable[..., Tensor] | None
 ) -> type[nn.Module]:
-    """A subclass of a module's class that masks some of its parameters.
+    """Make the subclass of a module's class that masks some of its parameters.
 
     One for all modules of a class, so that what torch.compile makes of one of them serves the others. It holds nothing
     of a module.
@@ -264,13 +264,13 @@ def _writer(attribute: str) -> Callable[[Any, Any], None]:
 def _rebuild(
     base: Any, attributes: tuple[str, ...], forward: Callable[..., Tensor] | None, *arguments: Any
 ) -> nn.Module:
-    """A module as pickle and copy make it before they fill it."""
+    """Make a module as pickle and copy do before they fill it."""
     made: Any = _masked_class(base, attributes, forward)
     return cast(nn.Module, made.__new__(made, *arguments))
 
 
 def _look(module: nn.Module) -> None:
-    """After parameters or buffers of a module have become others."""
+    """Look again at the masks of a module whose parameters or buffers have been replaced."""
     for attribute, masked in _masks(module).items():
         masked.look()
         weight = module._parameters.get(attribute)
@@ -284,25 +284,25 @@ def _masks(module: nn.Module) -> dict[str, MaskedWeight]:
 
 
 def unmasked_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, apart from its masks."""
+    """Return the class of a module, apart from its masks."""
     base: type[nn.Module] = getattr(type(module), "_unmasked", (type(module),))[0]
     return base
 
 
 def masked_parameter(owner: nn.Module, attribute: str) -> tuple[nn.Parameter, MaskedWeight] | None:
-    """The dense weight of a masked parameter and its mask, as they are now; None if it is not masked."""
+    """Return the dense weight and the mask of a masked parameter, as they are now; None if it is not masked."""
     masked, weight = _masks(owner).get(attribute), owner._parameters.get(attribute)
     return None if masked is None or weight is None else (weight, masked)
 
 
 def owner_of(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
-    """The module that owns a parameter of a name, and its attribute there."""
+    """Return the module that owns the parameter of a name, and its attribute there."""
     path, _, attribute = parameter.rpartition(".")
     return model.get_submodule(path), attribute
 
 
 def check_names(model: nn.Module, parameters: Iterable[str]) -> None:
-    """Refuse a model that has something of its own under the name of a mask."""
+    """Refuse a model that already has an attribute with the name of a mask."""
     for parameter in parameters:
         owner, attribute = owner_of(model, parameter)
         if hasattr(owner, mask_name(attribute)):
@@ -315,7 +315,7 @@ def check_names(model: nn.Module, parameters: Iterable[str]) -> None:
 def attach(
     owner: nn.Module, attribute: str, masked: MaskedWeight, forward: Callable[..., Tensor] | None = None
 ) -> None:
-    """Mask a parameter of a module, and give the module a forward of another kind if there is one."""
+    """Mask a parameter of a module, and replace the module's forward if one is given."""
     base, attributes, own = vars(type(owner)).get("_unmasked", (type(owner), (), None))
     vars(owner).setdefault("_masked", {})[attribute] = masked
     owner.__class__ = _masked_class(base, (*attributes, attribute), forward or own)
@@ -323,7 +323,7 @@ def attach(
 
 
 def is_outermost(owner: nn.Module) -> bool:
-    """Whether the class that masks is the module's own, and no other was put on it, as FSDP and parametrize do."""
+    """Return whether the masking class is the module's own, and none was put on top, as FSDP and parametrize do."""
     return "_unmasked" in vars(type(owner))
 
 
@@ -353,7 +353,7 @@ def detach(owner: nn.Module, attribute: str) -> None:
 
 
 def mask_faults(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> dict[str, str]:
-    """What is wrong with the masks that a state_dict has for a module's own parameters: key -> words, the key first."""
+    """Say what is wrong with the masks that a state_dict has for a module's own parameters: key -> words."""
     found = {}
     for masked in _masks(module).values():
         key = f"{prefix}{masked.buffer}"

@@ -1,8 +1,9 @@
-"""What a trainer watches: kept importance, flip rate and sparse architecture divergence of each layer, and the time."""
+"""Records of refreshes: kept importance, flip rate and sparse architecture divergence of each layer, and the time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from masksolve.torch._dtensor import as_plain, is_sharded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LayerRecord:
     """One parameter at one refresh.
 
@@ -36,8 +37,19 @@ class LayerRecord:
     flip_rate: float
     solved_on_cpu: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as a dict."""
+        return asdict(self)
 
-@dataclass(frozen=True)
+    def __repr__(self) -> str:
+        on_cpu = f", {self.solved_on_cpu} tiles solved on the CPU" if self.solved_on_cpu else ""
+        return (
+            f"LayerRecord({self.name!r}, kept importance {self.kept_importance:.2%}, flip rate {self.flip_rate:.2%}"
+            f"{on_cpu})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RefreshRecord:
     """One refresh.
 
@@ -46,10 +58,10 @@ class RefreshRecord:
     step : int
         Optimizer steps done; 0 for the first masks.
     seconds : float
-        What the refresh took.
+        Duration of the refresh.
     share : float
-        `seconds` as a share of the time since the refresh before, itself included: the part of the training time that
-        masks cost. nan for the first masks.
+        `seconds` as a share of the time since the end of the refresh before: the part of the training time that masks
+        cost. nan for the first masks.
     layers : tuple of LayerRecord
     """
 
@@ -58,13 +70,29 @@ class RefreshRecord:
     share: float
     layers: tuple[LayerRecord, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as a dict, its layers as dicts too."""
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        count = len(self.layers)
+        kept = sum(layer.kept_importance for layer in self.layers) / max(count, 1)
+        flips = sum(layer.flip_rate for layer in self.layers) / max(count, 1)
+        return (
+            f"RefreshRecord(step {self.step}, {count} layers, mean kept importance {kept:.2%}, mean flip rate "
+            f"{flips:.2%}, {self.seconds:.3g} s)"
+        )
+
     def scalars(self) -> dict[str, float]:
-        """All figures by name, for any logger.
+        """Return all figures by name, for any logger.
 
         Examples
         --------
-        >>> layer = LayerRecord("fc.weight", kept_importance=0.75, sad=4, flip_rate=0.0625, solved_on_cpu=0)
-        >>> RefreshRecord(40, seconds=0.002, share=0.01, layers=(layer,)).scalars()
+        >>> layer = LayerRecord(name="fc.weight", kept_importance=0.75, sad=4, flip_rate=0.0625, solved_on_cpu=0)
+        >>> record = RefreshRecord(step=40, seconds=0.002, share=0.01, layers=(layer,))
+        >>> record
+        RefreshRecord(step 40, 1 layers, mean kept importance 75.00%, mean flip rate 6.25%, 0.002 s)
+        >>> record.scalars()
         {'masks/seconds': 0.002,
          'masks/share': 0.01,
          'masks/kept_importance/fc.weight': 0.75,
@@ -80,6 +108,6 @@ class RefreshRecord:
 
 
 def count_changes(mask: Tensor, before: Tensor) -> int:
-    """How many entries of two masks differ; shards of both lie in the same places."""
+    """Count the entries in which two masks differ; shards of both lie in the same places."""
     changed = mask ^ before
     return int(as_plain(changed.sum()) if is_sharded(changed) else torch.count_nonzero(changed))

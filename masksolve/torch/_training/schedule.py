@@ -1,4 +1,4 @@
-"""When masks change: every k steps, never, or as a function says, and not in the final dense phase."""
+"""The schedule of refreshes: every k steps, never, or as a function says, and none in the final dense phase."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RefreshEvery = int | Callable[[int], bool] | None
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps are optimizer steps, counted from 1.
+    """The steps at which masks are refreshed; optimizer steps, counted from 1.
 
     `refresh_every`: a number of steps, None for masks that stay, or a function of the step. From step `until` on the
     model is dense.
@@ -28,7 +28,7 @@ class Schedule:
             as_count(self.until, "until", 1)
 
     def refreshes_at(self, step: int) -> bool:
-        """Whether masks are found anew after this step."""
+        """Return whether masks are refreshed after this step."""
         if self.refresh_every is None:
             return False
         if callable(self.refresh_every):
@@ -36,5 +36,5 @@ class Schedule:
         return step % self.refresh_every == 0
 
     def is_dense_at(self, step: int) -> bool:
-        """Whether the final dense phase has begun with this step."""
+        """Return whether the final dense phase has begun with this step."""
         return self.until is not None and step >= self.until

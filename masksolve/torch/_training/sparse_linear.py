@@ -1,4 +1,4 @@
-"""Products of a Linear layer under a 2:4 transposable mask, on sparse tensor cores where there are any.
+"""Products of a Linear layer under a transposable 2:4 mask, on sparse tensor cores where there are any.
 
 Because the mask is 2:4 along its rows and along its columns, both x·Wᵀ and g·W are products with a packed matrix, W in
 the forward pass and Wᵀ in the backward pass. The gradient of the weight stays dense. Everywhere else it is the masked
@@ -26,16 +26,16 @@ from masksolve.torch._training.masking import MaskedWeight, masked_parameter, un
 # Tests say "cpu".
 _DEVICE = "cuda"
 _DTYPES = (torch.float16, torch.bfloat16)
-# cuSPARSELt packs multiples of 16 and leaves ragged ones aside; what is not worth a whole thread block gains nothing.
+# cuSPARSELt packs multiples of 16; matrices too small for whole thread blocks gain nothing.
 _MULTIPLE = 64
-# What it asks of the rows of the dense factor.
+# What cuSPARSELt asks of the rows of the dense factor.
 _ROWS, _ALIGNMENT = 8, 16
 _OLDEST_CAPABILITY = (8, 0)
 _KEPT = 2
 
 
 def acceleration_reason(module: nn.Module) -> str:
-    """In words, whether the products of a layer run on sparse tensor cores, and why if they do not.
+    """Say whether the products of a layer run on sparse tensor cores, and why if they do not.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def acceleration_reason(module: nn.Module) -> str:
     Returns
     -------
     str
-        "accelerated", or "not accelerated: " and every reason: the kind of layer, device, dtype, shape, pattern.
+        "accelerated", or "not accelerated: " and every reason: the kind of layer, device, dtype, shape, mask.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def acceleration_reason(module: nn.Module) -> str:
 
 
 def packed_forward(module: nn.Module) -> Callable[..., Tensor] | None:
-    """The forward that takes sparse tensor cores wherever that is possible; None for modules other than Linear."""
+    """Return the forward that uses sparse tensor cores wherever possible; None for modules other than Linear."""
     return _forward if _is_linear(module) else None
 
 
@@ -96,14 +96,14 @@ class PackableWeight(MaskedWeight):
         self.look()
 
     def look(self) -> None:
-        """Note whether the mask can be packed. A compiled graph relies on it: whoever changes the mask calls this."""
+        """Note whether the mask can be packed. Compiled graphs rely on it: call it after every change of the mask."""
         most = _most_of_four(self.mask) if self.mask.device.type == _DEVICE else None
         self.is_packable = most is not None and max(most) <= _KEPT
         self._seen = self._moment()
 
     def look_again(self) -> None:
-        """The same, if the mask may have changed since."""
-        # Averages write the masks of a copy as they like, through `.data` too, which leaves the version as it is.
+        """Call `look` if the mask may have changed since."""
+        # Averages may write the masks of a copy through `.data`, which leaves the version as it is.
         if self.is_copy or self._seen != self._moment():
             self.look()
 
@@ -112,14 +112,14 @@ class PackableWeight(MaskedWeight):
 
 
 def pack(masked: Tensor) -> Tensor:
-    """A 2:4 matrix (out, in) packed for cuSPARSELt; it keeps what is not zero."""
+    """Pack a 2:4 matrix (out, in) for cuSPARSELt, which keeps what is not zero."""
     # Weights under a mask are -0.0 where they were negative, which a packer may take for a value to keep.
     packed: Tensor = torch._cslt_compress(torch.add(masked, 0.0, out=masked.new_empty(masked.shape)))
     return packed
 
 
 def packed_linear(inputs: Tensor, masked: Tensor) -> Tensor:
-    """Inputs · maskedᵀ, (..., in) by (out, in), both of one 16-bit dtype, with the gradients of the dense product."""
+    """Return inputs · maskedᵀ, (..., in) by (out, in), of one 16-bit dtype, with the gradients of the dense product."""
     rows = inputs.reshape(-1, inputs.shape[-1])
     return _product(rows, masked).reshape(*inputs.shape[:-1], masked.shape[0])
 
@@ -174,11 +174,11 @@ def _forward(self: nn.Linear, inputs: Tensor) -> Tensor:
 
 
 def _is_packed(module: nn.Linear, inputs: Tensor, weight: Tensor) -> bool:
-    # Under another class that knows nothing of masks, whatever was done to the layer, the weight need not be sparse.
+    # Under another class, put on the layer by others, the weight need not be sparse.
     found = masked_parameter(module, "weight")
     if found is None or not isinstance(found[1], PackableWeight):
         return False
-    # What the dense product refuses, it has to refuse in its own words; it knows empty and nested inputs too.
+    # The dense product handles empty and nested inputs, and refuses others in its own words.
     if type(inputs) not in (Tensor, nn.Parameter) or inputs.is_nested or inputs.layout != torch.strided:
         return False
     if type(weight) is not Tensor or inputs.device != weight.device or inputs.shape[-1:] != weight.shape[1:]:
@@ -211,7 +211,7 @@ def _is_suited(device: str, index: int | None, shape: tuple[int, ...], dtype: to
 
 
 def _obstacles(device: str, index: int | None, shape: tuple[int, ...], dtype: torch.dtype) -> list[str]:
-    """What speaks against products with a packed weight, apart from its mask."""
+    """List what rules out products with a packed weight, apart from its mask."""
     reasons = []
     if device != _DEVICE:
         reasons.append(f"sparse tensor cores need a CUDA device, the weight is on {device}")
@@ -226,7 +226,7 @@ def _obstacles(device: str, index: int | None, shape: tuple[int, ...], dtype: to
 
 @cache
 def _refusal(index: int) -> str | None:
-    """Why a GPU does not multiply packed matrices, found out by doing it; None if it does."""
+    """Say why a GPU cannot multiply packed matrices, found out by trying; None if it can."""
     capability = torch.cuda.get_device_capability(index)
     if capability < _OLDEST_CAPABILITY:
         given = ".".join(map(str, capability))
@@ -244,7 +244,7 @@ def _refusal(index: int) -> str | None:
 
 
 def _sample() -> tuple[Tensor, Tensor]:
-    """Integers, so small that their products are exact, and a 2:4 matrix of them with zeros of either sign."""
+    """Return integers, so small that their products are exact, and a 2:4 matrix of them with zeros of either sign."""
     rows = torch.arange(3 * _MULTIPLE).remainder(5).sub(1).view(3, _MULTIPLE).bfloat16()
     weight = torch.arange(_MULTIPLE**2).remainder(3).sub(1).view(_MULTIPLE, _MULTIPLE).bfloat16()
     places = torch.arange(_MULTIPLE)
@@ -265,9 +265,9 @@ def _most_of_four(mask: Tensor) -> _Most | None:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether what a module computes is known to be the product with its weight."""
+    """Return whether a module is known to compute the product with its weight."""
     is_own = isinstance(module, nn.Linear) and unmasked_class(module).forward is nn.Linear.forward
-    # The output projection of MultiheadAttention, which takes its weight and calls it not.
+    # MultiheadAttention takes the weight of its output projection and does not call it.
     return is_own and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 

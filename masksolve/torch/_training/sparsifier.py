@@ -1,4 +1,4 @@
-"""Sparsifier: keeps the weights of a model transposable N:M sparse from the first training step to the checkpoint."""
+"""Sparsifier: trains a model under N:M masks from the first step to the checkpoint."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ from masksolve.torch._training.step_count import StepCount
 
 
 class Sparsifier:
-    """Trains a PyTorch model under transposable N:M masks that are exact at every refresh.
+    """Training of a PyTorch model under N:M masks that are exact at every refresh.
 
-    Every weight of a Linear, a convolution and a MultiheadAttention that holds a whole m x m tile gets a mask: at once,
-    and anew from the dense weights every `refresh_every` optimizer steps. Embeddings, weights that are tied to one, the
-    routers of mixtures of experts and PEFT's adapters stay dense unless they are included; `report` says why. A
-    convolution is masked at each kernel position. The dense weights stay the Parameters that the optimizer knows. Exact
-    masks are found on the device where the weights lie.
+    Every weight of a Linear, a convolution and a MultiheadAttention that holds a whole m x m tile (one-sided: a whole
+    group) gets a mask, which is found again from the dense weights every `refresh_every` optimizer steps. Embeddings,
+    weights that are tied to one, the routers of mixtures of experts and PEFT's adapters stay dense unless they are
+    included; `report` says why. A convolution is masked at each kernel position. The dense weights stay the Parameters
+    that the optimizer knows. Exact masks are found on the device where the weights lie.
 
     Parameters
     ----------
@@ -76,15 +76,15 @@ class Sparsifier:
         dimensions whose name matches, and no other; one of more than two, of an unknown module, is a stack of matrices
         (..., R, C).
     ragged : {"allow", "skip"}
-        What to do with matrices whose sides are no multiples of m: mask them, with at most n in partial groups, or not.
+        Whether to mask matrices whose sides are not multiples of m, with at most n kept in partial groups.
     refresh_every : int, callable or None
-        Steps between refreshes; None keeps the first masks; a callable gets the number of the step that was done,
-        1 for the first, and says whether to refresh.
+        Steps between refreshes; None keeps the first masks; a callable gets the number of the step just done, 1 for
+        the first, and returns whether to refresh.
     until : int, optional
-        The step with which a final dense phase begins: nothing is masked from then on.
+        The step that begins a final dense phase: from then on nothing is masked.
     gradient : {"ste", "sr-ste", "masked"}
-        What the dense weights get for the gradient g of the masked ones: g; g + decay * (1 - mask) * weight; mask * g.
-        What an optimizer does on its own, such as weight decay, reaches pruned weights under all three.
+        The gradient of the dense weights, for the gradient g of the masked ones: g; g + decay * (1 - mask) * weight;
+        mask * g. Under all three, what an optimizer adds itself, such as weight decay, reaches pruned weights.
     decay : float
         For "sr-ste". The term is added once in every backward. Divide it by the number of accumulated backwards, and
         multiply it by the scale of a GradScaler.
@@ -98,14 +98,14 @@ class Sparsifier:
     saturated : bool
         True: exactly n in every whole group. False: at most n, which can keep more.
     accelerate : bool
-        Compute the products of Linear layers on sparse tensor cores, forward and backward, where `acceleration_reason`
-        speaks not against it: on an NVIDIA GPU, under 2:4 masks, in float16 or bfloat16. Everywhere else, such as on a
-        CPU, they are the masked dense products.
+        Run `nn.Linear` on sparse tensor cores in both passes where device, dtype and shape allow it: on an NVIDIA GPU,
+        under transposable 2:4 masks, in float16 or bfloat16. Other products are the masked dense ones;
+        `acceleration_reason(layer)` says why a layer falls back.
 
     Raises
     ------
     ValueError, TypeError
-        For whatever cannot be done, with what was given and what is allowed; the model is left as it was.
+        For whatever cannot be done, saying what was given and what is allowed; the model is left as it was.
 
     Notes
     -----
@@ -114,14 +114,14 @@ class Sparsifier:
     `module.weight` gives the masked weight. What changes it in place (`module.weight.clamp_()`, `module.weight.data`,
     `torch.nn.init`) changes the dense one, to which the mask then applies.
 
-    The masks and the number of steps are buffers of the model, so that its `state_dict` resumes a training; with this
-    object's, it goes on bit for bit. An average of the model (`AveragedModel`) needs use_buffers=False, the default.
+    The masks and the number of steps are buffers of the model, so that its `state_dict` resumes training; with this
+    object's, bit for bit. An average of the model (`AveragedModel`) needs use_buffers=False, the default.
 
-    DistributedDataParallel broadcasts the masks, a byte a weight, with the other buffers at every forward of a model
+    DistributedDataParallel broadcasts the masks, a byte per weight, with the other buffers at every forward of a model
     that has others; where these need not be synchronised, broadcast_buffers=False spares that.
 
-    Masks that a `model.load_state_dict` brings have to be of the pattern, or dense ones if there is an `until`: it
-    raises otherwise, and the masks stay.
+    Masks that `model.load_state_dict` brings have to fit pattern and direction, or be dense if there is an `until`;
+    otherwise it raises, and the masks stay.
 
     Source of the masks and of refreshing them every 40 steps: Hubara et al. 2021 (arXiv 2102.08124); of "sr-ste": Zhou
     et al. 2021 (arXiv 2102.04010).
@@ -228,7 +228,7 @@ class Sparsifier:
 
     @property
     def report(self) -> tuple[ParameterReport, ...]:
-        """Every parameter of the model as it was: sparse, or skipped with the reason."""
+        """A line for every parameter of the model: sparse, or skipped with the reason."""
         return self._report
 
     @property
@@ -238,12 +238,12 @@ class Sparsifier:
 
     @property
     def last_refresh(self) -> RefreshRecord:
-        """What the last refresh did to every layer."""
+        """The record of the last refresh."""
         return self._last_refresh
 
     @property
     def decay(self) -> float:
-        """How strongly "sr-ste" pulls pruned weights to zero. Setting it recompiles nothing."""
+        """The strength with which "sr-ste" pulls pruned weights to zero. Setting it recompiles nothing."""
         return self._decay
 
     @decay.setter
@@ -254,7 +254,7 @@ class Sparsifier:
 
     @property
     def refresh_every(self) -> RefreshEvery:
-        """When masks are refreshed: steps between refreshes, None, or a callable of the step. Can be set."""
+        """The schedule of refreshes: steps between them, None, or a callable of the step. Can be set."""
         return self._schedule.refresh_every
 
     @refresh_every.setter
@@ -263,14 +263,14 @@ class Sparsifier:
 
     @property
     def until(self) -> int | None:
-        """The step with which the final dense phase begins, or None. Can be set."""
+        """The step that begins the final dense phase, or None. Can be set."""
         return self._schedule.until
 
     @until.setter
     def until(self, value: int | None) -> None:
         self._schedule = Schedule(self._schedule.refresh_every, value)
         for site in self._sites:
-            # It says whether dense masks may be loaded.
+            # `until` decides whether dense masks may be loaded.
             self._masked(site.name)[1].fault = self._fault_of(site.layout)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -285,26 +285,26 @@ class Sparsifier:
         super().__setattr__(name, value)
 
     def step(self) -> RefreshRecord | None:
-        """Count an optimizer step, and refresh the masks if it is time to. Call it after every `optimizer.step()`.
+        """Count an optimizer step, and refresh the masks if they are due. Call it after every `optimizer.step()`.
 
         Returns
         -------
         RefreshRecord or None
-            What the refresh did, if there was one.
+            The record of the refresh, if there was one.
 
         Raises
         ------
         RuntimeError
-            After `finalize`; and where nothing in the model has been used yet, so that it cannot follow an optimizer
-            step.
+            After `finalize`; and if nothing in the model has been used yet, so that no optimizer step can have come
+            before.
         ValueError
             As for `refresh`.
 
         Warns
         -----
         UserWarning
-            If the first optimizer step that changed any parameter left masked ones as they were that got a gradient:
-            most likely they are missing in the optimizer.
+            If the first optimizer step that changes any parameter leaves unchanged a masked one that got a gradient:
+            most likely the optimizer does not have it.
         """
         self._check_attached()
         self._check_first_steps()
@@ -316,7 +316,7 @@ class Sparsifier:
         return self.refresh() if self._schedule.refreshes_at(step) else None
 
     def refresh(self) -> RefreshRecord:
-        """Find the masks of the current dense weights.
+        """Find the masks of the current dense weights, whatever the schedule.
 
         Raises
         ------
@@ -329,7 +329,7 @@ class Sparsifier:
         self._check_attached()
         if self._schedule.is_dense_at(self.steps):
             raise RuntimeError(
-                f"the final dense phase began at step {self._schedule.until}: there is no mask to refresh"
+                f"the final dense phase began at step {self._schedule.until}: no mask is left to refresh"
             )
         start = time.perf_counter()
         held = {site.name: self._masked(site.name) for site in self._sites}
@@ -372,7 +372,7 @@ class Sparsifier:
         self._is_final = True
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on training with the same masks: they, and the number of steps."""
+        """Return what `load_state_dict` needs to resume: the masks, their potentials, and the number of steps."""
         self._check_attached()
         return {
             "pattern": str(self.pattern),
@@ -385,18 +385,18 @@ class Sparsifier:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the masks and the number of steps of a `state_dict`.
+        """Restore the masks and the number of steps of a `state_dict`.
 
         Raises
         ------
         ValueError
-            If it is one of another pattern or of other parameters, or holds masks that are not of this pattern;
-            nothing has changed then.
+            For one of another pattern, direction or set of parameters, and for masks that break the pattern; nothing
+            has changed then.
         """
         self._check_attached()
         missing = sorted({"pattern", "direction", "step", "masks", "potentials"} - set(state))
         if missing:
-            raise ValueError(f"this is no state_dict of a Sparsifier: it has no {', '.join(missing)}")
+            raise ValueError(f"this is not the state_dict of a Sparsifier: it lacks {', '.join(missing)}")
         if state["pattern"] != str(self.pattern):
             raise ValueError(
                 f"the state_dict has masks of pattern {state['pattern']}, this Sparsifier is for {self.pattern}; make "
@@ -419,7 +419,7 @@ class Sparsifier:
                     f"it needs torch.bool of shape {tuple(masked.mask.shape)}"
                 )
             if (fault := masked.fault(masks[name])) is not None:
-                raise ValueError(f"the state_dict has another mask for {name!r} than {self.pattern} makes: {fault}")
+                raise ValueError(f"the state_dict has a mask for {name!r} that {self.pattern} cannot make: {fault}")
         # Those of a shard are of no use to another, and never saved.
         potentials = {
             name: found
@@ -489,14 +489,14 @@ class Sparsifier:
     def _become_dense(self) -> None:
         for site in self._sites:
             masked = self._masked(site.name)[1]
-            # Once, unless something has written to the mask since: it may have been loaded.
+            # Only once, unless something has written to the mask since: it may have been loaded.
             if self._filled.get(site.name) != (id(masked.mask), masked.mask._version):
                 masked.set_mask(torch.ones_like(masked.mask))
                 self._filled[site.name] = id(masked.mask), masked.mask._version
         self._potentials = {}
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
-        """The module that owns a parameter now, and its attribute. Never kept: modules and parameters are replaced."""
+        """Return the module that owns a parameter now, and its attribute. Never kept: both may be replaced."""
         path, _, attribute = name.rpartition(".")
         try:
             owner = self._model.get_submodule(path)
@@ -514,7 +514,7 @@ class Sparsifier:
         )
 
     def _masked(self, name: str) -> tuple[nn.Parameter, MaskedWeight]:
-        """The dense weight and the mask of a parameter, as they are now."""
+        """Return the dense weight and the mask of a parameter, as they are now."""
         found = masked_parameter(*self._place(name))
         assert found is not None
         check_weight(name, *found)
@@ -555,7 +555,7 @@ class Sparsifier:
 
 @dataclass(frozen=True)
 class _Judge:
-    """Judges masks of one weight. No method of a Sparsifier: copies of the model shall not copy that."""
+    """Judges masks of one weight. Not a method of a Sparsifier: copies of the model must not copy that."""
 
     layout: Layout
     recipe: Recipe
@@ -589,7 +589,7 @@ def _checked_decay(decay: float) -> float:
 
 
 def _not_finite(scores: Tensor) -> str | None:
-    """The first score that is NaN or infinite, in words."""
+    """Name the first score that is NaN or infinite."""
     if is_sharded(scores):
         return None
     bad = torch.nonzero(~torch.isfinite(scores))

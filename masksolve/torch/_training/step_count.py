@@ -11,7 +11,7 @@ from masksolve.torch._training.masking import MaskedWeight
 class StepCount:
     """A number in a buffer beside a mask, so that `model.load_state_dict` alone resumes a training.
 
-    Read from the buffer only where something else has written there: reading a GPU's waits for all that it has to do.
+    Read from the buffer only where something else has written there: reading from a GPU waits for all its work.
     """
 
     def __init__(self, masked: MaskedWeight) -> None:
