@@ -122,7 +122,7 @@ def started(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-@pytest.mark.parametrize("lost", ["no worker", "the worker", "the scheduler"])
+@pytest.mark.parametrize("lost", ["no worker", "the worker", pytest.param("the scheduler", marks=pytest.mark.slow)])
 def test_a_cluster_that_does_not_work_ends_the_command_with_a_line(lost: str, tmp_path: Path) -> None:
     source = large_enough_to_interrupt(tmp_path / "in.safetensors")
     with ExitStack() as stack:

@@ -357,7 +357,7 @@ def test_a_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> 
     assert sorted(tmp_path.iterdir()) == [checkpoint]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_prune_leaves_no_half_written_output(how: signal.Signals, tmp_path: Path) -> None:
     source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     save_file({f"w{i}": np.ones((64, 64), np.float32) for i in range(15)}, source)

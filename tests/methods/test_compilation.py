@@ -65,7 +65,22 @@ def test_processes_that_compile_at_the_same_moment_do_not_disturb_each_other(tmp
 
 
 def test_where_nothing_can_be_written_code_is_compiled_but_not_kept() -> None:
-    assert finish(start("/proc/no-such-folder", 0)) == ""
+    # Root may write anywhere, so that permissions would not do; without NUMBA_CACHE_DIR Numba tries other folders.
+    script = """
+from numba.core import caching
+
+def refuse(self):
+    raise OSError("read-only file system")
+
+caching._CacheLocator.ensure_cache_path = refuse
+
+import masksolve as ms
+from masksolve import _numba_internals
+from masksolve._methods.exact import augment
+assert ms.solve_block([[3.0, 1.0], [1.0, 3.0]], 1, 2).tolist() == [[True, False], [False, True]]
+assert _numba_internals.cache_folder(augment.solve_tiles.py_func) is None
+"""
+    assert processes.run(script) == ""
 
 
 def test_stored_code_is_used_again_only_if_it_is_whole_and_made_of_the_same(

@@ -30,7 +30,7 @@ def test_sentences_are_cut_at_their_ends_and_come_once(tmp_path: Path) -> None:
 
 def test_every_start_of_the_convnet_is_pruned_and_drawn(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    data = Data(torch.randn(256, 1, 28, 28), torch.arange(256) % 10, torch.randn(64, 1, 28, 28), torch.arange(64) % 10)
+    data = Data(torch.randn(128, 1, 8, 8), torch.arange(128) % 10, torch.randn(20, 1, 8, 8), torch.arange(20) % 10)
     study = convnet.Study(tmp_path, data, epochs=1)
     for sparsity in (0.0, 0.7):
         for repair, images in (("masks alone", 1), ("lstsq", 10), ("lstsq", 100)):

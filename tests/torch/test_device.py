@@ -160,11 +160,11 @@ def test_the_batched_version_is_optimal_on_large_tiles(n: int, m: int) -> None:
     "family", ["gaussian float32", "student-t", "int8", "half zero", "uint8", "constant", "all zero", "nearly all zero"]
 )
 def test_few_tiles_are_left_to_the_cpu(family: str) -> None:
-    weights = of_family(family, (256, 256))
+    weights = of_family(family, (128, 128))
     if family != "half zero":
         weights = weights.bfloat16()
     for n, m in [(2, 4), (3, 8), (4, 8)]:
-        assert solve_on_device(weights, ms.Pattern(n, m)).solved_on_cpu <= 0.01 * (256 // m) ** 2
+        assert solve_on_device(weights, ms.Pattern(n, m)).solved_on_cpu <= 0.01 * (128 // m) ** 2
 
 
 def test_what_every_stage_leaves_is_solved_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
