@@ -167,7 +167,7 @@ def certified_regions(
         starts = itertools.repeat(None) if known is None else grids(known, inner=1)
         results = zip(*(grids(array, inner=0) for array in vars(found).values()), strict=True)
         for tiles, masks, start, into in zip(tile_parts, mask_parts, starts, results, strict=False):
-            part = certify_tiles(tiles, masks, region.margins, shift, threads=threads, potentials=start)
+            part = _certify_tiles(tiles, masks, region.margins, shift, threads, start)
             for array, values in zip(into, vars(part).values(), strict=True):
                 array[...] = values
         yield region, found
@@ -179,23 +179,22 @@ def scale_shift(array: NDArray[Any]) -> int:
     return max(0, exponent - _LARGEST_EXPONENT)
 
 
-def certify_tiles(
+def _certify_tiles(
     tiles: NDArray[Any],
     masks: NDArray[np.bool_],
     margins: Margins,
-    shift: int = 0,
-    *,
-    threads: int | None = None,
-    potentials: NDArray[np.floating[Any]] | None = None,
+    shift: int,
+    threads: int | None,
+    potentials: NDArray[np.floating[Any]] | None,
 ) -> TileCertificates:
-    """Judge the masks of a grid of tiles, both (P, Q, r, c); sums are times 2**-shift, which keeps them in float64.
+    """Judge the masks of a grid of tiles, both (P, Q, r, c).
 
     `potentials` (P, Q, c): column potentials from the solve, if known. Tiles they do not prove are judged from scratch.
     """
     if tiles.shape[3] == 1 < tiles.shape[2]:
         # The row potential of a tile of one column would be the only one that matters, and none is computed.
         turned = Margins(margins.kept, margins.exact_columns, margins.exact_rows)
-        return certify_tiles(tiles.swapaxes(2, 3), masks.swapaxes(2, 3), turned, shift, threads=threads)
+        return _certify_tiles(tiles.swapaxes(2, 3), masks.swapaxes(2, 3), turned, shift, threads, None)
     # Numba is imported on first use, not with the package.
     from masksolve._certificate_kernels import add_up, prove_tiles
     from masksolve._methods import exact

@@ -53,7 +53,7 @@ def check_mask(mask: ArrayLike, n: int, m: int, *, saturated: bool = False, dire
 
 
 def is_valid_mask(mask: ArrayLike, n: int, m: int, *, saturated: bool = False, direction: str = "both") -> bool:
-    """Whether `check_mask` accepts the mask; the same parameters.
+    """Return whether `check_mask` accepts the mask; the same parameters.
 
     Examples
     --------
@@ -79,12 +79,12 @@ class BadGroup:
     kept: int
 
     def moved(self, rows: int, columns: int) -> BadGroup:
-        """The same group in the matrix of which this one is the part that begins at (rows, columns)."""
+        """Return the same group in the matrix of which this one is the part that begins at (rows, columns)."""
         line, entries = (rows, columns) if self.along == "rows" else (columns, rows)
         return replace(self, line=self.line + line, start=self.start + entries, stop=self.stop + entries)
 
     def describe(self, pattern: Pattern, saturated: bool) -> str:
-        """What is wrong, and where."""
+        """Say what is wrong, and where."""
         group = f"{self.start}:{self.stop}"
         at = f"{self.line}, {group}" if self.along == "rows" else f"{group}, {self.line}"
         where = ", ".join([*map(str, self.lead), at])
@@ -96,7 +96,7 @@ class BadGroup:
 
 
 def find_bad_group(mask: NDArray[np.bool_], pattern: Pattern, saturated: bool, direction: Direction) -> BadGroup | None:
-    """The first group of a mask (..., R, C) that breaks the constraint: first along rows, then along columns."""
+    """Return the first group of a mask (..., R, C) that breaks the constraint: first along rows, then along columns."""
     for along, axis in (("rows", 1), ("columns", 0)):
         if direction in ("both", along):
             for lead in np.ndindex(mask.shape[:-2]):
@@ -125,7 +125,7 @@ def _find_along(
 
 
 def _group_sums(matrix: NDArray[np.bool_], axis: int, m: int) -> NDArray[np.unsignedinteger[Any]]:
-    """How many entries of every group of m along an axis are True."""
+    """Return how many entries of every group of m along an axis are True."""
     shape = list(matrix.shape)
     shape[axis] = -(-shape[axis] // m)
     # Adding whole slices is many times faster than reducing along short groups.

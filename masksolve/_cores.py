@@ -1,4 +1,4 @@
-"""How many cores there are to use. It imports no NumPy, which reads once how many threads it may have."""
+"""The number of cores to use. This module does not import NumPy, which reads once how many threads it may have."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def usable_cores() -> int:
-    """The cores this process may run on, which containers and `taskset` make fewer than the machine's."""
+    """Return how many cores this process may run on, which containers and `taskset` make fewer than the machine's."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux

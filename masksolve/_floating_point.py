@@ -51,7 +51,7 @@ class IeeeArithmetic:
 
 
 def _is_ieee(smallest_normal: float, half_an_ulp: float) -> bool:
-    """Whether Python's own arithmetic, on this thread, is. The numbers are arguments lest they are folded."""
+    """Return whether Python's own arithmetic, on this thread, is. Numbers are arguments, or they would be folded."""
     # 1 + half an ulp is a tie, to even; upwards it would be more, and 1 - half an ulp is a float.
     return smallest_normal * 0.5 > 0.0 and 1.0 + half_an_ulp == 1.0 and 1.0 - half_an_ulp * 0.25 == 1.0
 

@@ -20,7 +20,7 @@ _Choice = TypeVar("_Choice", bound=str)
 
 
 def as_weights(weights: ArrayLike, ndim: int | None = None) -> NDArray[Any]:
-    """The weights as an array of real numbers, never copied when they are an array already."""
+    """Return the weights as an array of real numbers, never copied when they are an array already."""
     array = as_array(weights, "weights are")
     dtype = array.dtype
     # One of the many 8-bit floats calls itself a float; all others are taken for raw bytes.
@@ -44,7 +44,7 @@ def as_weights(weights: ArrayLike, ndim: int | None = None) -> NDArray[Any]:
 
 @cache
 def potentials_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The floats in which method "exact" solves weights of a dtype: float32 where that holds them exactly."""
+    """Return the floats in which method "exact" solves weights of a dtype: float32 where that holds them exactly."""
     is_narrow = dtype.itemsize <= (2 if dtype.kind in "iu" else 4)
     return np.dtype(np.float32 if is_narrow else np.float64)
 
@@ -67,7 +67,7 @@ def check_values(weights: NDArray[Any]) -> None:
 
 
 def chunks(array: NDArray[Any]) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
-    """Views of bounded size that cover the array, each with the index of its first entry."""
+    """Yield views of bounded size that cover the array, each with the index of its first entry."""
     slab = array.size // array.shape[0]
     if slab > _CHUNK and array.ndim > 1:
         for index, part in enumerate(array):
@@ -80,7 +80,7 @@ def chunks(array: NDArray[Any]) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]
 
 
 def as_mask(mask: ArrayLike) -> NDArray[np.bool_]:
-    """The mask as a boolean array; numbers are taken when all are 0 or 1."""
+    """Return the mask as a boolean array; numbers are taken if all are 0 or 1."""
     array = as_array(mask, "the mask is")
     if array.ndim < 2:
         raise ValueError(f"the mask has shape {array.shape}; a mask (..., R, C) has at least two dimensions")
@@ -106,13 +106,13 @@ def as_array(values: ArrayLike, what: str) -> NDArray[Any]:
         return np.asarray(values)
     except ValueError as error:
         raise ValueError(
-            f"{what} a {type(values).__name__} that is no rectangle of numbers ({error}); pass an array, or a list of "
-            "rows of one length"
+            f"{what} a {type(values).__name__} that is not a rectangle of numbers ({error}); pass an array, or a list "
+            "of rows of one length"
         ) from None
 
 
 def check_flag(value: bool, name: str) -> None:
-    """True or False, not what merely counts as one of them."""
+    """Refuse what is not True or False, though it may count as one of them."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
@@ -131,7 +131,7 @@ def check_direction(direction: str) -> Direction:
 
 
 def check_threads(threads: int | None) -> None:
-    """None, or a number of threads of at least 1."""
+    """Refuse what is neither None nor a number of threads of at least 1."""
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, (int, np.integer))):
         raise TypeError(f"threads must be None or an integer, got {threads!r}")
     if threads is not None and threads < 1:
@@ -139,7 +139,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def as_count(value: SupportsIndex, name: str, at_least: int) -> int:
-    """A whole number of something."""
+    """Return a whole number of something, at least `at_least`."""
     number = as_integer(value, name)
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {value!r}")
@@ -147,7 +147,7 @@ def as_count(value: SupportsIndex, name: str, at_least: int) -> int:
 
 
 def as_generator(rng: int | np.random.Generator | None) -> np.random.Generator:
-    """The generator that `rng` stands for: itself, one seeded with it, or one of fresh entropy."""
+    """Return the generator that `rng` stands for: itself, one seeded with it, or one of fresh entropy."""
     if rng is None or isinstance(rng, np.random.Generator):
         return np.random.default_rng(rng)
     if isinstance(rng, (bool, np.bool_)) or not isinstance(rng, (int, np.integer)):
@@ -158,7 +158,7 @@ def as_generator(rng: int | np.random.Generator | None) -> np.random.Generator:
 
 
 def nearest(given: object, allowed: Iterable[str]) -> str:
-    """The end of a message about an unknown name: what is allowed, and which of it was probably meant."""
+    """Return the end of a message about an unknown name: what is allowed, and which of it was probably meant."""
     # Importing it takes as long as a tenth of the package, and few users mistype.
     import difflib
 

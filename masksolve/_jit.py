@@ -1,4 +1,4 @@
-"""How every kernel of the package is compiled and kept on disk.
+"""Compile every kernel of the package, and keep the code on disk.
 
 Kernels use parts of Numba that are not public (`_numba_internals`), and the default method emits machine code of its
 own (`_methods/exact/codegen`). With the environment variable MASKSOLVE_PLAIN_NUMBA=1 they use neither: everything is
@@ -66,7 +66,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function on its first call, to run without the GIL, and keep the code on disk.
 
     Without the GIL, because tiles are split over Python threads: Numba's own parallel layers abort when two threads
-    enter them at once or after a fork. Where no folder for the code can be written, it is compiled anew in every
+    enter them at once or after a fork. Where no folder for the code can be written, it is compiled again in every
     process.
     """
     dispatcher: Any = numba.njit(nogil=True)(function)

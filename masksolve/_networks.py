@@ -39,7 +39,7 @@ _GREEN = (
 
 @lru_cache(maxsize=256)
 def selection_network(n: int, m: int) -> Network:
-    """The network for 0 < n < m."""
+    """Return the network for 0 < n < m."""
     # Wires that are not there might as well hold less than all others: they keep it.
     blocks = [(start + a, start + b) for start in range(0, m, 16) for a, b in _GREEN if start + b < m]
     ways = _merging_comparators(m, 1), blocks + _merging_comparators(m, 16)
@@ -47,7 +47,7 @@ def selection_network(n: int, m: int) -> Network:
 
 
 def _merging_comparators(length: int, span: int) -> list[tuple[int, int]]:
-    """Comparators that sort wires of which each block of `span` is sorted.
+    """Return comparators that sort wires of which each block of `span` is sorted.
 
     All orders are descending: after (a, b), wire a holds the larger value.
     """

@@ -30,7 +30,7 @@ INNER_FLAGS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinlin
 
 
 def _probe() -> None:
-    """A function to make a dispatcher of; it is never compiled."""
+    """Do nothing: a function to make a dispatcher of; it is never compiled."""
 
 
 def _takes(flag: str) -> Callable[[], bool]:
@@ -85,7 +85,7 @@ def keep_on_disk(dispatcher: Any, function: Callable[..., Any]) -> None:
 
 
 def cache_folder(function: Callable[..., Any]) -> str | None:
-    """The folder in which a kernel's code would be kept; None where none can be written."""
+    """Return the folder in which a kernel's code would be kept; None where none can be written."""
     try:
         folder: str = _Cache(function).cache_path
     except (RuntimeError, OSError):
@@ -111,7 +111,7 @@ class _Cache(FunctionCache):
 
 
 def _files_of(scope: dict[str, Any]) -> set[str]:
-    """The file of a module, those that say how it is compiled, and those of modules whose kernels it has imported."""
+    """Return the file of a module, those that say how it is compiled, and those of modules whose kernels it imports."""
     files = {__file__, str(Path(__file__).with_name("_jit.py")), scope["__file__"]}
     for value in scope.values():
         if is_jitted(value) and value.py_func.__globals__ is not scope:

@@ -25,7 +25,7 @@ class Pattern:
     Raises
     ------
     TypeError
-        If n or m is not an integer (bool counts as no integer).
+        If n or m is not an integer; bool does not count as one.
     ValueError
         If n or m is out of range.
 
@@ -74,7 +74,7 @@ class Pattern:
 
     @classmethod
     def from_zeros(cls, zeros: int, m: int) -> Pattern:
-        """The pattern that zeroes `zeros` of every m: the N:M of SparseGPT, Wanda and the paper's abstract.
+        """Return the pattern that zeroes `zeros` of every m: the N:M of SparseGPT, Wanda and the paper's abstract.
 
         Examples
         --------
@@ -97,7 +97,7 @@ class Pattern:
         return self.m - self.n
 
     def describe(self) -> str:
-        """The pattern in words, so that nobody reads it the other way round.
+        """Return the pattern in words, so that nobody reads it the other way round.
 
         Examples
         --------
@@ -139,7 +139,7 @@ def as_pattern(pattern: PatternLike) -> Pattern:
 
 
 def as_integer(value: SupportsIndex, name: str) -> int:
-    """A whole number as an int; a bool is none."""
+    """Return a whole number as an int; a bool does not count as one."""
     if type(value) is int:  # nearly always, and small calls are made in loops
         return value
     try:

@@ -32,7 +32,7 @@ def solve_block(
     saturated: bool = True,
     **options: Any,
 ) -> NDArray[np.bool_]:
-    """The transposable n:m mask of one m x m block that keeps the most sum of abs(weights).
+    """Return the transposable n:m mask of one m x m block that keeps the largest sum of abs(weights).
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ def solve_block(
     Raises
     ------
     TypeError
-        For a dtype that is not real, a masked array, an n or m that is no integer, or an option that the method does
-        not have.
+        For a dtype that is not real, a masked array, an n or m that is not an integer, or an option that the method
+        does not have.
     ValueError
         For a wrong shape, NaN or infinite weights, a pattern out of range or an unknown method.
     MethodNotInstalledError
@@ -91,7 +91,7 @@ def solve_blocks(
     threads: int | None = None,
     **options: Any,
 ) -> NDArray[np.bool_]:
-    """The best transposable n:m mask of every m x m block of a batch.
+    """Return the best transposable n:m mask of every m x m block of a batch.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def solve_matrix(
     return_potentials: bool = False,
     **options: Any,
 ) -> NDArray[np.bool_] | tuple[NDArray[np.bool_], NDArray[np.floating[Any]]]:
-    """The n:m mask of a matrix, or a stack of them, that keeps the most sum of abs(weights).
+    """Return the n:m mask of a matrix, or a stack of them, that keeps the largest sum of abs(weights).
 
     The matrix is cut into m x m tiles from its top left corner. At a ragged edge, where a group has fewer than m
     entries, at most n of them are kept.
@@ -264,7 +264,7 @@ def _solve(
 def _start_potentials(
     weights: NDArray[Any], pattern: Pattern, method: str, direction: str, given: NDArray[Any] | None
 ) -> NDArray[Any]:
-    """An array for the potentials of every whole tile, with those to start from, if any."""
+    """Return an array for the potentials of every whole tile, with those to start from, if any."""
     load_method(method, ())
     check_direction(direction)
     if method != "exact" or direction != "both":

@@ -23,7 +23,7 @@ _Piece = TypeVar("_Piece")
 
 
 def importance_of(tiles: NDArray[Any]) -> NDArray[np.float64]:
-    """|weights| in a new contiguous float64 array; every accepted dtype is exact in it."""
+    """Return |weights| in a new contiguous float64 array; every accepted dtype is exact in it."""
     refuse_large_integers(tiles)
     importance = np.array(tiles, dtype=np.float64, order="C")
     np.abs(importance, out=importance)
@@ -45,7 +45,7 @@ def for_each_chunk(work: Callable[[Piece], None], shape: tuple[int, ...], thread
 
 
 def pieces_of(shape: tuple[int, ...], weights: int) -> list[Piece]:
-    """Indices of the first two axes of a grid of tiles (P, Q, r, c), each of about so many weights."""
+    """Return indices of the first two axes of a grid of tiles (P, Q, r, c), for pieces of about `weights` weights."""
     tiles_at_once = max(1, weights // (shape[2] * shape[3]))
     across = min(shape[1], tiles_at_once)
     down = max(1, tiles_at_once // across)

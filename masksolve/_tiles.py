@@ -23,7 +23,7 @@ DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 @dataclass(frozen=True)
 class Margins:
-    """What the rows and columns of one tile may hold.
+    """The margins of one tile: how many ones its rows and columns may hold.
 
     No line holds more than `kept` ones; rows hold exactly that many where `exact_rows`, columns where
     `exact_columns`. Both are exact in a full tile under `saturated=True`, neither under
@@ -75,7 +75,7 @@ def potentials_shape(shape: tuple[int, ...], m: int) -> tuple[int, ...]:
 
 
 def _bands(length: int, group: int) -> list[tuple[slice, int]]:
-    """The whole groups of an axis, and what is left over, as (where, group length)."""
+    """Return the whole groups of an axis, and what is left over, as (where, group length)."""
     whole = length - length % group
     bands = []
     if whole:
@@ -86,7 +86,7 @@ def _bands(length: int, group: int) -> list[tuple[slice, int]]:
 
 
 def tile_grids(array: NDArray[Any], region: Region) -> Iterator[NDArray[Any]]:
-    """Views (tile rows, tile columns, tile height, tile width) of a region of an array (..., R, C). Never copies."""
+    """Yield views (tile rows, tile columns, tile height, tile width) of a region of an array (..., R, C)."""
     height, width = region.tile_shape
     if array.ndim <= 3 and array.shape[-2:] == (height, width):
         # One tile, or a batch of them; small calls are made in loops.
@@ -114,7 +114,7 @@ def grids(array: NDArray[Any], inner: int) -> Iterator[NDArray[Any]]:
 
 
 def convolution_matrices(weights: NDArray[Any]) -> NDArray[Any]:
-    """A convolution weight (out, in, *kernel) as the stack of matrices (*kernel, out, in), a view.
+    """Return a convolution weight (out, in, *kernel) as the stack of matrices (*kernel, out, in), a view.
 
     Each kernel position is a matrix of its own, which is what makes both the forward GEMM and the input-gradient
     GEMM of the lowered convolution N:M sparse.
@@ -123,5 +123,5 @@ def convolution_matrices(weights: NDArray[Any]) -> NDArray[Any]:
 
 
 def convolution_axes(ndim: int, lead: int = 0) -> tuple[int, ...]:
-    """The order of axes that turns weights (*lead, out, in, *kernel) into matrices (*kernel, *lead, out, in)."""
+    """Return the order of axes that turns weights (*lead, out, in, *kernel) into matrices (*kernel, *lead, out, in)."""
     return (*range(lead + 2, ndim), *range(lead + 2))

@@ -65,7 +65,7 @@ class TileOdds:
 
 
 def group_odds(sparsity: float, n: int, m: int) -> float:
-    """The probability that a group of m weights is n:m: that at least m - n of them are zero.
+    """Return the probability that a group of m weights is n:m: that at least m - n of them are zero.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def group_odds(sparsity: float, n: int, m: int) -> float:
 
 
 def row_odds(sparsity: float, n: int, m: int, length: int) -> float:
-    """The probability that a whole row of weights is n:m, one-sided.
+    """Return the probability that a whole row of weights is n:m, one-sided.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def row_odds(sparsity: float, n: int, m: int, length: int) -> float:
 def tile_odds(
     sparsity: float, n: int, m: int, *, samples: int = 100_000, rng: int | np.random.Generator | None = None
 ) -> TileOdds:
-    """The probability that an m x m tile is transposable n:m: no row and no column keeps more than n.
+    """Return the probability that an m x m tile is transposable n:m: no row and no column keeps more than n.
 
     For m <= 12 computed from the exact number of such masks with 0, 1, 2, ... ones; estimated from random tiles beyond.
 
@@ -187,7 +187,7 @@ def tile_odds(
 
 
 def share_of_groups(weights: ArrayLike, n: int, m: int, *, direction: str = "rows") -> float:
-    """The share of a tensor's groups that are n:m already.
+    """Return the share of a tensor's groups that are n:m already.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def share_of_groups(weights: ArrayLike, n: int, m: int, *, direction: str = "row
     Raises
     ------
     TypeError, ValueError
-        For weights that are no matrix, a pattern out of range or an unknown direction.
+        For weights that are not a matrix, a pattern out of range or an unknown direction.
 
     Examples
     --------
@@ -218,7 +218,7 @@ def share_of_groups(weights: ArrayLike, n: int, m: int, *, direction: str = "row
 
 
 def share_of_rows(weights: ArrayLike, n: int, m: int, *, direction: str = "rows") -> float:
-    """The share of a tensor's rows (or columns) that are n:m throughout: what `row_odds` predicts.
+    """Return the share of a tensor's rows (or columns) that are n:m throughout: what `row_odds` predicts.
 
     Parameters, errors and the treatment of ragged edges are those of `share_of_groups`.
 
@@ -231,7 +231,7 @@ def share_of_rows(weights: ArrayLike, n: int, m: int, *, direction: str = "rows"
 
 
 def share_of_tiles(weights: ArrayLike, n: int, m: int) -> float:
-    """The share of a tensor's m x m tiles that are transposable n:m already: what `tile_odds` predicts.
+    """Return the share of a tensor's m x m tiles that are transposable n:m already: what `tile_odds` predicts.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def share_of_tiles(weights: ArrayLike, n: int, m: int) -> float:
     Raises
     ------
     TypeError, ValueError
-        For weights that are no matrix or a pattern out of range.
+        For weights that are not a matrix or a pattern out of range.
 
     Examples
     --------
@@ -263,7 +263,7 @@ def share_of_tiles(weights: ArrayLike, n: int, m: int) -> float:
 
 
 def choose_pattern(sparsity: float, m: int, *, confidence: float = 0.95) -> Pattern:
-    """The pattern with most zeros of m that a group has already, with at least this probability.
+    """Return the n:m with the most zeros that a group has already, with at least this probability.
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ def choose_pattern(sparsity: float, m: int, *, confidence: float = 0.95) -> Patt
 
 
 def choose_patterns(layers: Mapping[str, ArrayLike], m: int, *, confidence: float = 0.95) -> dict[str, Pattern]:
-    """`choose_pattern` for every layer, from the share of zeros that its tensor has.
+    """Return `choose_pattern` of every layer, from the share of zeros in its tensor.
 
     Parameters
     ----------
@@ -340,14 +340,14 @@ def choose_patterns(layers: Mapping[str, ArrayLike], m: int, *, confidence: floa
 
 
 def _odds_of_at_most(kept: int, length: int, sparsity: float) -> float:
-    """The probability that at most `kept` of `length` weights are not zero."""
+    """Return the probability that at most `kept` of `length` weights are not zero."""
     if kept >= length:
         return 1.0
     return _odds(sparsity, length, [math.comb(length, ones) for ones in range(kept + 1)])
 
 
 def _odds(sparsity: float, size: int, counts: Sequence[int]) -> float:
-    """The probability of counts[j] masks with j ones each, of `size` weights, for all j < len(counts) <= size."""
+    """Return the probability of counts[j] masks with j ones each, of `size` weights, j < len(counts) <= size."""
     if sparsity in (0.0, 1.0):
         return sparsity
     # In logarithms, because a count can exceed float64, and its probability fall below.
@@ -366,7 +366,7 @@ def _wilson_interval(hits: int, samples: int) -> tuple[float, float]:
 
 
 def _valid_groups(weights: ArrayLike, pattern: Pattern, direction: str) -> NDArray[np.bool_]:
-    """Which groups keep at most n: (..., lines, groups of a line)."""
+    """Return which groups keep at most n: (..., lines, groups of a line)."""
     array = np.asarray(weights)
     array = as_mask(array) if array.dtype.kind == "b" else as_weights(array)
     if check_direction(direction) == "both":

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import masksolve as ms
-from masksolve._certificate import certified_regions, certify_tiles
-from masksolve._tiles import Direction, regions, tile_grids
+from masksolve._certificate import TileCertificates, certified_regions
+from masksolve._tiles import Direction
 from tests import oracle, strategies
 from tests.extras import dtype_of
 from tests.strategies import Problem, saturated_mask
@@ -139,17 +140,21 @@ def test_the_upper_bound_is_the_optimum_whatever_mask_is_judged(problem: Problem
 def test_potentials_prove_or_say_nothing_whatever_they_are(family: str, method: str) -> None:
     weights = weights_of(family, (40, 48))
     masks = ms.solve_matrix(weights, 3, 8, method=method)
-    (region,) = regions(40, 48, ms.Pattern(3, 8), "both", True)
-    (tiles,), (judged,) = tile_grids(weights, region), tile_grids(masks, region)
-    expected = certify_tiles(tiles, judged, region.margins)
+
+    def certified(potentials: NDArray[np.floating[Any]] | None) -> TileCertificates:
+        pattern = ms.Pattern(3, 8)
+        ((_, found),) = certified_regions(weights, masks, pattern, "both", True, 0, potentials=potentials)
+        return found
+
+    expected = certified(None)
     _, good = ms.solve_matrix(weights, 3, 8, return_potentials=True)
     drawn = np.random.default_rng(0).standard_normal(good.shape)
     for potentials in (good, -good, drawn, 1e30 * drawn, 1e-300 * drawn, drawn * np.nan, drawn * np.inf):
-        found = certify_tiles(tiles, judged, region.margins, potentials=potentials)
+        found = certified(potentials)
         assert np.array_equal(found.optimal, expected.optimal)
         assert np.allclose(found.kept, expected.kept, rtol=1e-12)
         assert np.allclose(found.upper_bound, expected.upper_bound, rtol=1e-12)
-        assert np.allclose(found.importance, np.abs(tiles.astype(float)).sum(axis=(2, 3)))
+        assert np.allclose(found.importance, np.abs(weights.astype(float)).reshape(5, 8, 6, 8).sum(axis=(1, 3)))
 
 
 @pytest.mark.parametrize("shape", [(13, 9), (8, 8), (4, 4), (3, 4, 4), (1, 4, 4), (3, 13, 9), (2, 3, 9, 6)])

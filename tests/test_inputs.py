@@ -121,7 +121,7 @@ def test_empty_arrays_are_refused(function: Callable[[Any], Any]) -> None:
 
 def test_ragged_lists_are_refused() -> None:
     ragged: Any = [[1, 2], [3]]
-    message = "a list that is no rectangle of numbers.*rows of one length"
+    message = "a list that is not a rectangle of numbers.*rows of one length"
     refuses(ValueError, f"weights are {message}", lambda: ms.solve_matrix(ragged, 1, 2))
     refuses(ValueError, f"the mask is {message}", lambda: ms.check_mask(ragged, 1, 2))
     refuses(ValueError, f"potentials are {message}", lambda: ms.solve_matrix(BLOCK, 1, 4, potentials=ragged))

@@ -45,7 +45,7 @@ _METHODS = {
 
 
 def available_methods() -> tuple[str, ...]:
-    """The methods that this installation can run, preferred first.
+    """Return the methods that this installation can run, preferred first.
 
     Examples
     --------
@@ -56,12 +56,12 @@ def available_methods() -> tuple[str, ...]:
 
 
 def extras_of_methods() -> dict[str, str | None]:
-    """Every method there is, preferred first, and the extra that installs what it needs."""
+    """Return every method there is, preferred first, and the extra that installs what it needs."""
     return {name: method.extra for name, method in _METHODS.items()}
 
 
 def load_method(name: str, options: Collection[str]) -> Callable[..., None]:
-    """The `solve` of a method, after checking that it exists, takes these options and can be imported."""
+    """Return the `solve` of a method, after checking that it exists, takes these options and can be imported."""
     method = _METHODS.get(name) if isinstance(name, str) else None
     if method is None:
         raise ValueError(f"unknown method {name!r}{nearest(name, _METHODS)}")

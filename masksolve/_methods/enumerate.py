@@ -46,7 +46,7 @@ def _refuse_too_many(rows: int, cols: int, margins: Margins) -> None:
     if count is None or count * rows * cols > _MEMORY_LIMIT:
         many = "more masks than can be counted here" if count is None else f"{count:,} masks"
         raise ValueError(
-            f"a {rows}x{cols} tile that keeps {margins.kept} a line has {many}; method 'enumerate' lists at most "
+            f"a {rows}x{cols} tile that keeps {margins.kept} per line has {many}; method 'enumerate' lists at most "
             f"{_MEMORY_LIMIT >> 20} MiB of them, {_MEMORY_LIMIT // (rows * cols):,} masks; use method='exact'"
         )
 
@@ -79,7 +79,7 @@ def _all_masks(rows: int, cols: int, margins: Margins) -> NDArray[np.bool_]:
 
 
 def _best_of(candidates: NDArray[np.bool_], importance: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The index of the best candidate for every tile of importance (tiles, rows * cols)."""
+    """Return the index of the best candidate for every tile of importance (tiles, rows * cols)."""
     best = np.zeros(len(importance), np.intp)
     best_score = np.full(len(importance), -1.0)
     at_once = max(1, _SLICE // max(importance.shape))

@@ -76,7 +76,7 @@ def _network(rows: int, cols: int, margins: Margins) -> tuple[NDArray[Any], ...]
 
 
 def _integer_costs(importance: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Importance times a power of two, as integers that OR-tools accepts."""
+    """Return importance times a power of two, as integers that OR-tools accepts."""
     bits = 59 - int(np.ceil(np.log2(max(importance.shape))))
     exponent = bits - int(np.frexp(importance.max())[1])
     # In two steps, since 2**exponent itself can be out of range.

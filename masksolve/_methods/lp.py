@@ -82,7 +82,7 @@ def _solve_with_highs(importance: NDArray[np.float64], margins: Margins) -> NDAr
 
 @functools.lru_cache(maxsize=64)
 def _line_matrices(rows: int, cols: int, margins: Margins) -> tuple[Any, Any]:
-    """The sparse matrices of the lines that hold exactly, and at most, N; None where there are none."""
+    """Return the sparse matrices of the lines that hold exactly, and at most, N; None where there are none."""
     from scipy.sparse import csr_array
 
     entry_lines = np.concatenate([np.repeat(np.arange(rows), cols), rows + np.tile(np.arange(cols), rows)])

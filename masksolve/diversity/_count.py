@@ -1,4 +1,4 @@
-"""How many masks a tile has, as an exact integer: dynamic programming over histograms of column loads.
+"""The number of masks of a tile, as an exact integer: dynamic programming over histograms of column loads.
 
 What later rows may do depends only on how many columns hold 0, 1, ..., N ones already, not on which. Half of the
 rows is enough: a mask is an upper and a lower half whose column loads together make N (or at most N).
@@ -23,7 +23,7 @@ States = dict[int, int]
 
 @lru_cache(maxsize=256)
 def count_masks(rows: int, cols: int, margins: Margins, one: int = 1) -> int:
-    """The number of 0/1 matrices (rows, cols) that `margins` allow; each weighs `one` to the power of its ones.
+    """Return the number of 0/1 matrices (rows, cols) that `margins` allow; each weighs `one` to the power of its ones.
 
     >>> count_masks(8, 8, Margins(4, True, True))
     116963796250
@@ -63,7 +63,7 @@ def counts_by_ones(m: int, n: int) -> tuple[int, ...]:
 
 
 def log10_states(rows: int, cols: int, margins: Margins) -> float:
-    """An estimate, within a factor of 3, of how many states `count_masks` visits."""
+    """Estimate, within a factor of 3, how many states `count_masks` visits."""
     kept, exact = margins.kept, margins.exact_rows
     if kept == 0:
         return 0.0
@@ -84,20 +84,20 @@ def log10_states(rows: int, cols: int, margins: Margins) -> float:
 
 
 def log10_seconds(rows: int, cols: int, margins: Margins) -> float:
-    """An estimate of the time that `count_masks` takes: a microsecond a state, and more where counts are long."""
+    """Estimate the time that `count_masks` takes: a microsecond per state, and more where counts are long."""
     half = rows - rows // 2
     bits = half * math.log2(math.comb(cols, min(margins.kept, cols)))
     return log10_states(rows, cols, margins) - 6 + math.log10(1 + bits / 3000)
 
 
 def pack(loads: list[int], cols: int) -> int:
-    """The histogram of column loads as one integer."""
+    """Return the histogram of column loads as one integer."""
     field = cols.bit_length()
     return sum(1 << field * load for load in loads)
 
 
 def unpack(histogram: int, cols: int) -> list[int]:
-    """The column loads, ascending, of a histogram."""
+    """Return the column loads, ascending, of a histogram."""
     field = cols.bit_length()
     loads: list[int] = []
     load = 0
@@ -141,7 +141,7 @@ def steps(rows: int, cols: int, kept: int, exact_rows: bool) -> Iterator[tuple[i
 
 
 def _after_each_row(rows: int, cols: int, kept: int, exact_rows: bool) -> Iterator[States]:
-    """The ways to every histogram of column loads, after 0, 1, ..., rows rows."""
+    """Return the ways to every histogram of column loads, after 0, 1, ..., rows rows."""
     yield {cols: 1}
     field = cols.bit_length()
     for _, load, states in steps(rows, cols, kept, exact_rows):
@@ -157,7 +157,7 @@ def _weigh(states: States, cols: int, one: int) -> States:
 
 
 def _up_to(states: States, cols: int, fullest: int) -> States:
-    """The ways to stay below limits, by the histogram of the limits: every column's limit rises from its load."""
+    """Return the ways to stay below limits, by the histogram of limits: every column's limit rises from its load."""
     field = cols.bit_length()
     mask = (1 << field) - 1
     for load in range(fullest):
@@ -173,5 +173,5 @@ def _up_to(states: States, cols: int, fullest: int) -> States:
 
 @cache
 def _binomials(columns: int, most: int) -> list[int]:
-    """The binomials C(columns, 0), C(columns, 1), ..., up to C(columns, most)."""
+    """Return the binomials C(columns, 0), C(columns, 1), ..., up to C(columns, most)."""
     return [math.comb(columns, taken) for taken in range(min(columns, most) + 1)]

@@ -27,7 +27,7 @@ def random_mask(
     *,
     rng: int | np.random.Generator | None = None,
 ) -> NDArray[np.bool_]:
-    """Random transposable n:m masks of one m x m tile, all valid masks equally likely.
+    """Return random transposable n:m masks of one m x m tile, all valid masks equally likely.
 
     Exactly uniform, not only up to rounding, where the masks are counted in a few seconds: all m <= 16, and thin (or
     dense) patterns beyond, up to 4:52. The masks of larger patterns come from a Markov chain whose limit is uniform,
@@ -52,7 +52,7 @@ def random_mask(
     Raises
     ------
     TypeError
-        If n, m or the size is no integer, or rng neither an integer nor a Generator.
+        If n, m or the size is not an integer, or rng neither an integer nor a Generator.
     ValueError
         For a pattern out of range, a negative size or seed.
 
@@ -86,7 +86,7 @@ def random_mask(
 
 
 def switch_attempts(n: int, m: int) -> int:
-    """How many switches the Markov chain attempts for one mask.
+    """Return how many switches the Markov chain attempts for one mask.
 
     An attempt picks the rectangles of an entry with probability 4 / m^2 and switches it with probability
     d (1 - d), d = n/m, near the limit; after t attempts the entry's memory of its start has faded as
@@ -97,7 +97,7 @@ def switch_attempts(n: int, m: int) -> int:
 
 
 def _is_countable(kept: int, m: int) -> bool:
-    """Whether `_counts` is quick to make and small."""
+    """Return whether `_counts` is quick to make and small."""
     states = log10_states(m, m, Margins(kept, True, True))
     return states + math.log10(_limbs(math.comb(m, kept) ** (m - m // 2))) <= _LOG10_LIMBS
 
@@ -123,7 +123,7 @@ def _sample_by_switches(masks: NDArray[np.bool_], kept: int, generator: np.rando
 
 @dataclass(frozen=True)
 class _Counts:
-    """The states of `_counting.steps` as arrays, and how upper and lower halves of a mask go together.
+    """The states of `_count.steps` as arrays, and how upper and lower halves of a mask go together.
 
     Integers of any length are rows of limbs, 32 bits each, the least significant first.
     """

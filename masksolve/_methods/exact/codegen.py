@@ -53,7 +53,7 @@ _I64 = ir.IntType(64)
 
 
 def _pointer_to(kind: ir.Type) -> ir.Type:
-    """A pointer without a type, the only ones from LLVM 17 on; llvmlite 0.44, with LLVM 15, reads typed ones."""
+    """Return a pointer type: without a target from LLVM 17 on; llvmlite 0.44, with LLVM 15, reads typed ones."""
     return ir.PointerType() if binding.llvm_version_info >= (17,) else kind.as_pointer()
 
 
@@ -82,7 +82,7 @@ def call(address: int, vectors: Vectors, a: int, b: int, c: int, x: float) -> No
 
 @cache
 def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
-    """All that a kernel needs to know for a pattern, numbers and weights of so many bytes: for `unpack`."""
+    """Return all that a kernel needs to know, for `unpack`: of a pattern, and of numbers and weights of these sizes."""
     with internals.global_compiler_lock:
         engine = _engine_of(n, m, itemsize, source_itemsize)
         addresses = [
@@ -95,7 +95,7 @@ def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.i
 
 @cache
 def _engine_of(n: int, m: int, itemsize: int, source_itemsize: int) -> binding.ExecutionEngine:
-    """What owns the machine code, and has to live as long as the process."""
+    """Return the owner of the machine code, which has to live as long as the process."""
     machine = target_machine()
 
     def compiled() -> bytes:
@@ -123,7 +123,7 @@ def _engine_of(n: int, m: int, itemsize: int, source_itemsize: int) -> binding.E
 
 
 def write_module(n: int, m: int, itemsize: int, source_itemsize: int) -> str:
-    """The LLVM IR of the functions of `Code`, and of those that differ under clamp."""
+    """Return the LLVM IR of the functions of `Code`, and of those that differ under clamp."""
     module = ir.Module()
     writers: dict[str, Callable[[_Writer], None]] = {
         "load": lambda write: write.load(source_itemsize),
@@ -209,7 +209,7 @@ class _Writer:
         return self.builder.add(self.builder.mul(i, _I64(factor)), _I64(offset))
 
     def for_each_line(self, body: Callable[[ir.Value], None]) -> None:
-        """A loop over line numbers 0 ... m - 1."""
+        """Write a loop over line numbers 0 ... m - 1."""
         builder = self.builder
         before = builder.block
         loop, after = builder.append_basic_block(), builder.append_basic_block()
@@ -226,7 +226,7 @@ class _Writer:
     # Arithmetic
 
     def pick(self, is_max: bool, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Max or min, in the form that is a single packed instruction on x86: a < b ? a : b."""
+        """Return max or min, in the form that is a single packed instruction on x86: a < b ? a : b."""
         return self.builder.select(self.builder.fcmp_ordered(">" if is_max else "<", a, b), a, b)
 
     def magnitude(self, value: ir.Value) -> ir.Value:
@@ -234,7 +234,7 @@ class _Writer:
         return self.builder.bitcast(self.builder.and_(bits, self.integer((1 << (self.bits - 1)) - 1)), self.vector)
 
     def best_two(self, values: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
-        """The n-th and the (n+1)-th largest."""
+        """Return the n-th and the (n+1)-th largest."""
         network = _networks.selection_network(self.n, self.m)
         wires = list(values)
         for is_max, a, b in network.steps:
@@ -251,12 +251,12 @@ class _Writer:
         return self.builder.and_(chosen, self.builder.fcmp_ordered(">", value, self.zero)) if self.clamp else chosen
 
     def entries(self, line: ir.Value, rows: bool) -> list[ir.Value]:
-        """The vector numbers of a line's entries."""
+        """Return the vector numbers of a line's entries."""
         first = self.times(line, self.m, ENTRIES) if rows else self.times(line, 1, ENTRIES)
         return [self.builder.add(first, _I64(k if rows else k * self.m)) for k in range(self.m)]
 
     def reduced(self, line: ir.Value, rows: bool) -> list[ir.Value]:
-        """A line's entries, less the potentials of the lines across."""
+        """Return a line's entries, less the potentials of the lines across."""
         across = self.at.v if rows else self.at.u
         return [
             self.builder.fsub(self.load_vector(entry), self.load_vector(across + k))
@@ -438,7 +438,7 @@ class _Writer:
         self.for_each_line(measure_row)
 
     def shares_of(self, row: ir.Value) -> list[ir.Value]:
-        """The shares of a row's entries, numbers of this type at address a, each in all lanes."""
+        """Return the shares of a row's entries, numbers of this type at address a, each in all lanes."""
         number = self.number
         base = self.builder.inttoptr(self.a, _pointer_to(number))
         places = [self.builder.gep(base, [self.times(row, self.m, k)], source_etype=number) for k in range(self.m)]
@@ -508,7 +508,7 @@ def _number(itemsize: int) -> ir.Type:
 
 
 def _powers_of_two(length: int, largest: int) -> list[int]:
-    """Powers of two, none above `largest`, that add up to `length`."""
+    """Return powers of two, none above `largest`, that add up to `length`."""
     parts = []
     while length:
         parts.append(min(largest, 1 << (length.bit_length() - 1)))
@@ -517,7 +517,7 @@ def _powers_of_two(length: int, largest: int) -> list[int]:
 
 
 def _transpose(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
-    """One vector an entry, over tiles, from one vector a tile, over entries.
+    """Return one vector per entry, over tiles, from one vector per tile, over entries.
 
     Each round joins vectors that hold the same entries of two groups of tiles, entries outermost.
     """

@@ -136,7 +136,7 @@ _NO_POTENTIALS: dict[int, NDArray[Any]] = {4: np.empty((0, 1), np.float32), 8: n
 
 @dataclass(frozen=True)
 class _Schedule:
-    """How tiles are equilibrated, as plain tuples of what `Rounds`, `Relaxations` and `PerturbedRounds` hold.
+    """The schedule of equilibration, as plain tuples of what `Rounds`, `Relaxations` and `PerturbedRounds` hold.
 
     `shares` (m * m): the perturbation of each entry, between 0 and 1 times what the tile allows.
     """

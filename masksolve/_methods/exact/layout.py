@@ -37,7 +37,7 @@ ENTRIES = OFFSETS + 2
 
 
 class Layout(NamedTuple):
-    """Which vector holds what, after those that come first and the entries.
+    """The vector numbers of what lies in the block, after those that come first and the entries.
 
     u, v
         Potentials of the rows and of the columns.

@@ -32,7 +32,7 @@ class Cpu(NamedTuple):
 
 @cache
 def target_cpu() -> Cpu:
-    """The CPU that this runs on, unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say otherwise, as they do to Numba."""
+    """Return the CPU that this runs on, unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say otherwise, as for Numba."""
     config: Any = numba.config
     name, features = config.CPU_NAME, config.CPU_FEATURES
     return Cpu(
@@ -49,7 +49,7 @@ def _host_features() -> str:
 
 
 def target_machine() -> binding.TargetMachine:
-    """What compiles for the target CPU; a new one each time, for an execution engine takes it over."""
+    """Return what compiles for the target CPU; a new one each time, for an execution engine takes it over."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     cpu, features = target_cpu()
@@ -73,7 +73,7 @@ VECTOR_BYTES = _vector_bytes()
 
 
 def compiler_identity() -> bytes:
-    """What machine code depends on beyond its source: the versions of the compiler, and the target CPU."""
+    """Return what machine code depends on beyond its source: the versions of the compiler, and the target CPU."""
     return repr((llvmlite.__version__, binding.llvm_version_info, target_machine().triple, target_cpu())).encode()
 
 
@@ -113,7 +113,7 @@ def _remove_oldest(folder: str) -> None:
 
 
 def _files_of_code(folder: str) -> Iterator[tuple[float, int, str]]:
-    """When each file was used last, its size and its path; those that a process left half written are among them."""
+    """Return when each file was used last, its size and its path, those that a process left half written included."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if _IS_CODE.search(entry.name):

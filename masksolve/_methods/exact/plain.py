@@ -135,7 +135,7 @@ def _load(pattern, vectors, address, row_step):
 
 @inner_kernel
 def _pick(is_max, a, b):
-    """Max or min, as the instructions have it: b where neither is larger, or one is NaN."""
+    """Return max or min, as the instructions have it: b where neither is larger, or one is NaN."""
     if is_max:
         return a if a > b else b
     return a if a < b else b

@@ -56,7 +56,7 @@ class Rounds(NamedTuple):
 
 
 class Relaxations(NamedTuple):
-    """How far potentials move, in units of the way to the middle.
+    """Steps of potentials, in units of the way to the middle.
 
     first, growth, largest
         In round 0, more each round, and at most.
