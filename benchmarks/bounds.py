@@ -107,7 +107,7 @@ def count(n: int, m: int, family: str, saturated: bool) -> Count:
 
 
 def functions_of(n: int, m: int, itemsize: int) -> dict[str, Counter[str]]:
-    """Executed instructions, by kind, of one call of each function that the solver compiles for float32 weights."""
+    """Count the instructions, by kind, that one call of each function compiled for float32 weights executes."""
     from llvmlite import binding
 
     from masksolve._methods.exact.codegen import write_module
@@ -127,7 +127,7 @@ def _instructions(body: str, m: int) -> Counter[str]:
 
 
 def _kinds_of(line: str) -> list[str]:
-    """What an instruction in AT&T syntax is; its destination stands last."""
+    """Return the kind of an instruction in AT&T syntax; its destination stands last."""
     code, _, operands = line.strip().partition("\t")
     if not code.startswith(("v", "k")) or code == "vzeroupper":
         return []
@@ -146,7 +146,7 @@ def _kinds_of(line: str) -> list[str]:
 
 
 def _interpreted(kernel: Any, calls: Counter[tuple[int, str]]) -> FunctionType:
-    """The kernel, and those that it calls, as Python functions that note the calls of machine code."""
+    """Turn the kernel, and those that it calls, into Python functions that note the calls of machine code."""
     from numba.extending import is_jitted
 
     from masksolve._methods.exact.layout import Code, Layout

@@ -25,7 +25,7 @@ def pin_threads(threads: int) -> None:
 
 
 def describe(threads: int) -> dict[str, str]:
-    """What a reader needs to judge the figures: machine, versions, threads, date."""
+    """Return what a reader needs to judge the figures: machine, versions, threads, date."""
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "machine": f"{_processor()}, {usable_cores()} usable cores, {_memory()} memory, {platform.system()}",
@@ -37,7 +37,7 @@ def describe(threads: int) -> dict[str, str]:
 
 
 def header(threads: int) -> str:
-    """The same, a line each."""
+    """Return the same as lines."""
     return "\n".join(f"{key}: {value}" for key, value in describe(threads).items())
 
 

@@ -14,7 +14,7 @@ Matrix = NDArray[np.float32]
 
 
 def gaussian(rng: np.random.Generator, shape: tuple[int, ...]) -> Matrix:
-    """Standard normal weights."""
+    """Draw standard normal weights."""
     return rng.standard_normal(shape, dtype=np.float32)
 
 
@@ -29,7 +29,7 @@ def int8_valued(rng: np.random.Generator, shape: tuple[int, ...]) -> Matrix:
 
 
 def half_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> Matrix:
-    """A pruned checkpoint: Gaussian weights, the lighter half of them zero wherever it stands."""
+    """Draw what a pruned checkpoint holds: Gaussian weights, the lighter half of them zero wherever it stands."""
     weights = gaussian(rng, shape)
     weights[np.abs(weights) < 0.6744898] = 0
     return weights
@@ -55,12 +55,12 @@ MORE_TIES = {"bfloat16-valued": bfloat16_valued, "constant": constant}
 
 
 def random_matrix(family: str, size: int) -> Matrix:
-    """A square matrix of a family; the same one in every run."""
+    """Draw a square matrix of a family; the same one in every run."""
     return (RANDOM | MORE_TIES)[family](np.random.default_rng(SEED), (size, size))
 
 
 def encoder_as_one(path: Path) -> Matrix:
-    """The encoder's matrices on top of each other, in strips as wide as the narrowest: the tiles stay the same."""
+    """Stack the encoder's matrices, cut to the width of the narrowest: the tiles stay the same."""
     from benchmarks.kept_importance import encoder_matrices
 
     matrices = encoder_matrices(path)

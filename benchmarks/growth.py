@@ -120,7 +120,7 @@ def table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
 
 
 def summary(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """A row for each pattern: milliseconds by size on one thread, and what more threads and memory take at the end."""
+    """Return a row for each pattern: milliseconds by size on one thread; at the end more threads, and memory."""
     from benchmarks.report import significant
 
     patterns = list(dict.fromkeys(cell.pattern for cell in cells))
@@ -140,7 +140,7 @@ def summary(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
 
 
 def _side_of(cell: Cell) -> int:
-    """The size before it was cut to a multiple of M."""
+    """Return the size before it was cut to a multiple of M."""
     return next(side for side in _SIDES if side >= cell.side)
 
 

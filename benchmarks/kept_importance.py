@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def encoder_matrices(path: Path) -> list[NDArray[np.floating]]:
-    """The 2-D tensors named encoder.*: 36 in MiniLM-L6."""
+    """Read the 2-D tensors named encoder.*: 36 in MiniLM-L6."""
     with safe_open(path, framework="numpy") as file:
         tensors = (file.get_tensor(name) for name in file.keys() if name.startswith("encoder."))  # noqa: SIM118
         return [tensor for tensor in tensors if tensor.ndim == 2]
@@ -50,7 +50,7 @@ def table(matrices: list[NDArray[np.floating]]) -> str:
 
 
 def kept(matrix: NDArray[np.floating], n: int, m: int, method: str) -> float:
-    """The share of a matrix's importance, the sum of abs(weights), that a method's mask keeps."""
+    """Return the share of a matrix's importance, the sum of abs(weights), that a method's mask keeps."""
     importance = np.abs(matrix)
     mask = ms.solve_matrix(matrix, n, m, method=method)
     return float(importance.sum(where=mask, dtype=np.float64) / importance.sum(dtype=np.float64))

@@ -106,7 +106,7 @@ def judge(run: Run, n: int, m: int, weights: str, effort: Effort) -> Row:
 
 
 def _prepare(solver: Solver, matrix: NDArray[np.float32], n: int, m: int, effort: Effort, threads: int) -> Run:
-    """The solver with as many tiles of the matrix as it solves in the time that the effort gives one run."""
+    """Give the solver as many tiles of the matrix as it solves in the time of one run."""
     most = (matrix.shape[0] // m) * (matrix.shape[1] // m)
     least = min(most, max(1, solver.least_weights // (m * m)))
     run = Run(solver, sample(matrix, m, least))

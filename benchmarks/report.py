@@ -27,7 +27,7 @@ _COLUMNS = (
 
 
 def measured_table(rows: Sequence[Row]) -> str:
-    """The one table, fastest solver first within a pattern and a family of weights."""
+    """Return the whole table, fastest solver first within a pattern and a family of weights."""
     return aligned(_COLUMNS, [_cells(row) for row in rows])
 
 
@@ -53,7 +53,7 @@ def _time_and_share(row: Row) -> str:
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in columns of equal width, numbers to the right; a line before each change of the first two columns."""
+    """Align a table's columns, numbers to the right; a line before each change of the first two columns."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines = [_line(columns, widths), "  ".join("-" * width for width in widths)]
     for previous, row in zip([rows[0], *rows], rows, strict=False):
@@ -64,7 +64,7 @@ def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table."""
+    """Format a Markdown table."""
     return "\n".join("| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows))
 
 

@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def markdown(lines: list[Line]) -> str:
-    """The table."""
+    """Return the table."""
     from benchmarks.report import markdown, significant
 
     rows = [
@@ -217,7 +217,7 @@ def warm_start(size: int) -> list[Line]:
 
 
 def small_calls(size: int) -> list[Line]:
-    """What one small call costs beyond the solve, as the bulk does it."""
+    """Measure what one small call costs beyond the solve, as the bulk does it."""
     import masksolve as ms
     from benchmarks.families import random_matrix
 
@@ -267,7 +267,7 @@ print(loaded - start, time.perf_counter() - loaded)
 
 
 def first_call(size: int) -> list[Line]:
-    """The first call of a pattern in a process, with nothing compiled before, and again from the disk cache."""
+    """Time the first call of a pattern in a process, with nothing compiled before, and again from the disk cache."""
     lines = []
     for family in ("gaussian", "int8-valued"):
         for n, m in _HALVES:
@@ -318,7 +318,7 @@ def per_call(call: Callable[[], object]) -> float:
 
 
 def _python(code: str, *arguments: str, environment: Mapping[str, str] | None = None) -> list[float]:
-    """The numbers that a program prints in a new process."""
+    """Return the numbers that a program prints in a new process."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,

@@ -36,7 +36,7 @@ def to_tiles(matrix: NDArray[Any], m: int) -> NDArray[Any]:
 
 
 def kept(tiles: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """What every mask keeps of its tile: the sum of abs(weights) under its ones."""
+    """Return what every mask keeps of its tile: the sum of abs(weights) under its ones."""
     return np.abs(tiles).sum(axis=(1, 2), dtype=np.float64, where=masks)
 
 

@@ -114,7 +114,7 @@ def _share(refresh: float, steps: float, goal: float) -> str:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """What a call takes."""
+    """Time a call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -156,7 +156,7 @@ def resnet50(images: int) -> Case:
 
 
 def bert_base(sequences: int) -> Case:
-    """The encoder of BERT-base: 12 layers of width 768 with 12 heads, 128 tokens."""
+    """Build the encoder of BERT-base: 12 layers of width 768 with 12 heads, 128 tokens."""
     import torch
     from torch import nn
 

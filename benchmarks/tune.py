@@ -144,7 +144,7 @@ def _set_stage(module: ModuleType, stages_for: Callable[..., Any], constant: Con
 
 
 def _calls(constant: Constant) -> dict[str, Callable[[], Any]]:
-    """What is timed: of the constant's size of tiles, or of all sizes, weights with one optimum and with many."""
+    """List what is timed: of the constant's size of tiles, or of all sizes, weights with one optimum and with many."""
     from benchmarks.families import random_matrix
 
     patterns = [pair for m, pair in _PATTERNS.items() if constant.size in (None, m) and (constant.size or m <= 32)]

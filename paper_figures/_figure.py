@@ -51,7 +51,7 @@ Row = Mapping[str, Any]
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """The command line that all scripts have."""
+    """Parse the command line that all scripts have."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--into", type=Path, default=HERE, help="folder for the PNG and the CSV; default: beside this")
     parser.add_argument(
@@ -61,7 +61,7 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 def encoder_matrices(path: Path | None) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """The weight matrices of MiniLM's encoder: 36 of 384x384, 1536x384 or 384x1536, 10.6 million weights."""
+    """Read the weight matrices of MiniLM's encoder: 36 of 384x384, 1536x384 or 384x1536, 10.6 million weights."""
     from safetensors.numpy import load_file
 
     if path is None:
@@ -85,7 +85,7 @@ def save(figure: Figure, rows: Sequence[Row], name: str, into: Path, table: Sequ
 
 
 def with_table(text: str, name: str, rows: Sequence[Row]) -> str:
-    """The text with the table between the comments `<!-- table NAME -->` and `<!-- end -->` replaced."""
+    """Replace the table between the comments `<!-- table NAME -->` and `<!-- end -->` of a text."""
     before, start, rest = text.partition(f"<!-- table {name} -->\n")
     _, end, after = rest.partition("<!-- end -->")
     if not start or not end:

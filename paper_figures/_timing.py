@@ -22,7 +22,7 @@ Blocks = NDArray[np.float32]
 
 
 def integer_program(blocks: Blocks, n: int, m: int) -> None:
-    """The paper's integer program as its code states it: PuLP and CBC, binary variables, one program a tile."""
+    """Solve the paper's integer program as its code states it: PuLP and CBC, binary variables, one program per tile."""
     lines = range(m)
     for block in np.abs(blocks).astype(np.float64):
         program = pulp.LpProblem("tile", pulp.LpMaximize)

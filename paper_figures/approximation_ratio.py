@@ -54,7 +54,7 @@ def best_random(tiles: Tiles, n: int, m: int) -> Tiles:
 
 
 def worst_found(ratio: Ratio, n: int, m: int, sign: int) -> float:
-    """The largest sign * ratio that hill climbing finds: of 64 random changes the best one, again and again."""
+    """Return the largest sign * ratio that hill climbing finds: of 64 random changes the best one, again and again."""
     rng = np.random.default_rng(2)
     tile = np.abs(rng.standard_normal((m, m)))
     worst = sign * float(ratio(tile[np.newaxis], n, m)[0])
@@ -118,7 +118,7 @@ def draw_ratios(axes: Axes, method: str, ratios: dict[tuple[str, int], Tiles], f
 
 
 def draw_tile(axes: Axes, tile: Tiles, own: NDArray[np.bool_], best: NDArray[np.bool_], verb: str, name: str) -> None:
-    """The entries, a square around what the optimum takes, a disc on what the method takes."""
+    """Draw the entries, a square around what the optimum takes, a disc on what the method takes."""
     size = len(tile)
     for (i, j), value in np.ndenumerate(tile):
         axes.text(j, i, f"{value:.2f}".rstrip("0").rstrip("."), ha="center", va="center", fontsize=11, zorder=4)

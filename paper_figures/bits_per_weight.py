@@ -39,7 +39,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def draw(axes: Axes, found: list[dict[str, Any]], title: str) -> None:
-    """The curves of one density."""
+    """Draw the curves of one density."""
     sizes = [row["M"] for row in found]
     axes.axhline(found[0]["unstructured"], color=BLACK, label="unstructured (ceiling)")
     axes.plot(sizes, [row["one-sided"] for row in found], "s-", color=ORANGE, label="one-sided, exact")

@@ -22,14 +22,14 @@ GAUSSIAN_SIZE = 1536
 
 
 def pruned(matrix: NDArray[Any], sparsity: float) -> NDArray[Any]:
-    """The matrix without its smallest weights."""
+    """Return the matrix without its smallest weights."""
     dropped = round(sparsity * matrix.size)
     threshold = np.partition(np.abs(matrix).ravel(), dropped)[dropped]
     return np.where(np.abs(matrix) >= threshold, matrix, 0)
 
 
 def share(matrices: list[NDArray[Any]], measure: Any, n: int, m: int) -> float:
-    """The share of all matrices together; every matrix is whole tiles."""
+    """Return the share of all matrices together; every matrix is whole tiles."""
     return float(
         np.average([measure(matrix, n, m) for matrix in matrices], weights=[matrix.size for matrix in matrices])
     )
@@ -55,7 +55,7 @@ def rows(tensors: dict[str, list[NDArray[Any]]]) -> list[dict[str, Any]]:
 
 
 def figure_of(found: list[dict[str, Any]]) -> Figure:
-    """Groups on the left, tiles on the right."""
+    """Draw groups on the left, tiles on the right."""
     figure = Figure(figsize=(12, 6.5))
     axes_row = figure.subplots(1, 2, sharey=True)
     for axes, unit in zip(axes_row, ("group", "tile"), strict=True):

@@ -77,7 +77,7 @@ def draw_network(axes: Axes, arcs: list[dict[str, Any]]) -> None:
 
 
 def draw_tile(axes: Axes, weights: NDArray[np.float64], mask: NDArray[np.bool_]) -> None:
-    """The weights, those kept on blue."""
+    """Draw the weights, those kept on blue."""
     axes.imshow(mask, cmap=ListedColormap(["white", BLUE]), vmin=0, vmax=1)
     for (i, j), weight in np.ndenumerate(weights):
         axes.text(j, i, f"{weight:.0f}", ha="center", va="center", color="white" if mask[i, j] else BLACK, fontsize=15)

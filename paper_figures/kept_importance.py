@@ -28,7 +28,7 @@ GAUSSIAN_SIZE = 1024
 
 
 def kept(matrices: Sequence[NDArray[Any]], pattern: ms.Pattern, direction: str) -> float:
-    """The share of importance that the best masks of these matrices keep together."""
+    """Return the share of importance that the best masks of these matrices keep together."""
     total = sum(float(np.abs(matrix).sum(dtype=np.float64)) for matrix in matrices)
     best = 0.0
     for matrix in matrices:

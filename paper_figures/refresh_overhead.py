@@ -56,7 +56,7 @@ def resnet50() -> list[Layer]:
 
 
 def seconds_per_image() -> float:
-    """The dense matrix products of one image's part of a step."""
+    """Compute the dense matrix products of one image's part of a step."""
     rng = np.random.default_rng(0)
     timed: dict[Layer, float] = {}
     total = 0.0
@@ -97,7 +97,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def figure_of(found: list[dict[str, Any]]) -> Figure:
-    """A disc for what was measured, a diamond for the paper's figure."""
+    """Draw a disc for what was measured, a diamond for the paper's figure."""
     figure = Figure(figsize=(10, 5))
     axes = figure.subplots()
     for at, row in enumerate(reversed(found)):

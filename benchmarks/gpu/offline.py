@@ -49,7 +49,7 @@ class Compiled:
 def compile_variants(
     pattern: ms.Pattern, dtype: torch.dtype, *, saturated: bool = True, ragged: bool = False, every_stage: bool = False
 ) -> list[Compiled]:
-    """The kernels that matrices of whole tiles, or ragged ones, launch: the first for each shape of tiles, or all."""
+    """Compile the kernels that matrices of whole tiles, or ragged ones, launch: the first for each shape of tiles, or all."""
     side = 32 * pattern.m + (pattern.m - 1 if ragged else 0)
     weights = torch.zeros(side, side, dtype=dtype)
     masks = torch.empty(side, side, dtype=torch.bool)
@@ -79,7 +79,7 @@ def _shape(region: Region) -> str:
 
 @contextmanager
 def _recorded_launches() -> Iterator[list[Any]]:
-    """Launches compile for Hopper, and are recorded instead of run."""
+    """Compile launches for Hopper, and record them instead of running them."""
     if not isinstance(kernel._solve, triton.JITFunction):
         raise RuntimeError("TRITON_INTERPRET is set, so that nothing is compiled; unset it and start again")
     launched: list[Any] = []

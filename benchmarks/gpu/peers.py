@@ -29,7 +29,7 @@ class Peer:
 
 
 def of(pattern: ms.Pattern) -> list[Peer]:
-    """The peers that know a pattern."""
+    """List the peers that know a pattern."""
     peers = [Peer("paper's greedy", _by_tiles(_greedy)), Peer("TSENOR", _by_tiles(_tsenor))]
     if (pattern.n, pattern.m) == (2, 4):
         peers += [Peer("90-mask product", _by_tiles(_mask_product)), Peer("PyTorch tile greedy", _tile_greedy)]

@@ -21,7 +21,7 @@ _CHUNK_TILES = 1 << 13
 
 
 def _all_masks() -> NDArray[np.bool_]:
-    """The 90 masks (90, 16)."""
+    """List the 90 masks, an array (90, 16)."""
     lines = [line for line in itertools.product((False, True), repeat=4) if sum(line) == 2]
     masks = np.array(list(itertools.product(lines, repeat=4)))
     return masks[(masks.sum(axis=1) == 2).all(axis=1)].reshape(-1, 16)
@@ -32,7 +32,7 @@ _TABLE = np.ascontiguousarray(_MASKS.T, dtype=np.float32)
 
 
 def solve(tiles: NDArray[np.float32], n: int) -> NDArray[np.bool_]:
-    """The best 2:4 mask of every 4x4 tile."""
+    """Find the best 2:4 mask of every 4x4 tile."""
     if (n, *tiles.shape[1:]) != (2, 4, 4):
         raise ValueError(f"the mask product is for 2:4 alone, not {n} of {tiles.shape[1:]}")
     flat = tiles.reshape(-1, 16)

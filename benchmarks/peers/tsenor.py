@@ -40,7 +40,7 @@ def _solve_chunk(weights: torch.Tensor, n: int, tau: float, iterations: int) -> 
 
 
 def _fractional(weights: torch.Tensor, n: int, tau: float, iterations: int) -> torch.Tensor:
-    """The fractional mask (B, m, m) that Dykstra's iterations reach."""
+    """Return the fractional mask (B, m, m) that Dykstra's iterations reach."""
     # Tiles last, so that sums along lines run over whole vectors. Exponents from -tau / 2 to tau / 2 fit float32: a
     # factor common to a tile does not matter, since the first scaling removes it.
     scores = weights.permute(1, 2, 0).contiguous()

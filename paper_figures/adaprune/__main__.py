@@ -26,7 +26,7 @@ FAST = Setting(32, 64, ("4:8",), ("magnitude",), 1, 6_400, 2_000, (0.0, 0.7), (1
 
 
 def minilm_cases(setting: Setting) -> list[minilm.Case]:
-    """The grid; what varies one thing at a time, at 4:8."""
+    """List the grid, and what varies one thing at a time at 4:8."""
     grid = [
         minilm.Case(pattern, direction, score, repair, sentences=setting.sentences)
         for pattern in setting.patterns

@@ -86,7 +86,7 @@ class Study:
         self._starts: dict[float, tuple[nn.Module, float]] = {}
 
     def _start(self, sparsity: float) -> tuple[nn.Module, float]:
-        """The model with so many zeros, and its accuracy."""
+        """Return the model with this share of zeros, and its accuracy."""
         if sparsity not in self._starts:
             model = copy.deepcopy(self._dense)
             if sparsity > 0:

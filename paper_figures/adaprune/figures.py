@@ -102,7 +102,7 @@ def grid_figure(grid: Sequence[minilm.Result]) -> Figure:
 
 
 def variant_rows(found: Sequence[minilm.Result]) -> list[dict[str, Any]]:
-    """What varies one thing at a time: solver, order, alternation, number of sentences."""
+    """Draw what varies one thing at a time: solver, order, alternation, number of sentences."""
     rows = []
     for each in found:
         case = each.case
@@ -245,7 +245,7 @@ def layer_rows(nets: Sequence[convnet.Result]) -> list[dict[str, Any]]:
 
 
 def layer_figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """The share of tiles that fit already, against its odds."""
+    """Draw the share of tiles that fit already against its odds."""
     figure = Figure(figsize=(7, 6))
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
@@ -349,7 +349,7 @@ def answers(found: Sequence[minilm.Result], nets: Sequence[convnet.Result]) -> l
 def _by_accuracy(
     nets: Sequence[convnet.Result], before: tuple[float, str, str], after: tuple[float, str, str], what: str
 ) -> str:
-    """The end of a sentence: two accuracies at 100 images, if both are there."""
+    """Return the end of a sentence: two accuracies at 100 images, if both are there."""
     values = [
         next(
             (

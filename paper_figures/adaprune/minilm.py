@@ -93,7 +93,7 @@ class Study:
 
     @torch.no_grad()
     def _embeddings(self, model: nn.Module) -> Tensor:
-        """Unit vectors, one a sentence: the mean over its tokens."""
+        """Return a unit vector for each sentence: the mean over its tokens."""
         return functional.normalize(torch.cat([model(**batch)[0].mean(1) for batch in self._evaluation]))
 
     def run(self, case: Case) -> Result:

@@ -52,13 +52,13 @@ def run_case(case: minilm.Case | convnet.Case, sources: Sources, setting: Settin
 
 @cache
 def minilm_study(sources: Sources, setting: Setting) -> minilm.Study:
-    """The study of MiniLM."""
+    """Make the study of MiniLM."""
     calibration = text.sentences(sources.calibration, setting.sentences)
     return minilm.Study(sources.model, calibration, text.sentences(sources.evaluation, setting.evaluated))
 
 
 @cache
 def convnet_study(sources: Sources, setting: Setting) -> convnet.Study:
-    """The study of the convnet; trains it, if that was not done."""
+    """Make the study of the convnet; train it if that was not done."""
     images = data.load(sources.images).first(setting.trained, setting.tested)
     return convnet.Study(sources.results, images, setting.epochs)

@@ -36,6 +36,6 @@ def sentences(files: Sequence[Path], number: int, seed: int = 0) -> list[str]:
 
 
 def _pieces(part: str) -> list[str]:
-    """The sentences of a paragraph, without line breaks and the author's name."""
+    """Return the sentences of a paragraph, without line breaks and the author's name."""
     body = part.split("\n\t\t--")[0]
     return re.split(r"(?<=[.!?])\s+", " ".join(body.split()))

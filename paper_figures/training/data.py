@@ -55,7 +55,7 @@ def load(folder: Path = DEBIAN) -> Data:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An array of bytes: two zeros, the type 8, the number of axes, their lengths in 32 bits each, the entries."""
+    """Read an array of bytes: two zeros, the type 8, the number of axes, their lengths in 32 bits each, the entries."""
     raw = path.read_bytes()
     content = gzip.decompress(raw) if path.suffix == ".gz" else raw
     if content[:3] != b"\x00\x00\x08":

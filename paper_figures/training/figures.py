@@ -43,7 +43,7 @@ def check_epochs(results: Path, epochs: int) -> None:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """The mean and its standard error; nan of one value."""
+    """Return the mean and its standard error; nan of one value."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return statistics.fmean(values), error
 
@@ -128,7 +128,7 @@ def flip_rows(runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def flip_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first and the last refresh, and one at half time, of every model and recipe."""
+    """List the first and the last refresh, and one at half time, of every model and recipe."""
     table = []
     for model, masks in dict.fromkeys((row["model"], row["masks"]) for row in rows):
         mine = [row["flip rate"] for row in rows if (row["model"], row["masks"]) == (model, masks)]

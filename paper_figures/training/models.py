@@ -26,7 +26,7 @@ class _Block(nn.Module):
 
 
 def convnet() -> nn.Module:
-    """A stem of stride 2 and three residual blocks of width 16, 32 and 64."""
+    """Build a stem of stride 2 and three residual blocks of width 16, 32 and 64."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 5, 2, 2, bias=False),
         nn.BatchNorm2d(16),

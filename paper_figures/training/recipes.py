@@ -43,7 +43,7 @@ class Recipe:
         return " ".join(word for word in words if word not in ("-", "exact"))
 
     def sparsifier(self, model: nn.Module, include: tuple[str, ...], seed: int) -> Sparsifier | None:
-        """What masks the model, if anything does."""
+        """Return what masks the model, if anything does."""
         if self.structure == "dense":
             return None
         options: dict[str, Any] = {
@@ -60,7 +60,7 @@ class Recipe:
         return random(seed) if self.method == "random" else self.method
 
     def bits(self) -> tuple[float, float]:
-        """The exact mask diversity in bits per weight, and what the paper's formula says."""
+        """Return the exact mask diversity in bits per weight, and what the paper's formula says."""
         if self.structure in ("dense", "unstructured"):
             return 1.0, 1.0
         pattern = ms.Pattern.parse(self.pattern)
@@ -70,7 +70,7 @@ class Recipe:
 
 
 def larger_half(scores: Tensor, pattern: ms.Pattern) -> Tensor:
-    """The larger half of all weights of a tensor."""
+    """Keep the larger half of all weights of a tensor."""
     return scores.abs() > scores.abs().median()
 
 

@@ -133,7 +133,7 @@ def run(folder: Path, name: str, recipe: Recipe, seed: int, epochs: int, data: D
 
 
 def _rate(step: int, steps: int) -> float:
-    """The learning rate's factor: a linear warm-up, then a cosine down to zero."""
+    """Return the learning rate's factor: a linear warm-up, then a cosine down to zero."""
     warm = WARM_UP * steps
     return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
 
