@@ -49,7 +49,7 @@ class Compiled:
 def compile_variants(
     pattern: ms.Pattern, dtype: torch.dtype, *, saturated: bool = True, ragged: bool = False, every_stage: bool = False
 ) -> list[Compiled]:
-    """Compile the kernels that matrices of whole tiles, or ragged ones, launch: the first for each shape of tiles, or all."""
+    """Compile the kernels that whole or ragged matrices launch: the first for each shape of tiles, or all."""
     side = 32 * pattern.m + (pattern.m - 1 if ragged else 0)
     weights = torch.zeros(side, side, dtype=dtype)
     masks = torch.empty(side, side, dtype=torch.bool)
