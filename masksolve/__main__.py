@@ -1,4 +1,4 @@
-"""Where the `masksolve` command begins: before anything heavy is imported, so that an interrupt ends it cleanly."""
+"""The start of the `masksolve` command, before anything heavy is imported, so that an interrupt ends it cleanly."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _INTERRUPTED = 130
 def main() -> int:
     """Run the command and return its exit code, as `masksolve.cli.main` does.
 
-    Whenever SIGINT comes, it ends with one line. Standard streams may be closed.
+    Whenever SIGINT comes, the command ends with one line. Standard streams may be closed.
     """
     _fill_closed_streams()
-    # Of a background job, which ignores it, that stays so.
+    # A background job ignores it, and goes on doing so.
     can_be_interrupted = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
         if can_be_interrupted:
-            # Half of an import cannot be caught: libraries take what interrupts them for one that is not there.
+            # An interrupt within an import cannot be caught: libraries take it for a dependency that is missing.
             signal.signal(signal.SIGINT, _end_while_importing)
         from masksolve import cli
 
@@ -28,7 +28,7 @@ def main() -> int:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         code = cli.main()
         if can_be_interrupted:
-            # What there is to say is said, and what is finished is on the disk: now Python only waits for threads.
+            # All is said, and what is finished is on the disk: from here on Python only waits for threads.
             signal.signal(signal.SIGINT, lambda *_: os._exit(code))
         return code
     except KeyboardInterrupt:  # between two of these lines

@@ -61,7 +61,7 @@ _ADAPTERS = frozenset(["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B
 
 @dataclass(frozen=True)
 class Kind:
-    """What a weight is.
+    """The kind of a weight.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class Kind:
         (out, in); (out, in, *kernel); (..., rows, columns), one matrix at each index of the leading axes. None where
         nothing distinguishes a stack from a convolution.
     dense : str or None
-        Why it is left dense unless it is asked for, as what it is in words; None for a weight that is pruned.
+        Why it is left dense unless it is asked for, in words; None for a weight that is pruned.
     """
 
     axes: Axes | None

@@ -28,7 +28,7 @@ from masksolve.checkpoint._work import in_tensor
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """Whether a tensor is N:M sparse.
+    """The verdict on one tensor.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class TensorCheck:
 
 @dataclass(frozen=True, repr=False)
 class CheckReport:
-    """What `check_checkpoint` found.
+    """The result of `check_checkpoint`.
 
     Attributes
     ----------
@@ -198,7 +198,7 @@ def check_checkpoint(
 
 @dataclass(frozen=True)
 class _Search:
-    """What to check some tensors for, and what says which they are."""
+    """A pattern and direction to check for, and the tensors to check."""
 
     pattern: Pattern
     direction: Direction

@@ -1,4 +1,4 @@
-"""What changed between two checkpoints, tensor by tensor."""
+"""Compare two checkpoints, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BYTES_A_CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class TensorComparison:
-    """How a tensor of two checkpoints differs.
+    """The differences of one tensor of two checkpoints.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class TensorComparison:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What `compare_checkpoints` found.
+    """The result of `compare_checkpoints`.
 
     Attributes
     ----------

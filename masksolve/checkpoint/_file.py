@@ -63,7 +63,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself: its tensors, in the order of the header, and its metadata."""
+    """The header of a safetensors file: its tensors, in their order there, and its metadata."""
 
     tensors: tuple[TensorInfo, ...]
     metadata: dict[str, str]

@@ -13,7 +13,7 @@ _CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Identified:
-    """What each tensor is, and what says so, in words."""
+    """The kind of each tensor, and in words what says so."""
 
     kinds: dict[str, Kind]
     by: str

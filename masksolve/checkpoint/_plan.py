@@ -1,4 +1,4 @@
-"""What a prune would do, how long it would take and what it would need, before anything runs."""
+"""Report what a prune would do, how long it would take and what it would need, before anything runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BYTES_A_WEIGHT = 24
 
 @dataclass(frozen=True, repr=False)
 class PatternPlan:
-    """What pruning to one pattern would do.
+    """A plan for one pattern.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class PatternPlan:
 
 @dataclass(frozen=True, repr=False)
 class CheckpointPlan:
-    """What `plan_checkpoint` found.
+    """The result of `plan_checkpoint`.
 
     Attributes
     ----------

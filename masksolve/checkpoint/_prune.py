@@ -51,7 +51,7 @@ def prune_checkpoint(
     workers: int | Executor | None = 1,
     on_progress: OnProgress | None = None,
 ) -> PruneReport:
-    """Write a copy of a checkpoint in which every weight matrix is N:M sparse, transposably unless asked otherwise.
+    """Write a copy of a checkpoint in which every weight matrix is N:M sparse, transposable by default.
 
     The output has the input's files, headers, metadata and bytes, but for the pruned weights, which are +0.0. In a
     folder, masksolve.json says what each tensor was pruned to, by this and earlier prunes, for `check_checkpoint`. The

@@ -1,4 +1,4 @@
-"""What masks keep of a band: importance, gaps of certificates, and the worst tiles."""
+"""Quality of the masks of a band: kept importance, gaps of certificates, and the worst tiles."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TileRecord:
 
 @dataclass(frozen=True)
 class Quality:
-    """What masks keep, and how far that is from the optimum. `gaps` counts tiles by `GAP_CLASSES`."""
+    """Importance that masks keep, and how far it is from the optimum. `gaps` counts tiles by `GAP_CLASSES`."""
 
     importance: float
     kept: float
@@ -75,7 +75,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class BandRecord(Quality):
-    """What pruning did to a band, or to all bands of a tensor."""
+    """The record of a band, or of all bands of a tensor, that was pruned."""
 
     solve_seconds: float
     certify_seconds: float

@@ -1,4 +1,4 @@
-"""What a prune did, tensor by tensor; and how reports become JSON."""
+"""The report of a prune, tensor by tensor; and how reports become JSON."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class WorstTile:
 
 @dataclass(frozen=True, repr=False)
 class PruneReport:
-    """What `prune_checkpoint` or `apply_masks` did, with what is needed to do it again.
+    """The result of `prune_checkpoint` or `apply_masks`, with what is needed to do it again.
 
     Attributes
     ----------

@@ -45,7 +45,7 @@ _OUTPUT, _MASKS = "output", "masks.safetensors"
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is to do.
+    """The order for a run.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class Request:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What has to be the same for a run to be resumed, as JSON, by the names that messages use."""
+        """The arguments that have to be the same for a run to be resumed, as JSON, by the names that messages use."""
         plain = {"input": self.checkpoint.path, "output": self.output, "masks": self.masks, "pattern": self.job.pattern}
         masks = self.job.masks
         how: dict[str, Any] = (
@@ -111,7 +111,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run has done: the record of each tensor, and the hash of each unit of the input."""
+    """The outcome of a run: the record of each tensor, and the hash of each unit of the input."""
 
     bands: dict[str, BandRecord]
     fingerprints: list[str]

@@ -24,7 +24,7 @@ class SkippedTensor:
 
 @dataclass(frozen=True)
 class Globs:
-    """What the user says of tensors by globs of their names: which to prune, and what those of three axes are."""
+    """Globs of tensor names by which the user says which to prune, and what those of three axes are."""
 
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
@@ -66,7 +66,7 @@ class Globs:
 
 @dataclass(frozen=True)
 class Given:
-    """What somebody has decided before: the tensors to take, whether each is a stack, and why not the others."""
+    """An earlier decision: the tensors to take, whether each is a stack, and why not the others."""
 
     stacks: Mapping[str, bool]
     otherwise: str

@@ -29,7 +29,7 @@ _BYTES_A_CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Piece:
-    """What of a band is held in memory at once: these rows, in these columns (entries along the second axis)."""
+    """The part of a band that is held in memory at once: rows, and columns (entries along the second axis)."""
 
     rows: slice
     columns: slice
@@ -37,7 +37,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor's rows lie in a file: from `offset` on, `row` bytes each, in which a column takes `bits`."""
+    """The place of a tensor's rows in a file: from `offset` on, `row` bytes each, in which a column takes `bits`."""
 
     offset: int
     row: int

@@ -1,4 +1,4 @@
-"""What a worker does with one unit: hash it, prune it, verify it. It knows paths, never who called it."""
+"""The work on one unit: hash it, prune it, verify it. A worker knows paths, never who called it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class StoredMasks:
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with every unit: where the input is, what masks look like, and where they come from.
+    """The work on every unit: where the input is, what masks look like, and where they come from.
 
     Paths are absolute and mean the same file to every worker; `source` is a folder.
     """
@@ -65,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a run writes: the folder of the output, and the file of masks. None for what is not wanted."""
+    """The places where a run writes: the folder of the output, and the file of masks. None for what is not wanted."""
 
     output: Path | None
     masks: Path | None

@@ -200,7 +200,9 @@ def prune(
     scheduler: str | None,
     timeout: float | None,
 ) -> None:
-    """Make every weight matrix of INPUT transposable N:M sparse, or one-sided with --direction.
+    """Prune the weight matrices of INPUT to transposable N:M.
+
+    With --direction, to one-sided N:M.
 
     INPUT is a .safetensors file, or a folder of them with an index, such as model.safetensors.index.json. Tensors that
     are not weight matrices are copied unchanged. Without --include, so are embeddings, output layers tied to them,
@@ -254,9 +256,9 @@ def apply(
     scheduler: str | None,
     timeout: float | None,
 ) -> None:
-    """Prune the checkpoint INPUT by masks that `masksolve prune --masks` wrote.
+    """Prune INPUT by masks that `prune --masks` wrote.
 
-    Their pattern and direction are in the file.
+    INPUT is a .safetensors file, or a folder of them with an index. The file of masks says the pattern and direction.
     """
     _check_report_path(report, [source, output, masks], overwrite)
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
@@ -306,7 +308,9 @@ def check(
     scheduler: str | None,
     timeout: float | None,
 ) -> None:
-    """Check that the weight matrices of INPUT are N:M sparse; exit with 1 if one is not.
+    """Check that the weight matrices of INPUT are N:M sparse.
+
+    The exit code is 1 if one is not.
 
     The record that a prune leaves in a folder, masksolve.json, says which tensors were pruned, and to what. Without it,
     or with --include, --stack or --convolution, those are checked that `masksolve prune` would prune.
@@ -399,7 +403,9 @@ def adaprune_model(
     length: int,
     batch: int,
 ) -> None:
-    """Prune a pretrained model to N:M, and re-fit each layer on a few unlabelled inputs.
+    """Prune a model to N:M, and re-fit each layer on a few inputs.
+
+    The model is a pretrained one, the inputs need no labels.
 
     The folder gets the model in the form in which it was loaded (from code: model.safetensors), the other files beside
     it but for weights in other formats, the report adaprune.json, and masksolve.json, which says for `masksolve
@@ -474,7 +480,10 @@ def plan(
     convolution: tuple[str, ...],
     workers: int | None,
 ) -> None:
-    """Report what `prune` would do to INPUT, how long it would take and what it would need. Nothing is written."""
+    """Report what `prune` would do to INPUT, and what it would cost.
+
+    That is time, memory and bytes on the disk. Nothing is written.
+    """
     result = plan_checkpoint(
         source,
         patterns,
@@ -541,7 +550,7 @@ def compare(first: Path, second: Path, workers: int | None, scheduler: str | Non
 
 @cli.command()
 def methods() -> None:
-    """List the methods, preferred first, and how to install those that are missing."""
+    """List the methods, preferred first, and how to install them."""
     installed = available_methods()
     for name, extra in extras_of_methods().items():
         click.echo(f"{name:<12} {'installed' if name in installed else f'pip install masksolve[{extra}]'}")
@@ -550,16 +559,16 @@ def methods() -> None:
 @cli.command("diversity")
 @click.argument("pattern", metavar="N:M", type=_PatternType())
 def show_diversity(pattern: Pattern) -> None:
-    """Count the masks of an M x M tile that keep N of every M weights."""
+    """Count the N:M masks of an M x M tile."""
     n, m = pattern.n, pattern.m
     transposable = diversity.log2_count(n, m)
     formula = math.log2(paper_formula(n, m))
     click.echo(f"masks of one {m}x{m} tile, {pattern.describe()}:")
     _print_masks("transposable", m, diversity.count(n, m) if transposable.exact else transposable.value)
     try:
-        _print_masks(f"transposable, at most {n} a line", m, diversity.count(n, m, saturated=False))
+        _print_masks(f"transposable, at most {n} per line", m, diversity.count(n, m, saturated=False))
     except ValueError:
-        click.echo(f"{f'transposable, at most {n} a line':<32} too many to count")
+        click.echo(f"{f'transposable, at most {n} per line':<32} too many to count")
     _print_masks("one-sided", m, diversity.count(n, m, direction="rows"))
     _print_masks("unstructured", m, diversity.mask_diversity(pattern, m * m, direction="unstructured"))
     _print_masks("the paper's formula", m, paper_formula(n, m))
@@ -578,7 +587,7 @@ def show_diversity(pattern: Pattern) -> None:
 @_pattern
 @click.option("--length", type=click.IntRange(1), default=1024, show_default=True, help="How many weights a row has.")
 def odds(sparsity: float, pattern: Pattern, length: int) -> None:
-    """Print the odds that weights pruned without structure are N:M already."""
+    """Print the odds that unstructured zeros are N:M already."""
     n, m = pattern.n, pattern.m
     row = row_odds(sparsity, n, m, length)
     tile = tile_odds(sparsity, n, m, rng=0)

@@ -114,7 +114,7 @@ def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, le
     Parameters
     ----------
     files : sequence of Path
-        Text, one sample a line, for a model with a tokenizer. Otherwise .npy, the model's argument, or .safetensors,
+        Text, one sample per line, for a model with a tokenizer. Otherwise .npy, the model's argument, or .safetensors,
         its keyword arguments; the first axis of every array counts samples.
     loaded : LoadedModel
     samples, size : int
@@ -151,7 +151,7 @@ def _lines(path: Path, share: int) -> list[str]:
             f"--calibration {path} is not UTF-8 text ({error.reason} at byte {error.start})"
         ) from None
     if not lines:
-        raise click.UsageError(f"--calibration {path} holds no text; give one sample a line")
+        raise click.UsageError(f"--calibration {path} holds no text; give one sample per line")
     # Spread over the file.
     return [lines[index] for index in np.linspace(0, len(lines) - 1, min(share, len(lines))).astype(int)]
 

@@ -34,7 +34,7 @@ def test_diversity_prints_the_counts_bits_per_weight_and_the_formulas_error(run:
     assert (code, err) == (0, "")
     assert "keeps 4 of every 8, zeroes 4" in out
     assert fields(out, "transposable ")[::4] == ["0.5745", "116,963,796,250"]
-    assert fields(out, "transposable, at most 4 a line")[-1] == "94,473,463,102,448,047"
+    assert fields(out, "transposable, at most 4 per line")[-1] == "94,473,463,102,448,047"
     assert fields(out, "one-sided")[::4] == ["0.7662", "576,480,100,000,000"]
     assert fields(out, "unstructured")[-1] == "1,832,624,140,942,590,534"
     assert fields(out, "the paper's formula  ")[-1] == "17,557,585,920,000"
