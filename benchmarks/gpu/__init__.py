@@ -1,1 +1,1 @@
-"""Benchmarks that are run where a GPU is at hand, and what can be told of the kernel without one."""
+"""Benchmarks that need a GPU, and estimates of the kernels that need none."""

@@ -35,7 +35,7 @@ _CERTIFIED_WEIGHTS = 1 << 18
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One solver on one matrix. `kept_importance` is a share of the best; tiles are counted that the CPU solved."""
+    """One solver on one matrix. `kept_importance` is relative to the optimum; `solved_on_cpu` counts tiles."""
 
     pattern: str
     dtype: str

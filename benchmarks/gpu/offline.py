@@ -1,4 +1,4 @@
-"""Compiles the kernels for a GPU that need not be there, by the launcher's own way, and reads the machine code."""
+"""Compilation of the kernels for a GPU that need not be there, through Triton's launcher, and their machine code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOPPER = GPUTarget("cuda", 90, 32)
 
 @dataclass(frozen=True)
 class Compiled:
-    """One variant of a kernel: its PTX, its instructions in order, and what it takes of a multiprocessor.
+    """One variant of a kernel: its PTX, its instructions in order, and the resources that it takes of a multiprocessor.
 
     `setup`, `round` and `finish` are the instructions of one thread: before the rounds, in each round with an attempt
     at a proof, and after them. A kernel without rounds has `setup` alone.
@@ -124,7 +124,7 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _sections(assembly: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Instructions before the loop, in it, and after it up to the exit; what stands behind is for rare cases."""
+    """Return the instructions before the loop, in it, and after it up to the exit; those behind are for rare cases."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
     jumps: list[tuple[int, str]] = []

@@ -1,10 +1,9 @@
-"""What a tile costs the kernels on an H200, estimated from its machine code: `python -m benchmarks.gpu.operations`.
+"""Estimates of the kernels' time on an H200, from their machine code: `python -m benchmarks.gpu.operations`.
 
-Nothing is measured on a GPU here. Counted are the instructions of one thread in the code compiled for compute
-capability 9.0, and the rounds that warps of Gaussian tiles take, the latter with the batched version. Set against them
-are the issue slots that these instructions take at the throughputs of NVIDIA's programming guide, and the bytes
-that have to be moved. Waiting, imperfect scheduling and caches are left out: a time below this is impossible, one twice
-as long would be no surprise.
+Nothing is measured on a GPU here. It counts the instructions of one thread in the code compiled for compute capability
+9.0, and, with the batched version, the rounds that warps of Gaussian tiles take. From these follow the issue slots, at
+the throughputs of NVIDIA's programming guide, and the bytes to move. Waiting, imperfect scheduling and caches are
+ignored: no run can be faster, and one twice as slow would be no surprise.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def _clocks(instructions: tuple[str, ...]) -> int:
 
 
 def _rounds_of_a_warp(n: int, m: int) -> float:
-    """How many rounds the slowest tile of a warp takes on average, Gaussian bfloat16 weights."""
+    """Return the mean rounds of the slowest tile of a warp, for Gaussian bfloat16 weights."""
     in_warp, count = 32 // m, 1 << 11
     weights = np.random.default_rng(0).standard_normal((1, 1, count, m, m), np.float32)
     tiles = torch.from_numpy(weights).bfloat16()

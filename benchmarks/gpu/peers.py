@@ -22,7 +22,7 @@ _CHUNK_WEIGHTS = 1 << 22
 
 @dataclass(frozen=True)
 class Peer:
-    """A solver of matrices (R, C) whose sides are multiples of m: masks, or None for what shows none."""
+    """A solver of matrices (R, C) whose sides are multiples of m: returns masks, or None if it shows none."""
 
     name: str
     solve: Callable[[Tensor, ms.Pattern], Tensor]

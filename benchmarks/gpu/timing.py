@@ -1,4 +1,4 @@
-"""Times what runs on a CUDA device."""
+"""Timing on a CUDA device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def milliseconds(run: Callable[[], object], repeats: int = 20) -> float:
-    """Median time of a call, from an idle device until it is idle again, after a warm-up that compiles."""
+    """Measure the median time of a call, from an idle device until it is idle again, after a warm-up that compiles."""
     run()
     times = []
     for _ in range(repeats):

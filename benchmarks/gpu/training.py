@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure(batch: int, tokens: int, width: int, heads: int) -> list[tuple[str, str, str]]:
-    """Names, milliseconds, and shares of the dense step."""
+    """Return rows of names, milliseconds and shares of the dense step."""
     shapes = ((3 * width, width), (width, width), (4 * width, width), (width, 4 * width))
     weights = [torch.randn(shape, device=_DEVICE).mul_(0.02).bfloat16().requires_grad_() for shape in shapes]
     inputs = torch.randn(batch, tokens, width, device=_DEVICE, dtype=torch.bfloat16)

@@ -361,3 +361,14 @@ def test_a_failing_schedule_or_importance_is_the_users_own_error() -> None:
     with pytest.raises(KeyError, match=r"0\.weight"):
         Sparsifier(model, "2:4", importance=broken)
     assert list(model.state_dict()) == list(mlp().state_dict())
+
+
+def test_a_single_layer_loads_nothing_either_if_its_mask_is_refused() -> None:
+    """A model that is one masked layer is its own guard: its bias must not be loaded before the mask is judged."""
+    layer, other = nn.Linear(16, 16), nn.Linear(16, 16)
+    Sparsifier(layer, "2:4")
+    Sparsifier(other, "1:4")
+    before = snapshot(layer)
+    with pytest.raises(RuntimeError, match=r"weight_mask: mask\[0, 0:4\] keeps 1 of 4 entries; .*nothing was loaded"):
+        layer.load_state_dict(other.state_dict())
+    assert same(before, layer)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -178,20 +178,32 @@ class Trace:
     first: nn.Module | None = None
     last: nn.Module | None = None
     entered: dict[nn.Module, list[int]] = field(default_factory=dict)
-    digests: dict[nn.Module, dict[int, tuple[float, float]]] = field(default_factory=dict)
+    digests: dict[nn.Module, dict[int, Digest]] = field(default_factory=dict)
 
 
-class _Digest:
-    """A number by which tensors differ, the product with a random one, and their norm."""
+class Digest(NamedTuple):
+    """Two numbers by which tensors differ: the product with a random one, and the norm."""
+
+    product: float
+    norm: float
+
+    def is_near(self, expected: Digest) -> bool:
+        """Return whether this is the digest of a tensor that was computed again."""
+        within = _AGAIN * expected.norm
+        return abs(self.product - expected.product) <= within and abs(self.norm - expected.norm) <= within
+
+
+class _Digester:
+    """Computes digests, all with one random tensor."""
 
     def __init__(self) -> None:
         self._random = torch.empty(0)
 
-    def __call__(self, x: Tensor) -> tuple[float, float]:
+    def __call__(self, x: Tensor) -> Digest:
         flat = x.flatten().float()
         if len(self._random) < len(flat):
             self._random = torch.randn(len(flat), generator=torch.Generator().manual_seed(0)).to(flat.device)
-        return float(flat @ self._random[: len(flat)].to(flat.device)), float(flat.norm())
+        return Digest(float(flat @ self._random[: len(flat)].to(flat.device)), float(flat.norm()))
 
 
 def input_key(module: nn.Module) -> object:
@@ -257,7 +269,7 @@ class Calibration:
             for module in self._model.modules()
             if module is not self._model and not layers.isdisjoint(module.modules())
         }
-        digest = _Digest()
+        digest = _Digester()
         for index in range(len(self._batches)):
 
             def enter(module: nn.Module, args: Any, index: int = index) -> None:
@@ -294,10 +306,10 @@ class Calibration:
         if len(groups) < 2:
             return
         self._replay = Replay(self._model, trace.entered)
-        digest = _Digest()
+        digest = _Digester()
 
         def shows(index: int, group: Sequence[nn.Module]) -> bool:
-            seen: dict[nn.Module, tuple[float, float]] = {}
+            seen: dict[nn.Module, Digest] = {}
 
             def see(module: nn.Module, x: Tensor) -> None:
                 if module not in seen:
@@ -309,11 +321,7 @@ class Calibration:
                 # Code that gets no numbers may fail in any way; without stand-ins it does not.
                 return False
             expected = {module: trace.digests[module][index] for module in group if trace.calls[module][index]}
-            return seen.keys() == expected.keys() and all(
-                abs(seen[module][part] - expected[module][part]) <= _AGAIN * expected[module][1]
-                for module in seen
-                for part in (0, 1)
-            )
+            return seen.keys() == expected.keys() and all(seen[module].is_near(expected[module]) for module in seen)
 
         on_group = bar.phase("learning what to keep", len(groups))
         in_order = sorted(groups, key=lambda group: min(map(trace.order.index, group)))

@@ -21,7 +21,7 @@ from masksolve.torch._adaprune.input_pool import InputPool
 
 # Of the paper: cached activations of a step, and the learning rates of weights and biases.
 _BATCH = 50
-_RATES = (1e-3, 1e-2)
+_WEIGHT_RATE, _BIAS_RATE = 1e-3, 1e-2
 # Bytes of normal equations that a core's cache holds from their gathering to their factors.
 _CACHED = 1 << 20
 # Each refinement gains about six digits; where more of them are needed, float64 is as fast.
@@ -216,7 +216,7 @@ def adam(
     biases = {}
     for module, _ in pools if train_bias else ():
         biases[module] = cast(Tensor, module.bias).detach().to(dtype, copy=True).requires_grad_()
-    groups = [{"params": [weight], "lr": _RATES[0]}, {"params": list(biases.values()), "lr": _RATES[1]}]
+    groups = [{"params": [weight], "lr": _WEIGHT_RATE}, {"params": list(biases.values()), "lr": _BIAS_RATE}]
     # Fused: a third of the time goes into the update otherwise.
     optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
     total = sum(len(pool) for _, pool in pools)

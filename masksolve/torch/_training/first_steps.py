@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,11 @@ from torch.utils.hooks import RemovableHandle
 from masksolve.torch._dtensor import is_sharded
 
 _SAMPLES = 16
+
+
+class _Version(NamedTuple):
+    parameter: Tensor
+    number: int
 
 
 class FirstSteps:
@@ -25,7 +31,7 @@ class FirstSteps:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         # By id: adapters give parameters other names. They are held, so that no other gets the id of one.
-        self._versions = {id(each): (each, each._version) for each in _trainable(model)}
+        self._versions = {id(each): _Version(each, each._version) for each in _trainable(model)}
         self._received: set[int] = set()
         self._before: dict[int, tuple[Tensor, int, Tensor]] = {}
         self._hooks: list[RemovableHandle] = [each.register_hook(self._note(id(each))) for each in _trainable(model)]
@@ -36,7 +42,7 @@ class FirstSteps:
         # Those unfrozen or added since have no hook, and FSDP sets gradients behind every hook.
         if self._received or not now or any(id(each) not in self._versions or is_sharded(each) for each in now):
             return True
-        return any(each.grad is not None or each._version != self._versions[id(each)][1] for each in now)
+        return any(each.grad is not None or each._version != self._versions[id(each)].number for each in now)
 
     def untrained(self, parameters: Mapping[str, nn.Parameter]) -> list[str] | None:
         """Name those that got a gradient but stood still in the first step that changed any parameter of the model.

@@ -12,7 +12,7 @@ import copyreg
 import weakref
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -196,7 +196,8 @@ def _masked_class(
 
         def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
             *_, errors = rest
-            if faults := mask_faults(self, state_dict, prefix):
+            # Where this module is the model itself, its guard is yet to come, and refuses all of the state_dict.
+            if not guards(self) and (faults := mask_faults(self, state_dict, prefix)):
                 # As where a shape does not fit: all else is loaded, and whoever called raises.
                 errors += [f"{fault}; the mask stays as it was" for fault in faults.values()]
                 state_dict = {**state_dict, **{key: self._buffers[key.removeprefix(prefix)] for key in faults}}
@@ -289,10 +290,17 @@ def unmasked_class(module: nn.Module) -> type[nn.Module]:
     return base
 
 
-def masked_parameter(owner: nn.Module, attribute: str) -> tuple[nn.Parameter, MaskedWeight] | None:
+class Held(NamedTuple):
+    """A masked parameter as its module holds it."""
+
+    weight: nn.Parameter
+    masked: MaskedWeight
+
+
+def masked_parameter(owner: nn.Module, attribute: str) -> Held | None:
     """Return the dense weight and the mask of a masked parameter, as they are now; None if it is not masked."""
     masked, weight = _masks(owner).get(attribute), owner._parameters.get(attribute)
-    return None if masked is None or weight is None else (weight, masked)
+    return None if masked is None or weight is None else Held(weight, masked)
 
 
 def owner_of(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
@@ -329,7 +337,7 @@ def is_outermost(owner: nn.Module) -> bool:
 
 def write_zeros(owner: nn.Module, attribute: str) -> None:
     """Write the zeros into a masked parameter."""
-    weight, masked = cast(tuple[nn.Parameter, MaskedWeight], masked_parameter(owner, attribute))
+    weight, masked = cast(Held, masked_parameter(owner, attribute))
     with torch.no_grad():
         # Adding zero turns the -0.0 of a negative weight into 0.0; DTensor of PyTorch 2.6 refuses a float.
         weight.mul_(masked.mask).add_(torch.zeros_like(weight))
@@ -363,6 +371,23 @@ def mask_faults(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> d
             if fault is not None:
                 found[key] = f"{key}: {fault}"
     return found
+
+
+def guards(module: nn.Module) -> list[int]:
+    """Return the keys of a module's hooks that refuse a state_dict with faulty masks."""
+    hooks: dict[int, Any] = module._load_state_dict_pre_hooks
+    return [key for key, wrapped in hooks.items() if getattr(wrapped, "hook", None) is refuse_masks]
+
+
+# A function, not a method: copies of the model have it, and must not copy a Sparsifier.
+def refuse_masks(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Refuse, before anything is loaded, a state_dict with a mask that the model's Sparsifier cannot have made."""
+    for path, module in model.named_modules():
+        for fault in mask_faults(module, state_dict, f"{prefix}{path}." if path else prefix).values():
+            raise RuntimeError(
+                f"the state_dict has a mask that the model's Sparsifier cannot have made: {fault}; nothing was loaded; "
+                "make the Sparsifier for the pattern that was saved, or leave out the masks and load with strict=False"
+            )
 
 
 def check_weight(name: str, weight: Tensor, masked: MaskedWeight) -> None:

@@ -176,7 +176,7 @@ def _forward(self: nn.Linear, inputs: Tensor) -> Tensor:
 def _is_packed(module: nn.Linear, inputs: Tensor, weight: Tensor) -> bool:
     # Under another class, put on the layer by others, the weight need not be sparse.
     found = masked_parameter(module, "weight")
-    if found is None or not isinstance(found[1], PackableWeight):
+    if found is None or not isinstance(found.masked, PackableWeight):
         return False
     # The dense product handles empty and nested inputs, and refuses others in its own words.
     if type(inputs) not in (Tensor, nn.Parameter) or inputs.is_nested or inputs.layout != torch.strided:
@@ -189,7 +189,7 @@ def _is_packed(module: nn.Linear, inputs: Tensor, weight: Tensor) -> bool:
         return False
     if not _is_suited(weight.device.type, weight.device.index, tuple(weight.shape), dtype):
         return False
-    masked = found[1]
+    masked = found.masked
     # A compiled graph cannot look.
     if torch.compiler.is_compiling():
         return masked.is_packable and not masked.is_copy

@@ -36,6 +36,7 @@ from masksolve.torch._training.loading import guard_loading, unguard_loading
 from masksolve.torch._training.masking import (
     GRADIENTS,
     Gradient,
+    Held,
     MaskedWeight,
     MaskFault,
     attach,
@@ -94,7 +95,7 @@ class Sparsifier:
         calls it.
     method : str or callable
         As for `masksolve.solve_matrix`. A callable, for experiments, gets scores (..., R, C) and the Pattern and
-        returns a boolean mask, of any structure.
+        returns a boolean mask, of any structure; leave `direction` alone then.
     saturated : bool
         True: exactly n in every whole group. False: at most n, which can keep more.
     accelerate : bool
@@ -210,7 +211,7 @@ class Sparsifier:
                 attach(owner, attribute, masked, packed_forward(owner) if accelerate else None)
                 self._owners[name] = weakref.ref(owner)
         guard_loading(self._model)
-        self._steps = StepCount(self._masked(self._sites[0].name)[1])
+        self._steps = StepCount(self._held(self._sites[0].name).masked)
         # The masks as they were when all of them were filled with True, by their place in memory and version.
         self._filled: dict[str, tuple[int, int]] = {}
         self._finish_refresh(solutions, start, {site.name: 0 for site in self._sites})
@@ -250,7 +251,7 @@ class Sparsifier:
     def decay(self, value: float) -> None:
         self._decay = _checked_decay(value)
         for site in self._sites:
-            self._masked(site.name)[1].decay = value
+            self._held(site.name).masked.decay = value
 
     @property
     def refresh_every(self) -> RefreshEvery:
@@ -271,7 +272,7 @@ class Sparsifier:
         self._schedule = Schedule(self._schedule.refresh_every, value)
         for site in self._sites:
             # `until` decides whether dense masks may be loaded.
-            self._masked(site.name)[1].fault = self._fault_of(site.layout)
+            self._held(site.name).masked.fault = self._fault_of(site.layout)
 
     def __setattr__(self, name: str, value: object) -> None:
         is_settable = name.startswith("_") or getattr(getattr(type(self), name, None), "fset", None) is not None
@@ -332,7 +333,7 @@ class Sparsifier:
                 f"the final dense phase began at step {self._schedule.until}: no mask is left to refresh"
             )
         start = time.perf_counter()
-        held = {site.name: self._masked(site.name) for site in self._sites}
+        held = {site.name: self._held(site.name) for site in self._sites}
         solutions = self._solve({name: weight for name, (weight, _) in held.items()})
         changed = {}
         for name, (_, masked) in held.items():
@@ -365,7 +366,7 @@ class Sparsifier:
             finalize(model)
             return
         for site in self._sites:
-            self._masked(site.name)
+            self._held(site.name)
         remove_masks([(name, *self._place(name)) for site in self._sites for name in site.names])
         unguard_loading(self._model)
         self._forget_first_steps()
@@ -378,9 +379,9 @@ class Sparsifier:
             "pattern": str(self.pattern),
             "direction": self.direction,
             "step": self.steps,
-            "masks": {site.name: self._masked(site.name)[1].mask for site in self._sites},
+            "masks": {site.name: self._held(site.name).masked.mask for site in self._sites},
             "potentials": {
-                name: found for name, found in self._potentials.items() if not is_sharded(self._masked(name)[0])
+                name: found for name, found in self._potentials.items() if not is_sharded(self._held(name).weight)
             },
         }
 
@@ -407,7 +408,7 @@ class Sparsifier:
                 f"the state_dict has masks of direction {state['direction']!r}, this Sparsifier is for "
                 f"{self.direction!r}; make one with direction={state['direction']!r}"
             )
-        held = {site.name: self._masked(site.name)[1] for site in self._sites}
+        held = {site.name: self._held(site.name).masked for site in self._sites}
         masks = state["masks"]
         for name in sorted(held.keys() ^ masks.keys()):
             where = "the model" if name in held else "the state_dict"
@@ -424,7 +425,7 @@ class Sparsifier:
         potentials = {
             name: found
             for name, found in state["potentials"].items()
-            if name in held and not is_sharded(self._masked(name)[0])
+            if name in held and not is_sharded(self._held(name).weight)
         }
         placed = {name: like(masks[name], masked.mask) for name, masked in held.items()}
         for name, masked in held.items():
@@ -488,7 +489,7 @@ class Sparsifier:
 
     def _become_dense(self) -> None:
         for site in self._sites:
-            masked = self._masked(site.name)[1]
+            masked = self._held(site.name).masked
             # Only once, unless something has written to the mask since: it may have been loaded.
             if self._filled.get(site.name) != (id(masked.mask), masked.mask._version):
                 masked.set_mask(torch.ones_like(masked.mask))
@@ -513,7 +514,7 @@ class Sparsifier:
             "a new Sparsifier"
         )
 
-    def _masked(self, name: str) -> tuple[nn.Parameter, MaskedWeight]:
+    def _held(self, name: str) -> Held:
         """Return the dense weight and the mask of a parameter, as they are now."""
         found = masked_parameter(*self._place(name))
         assert found is not None
@@ -527,7 +528,7 @@ class Sparsifier:
     def _check_first_steps(self) -> None:
         if self._first_steps is None:
             return
-        held = {site.name: self._masked(site.name) for site in self._sites}
+        held = {site.name: self._held(site.name) for site in self._sites}
         is_used = any(masked.is_read for _, masked in held.values()) or self._first_steps.may_have_begun()
         if self.steps == 0 and not is_used:
             raise RuntimeError(
