@@ -64,7 +64,7 @@ def run(full: bool, threads: int, weights: Path, output: Path, page: Path | None
         "the paper's greedy and TSENOR want more tiles at once than the quick form gives them at 16:32: up to 2.4 "
         "times faster in the full form",
         "exact, greedy, two-approx and numpy.abs take the matrix, the others contiguous tiles cut for them beforehand",
-        "retained: kept importance of a tile over the optimum's; certified: by masksolve.certify, on so many tiles",
+        "retained: kept importance of a tile over the optimum's; certified: by masksolve.certify, (tiles judged)",
     ]
     table = report.measured_table(rows)
     print(f"{header(threads)}\n\n{table}\n\n" + "\n".join(notes))

@@ -20,7 +20,7 @@ _PACKAGES = ("masksolve", "numpy", "numba", "scipy", "ortools", "pulp", "network
 
 
 def pin_threads(threads: int) -> None:
-    """Give every library so many threads. Call it before NumPy is imported: BLAS and OpenMP read these once."""
+    """Set the number of threads of every library. Call it before NumPy is imported: BLAS and OpenMP read these once."""
     os.environ.update(dict.fromkeys(_VARIABLES, str(threads)))
 
 

@@ -20,7 +20,7 @@ class Sample:
 
 
 def sample(matrix: NDArray[np.float32], m: int, count: int) -> Sample:
-    """About so many tiles from the top of a matrix: whole tile rows, or a part of the first."""
+    """Take about this many tiles from the top of a matrix: whole tile rows, or a part of the first."""
     tile_rows, per_row = matrix.shape[0] // m, matrix.shape[1] // m
     rows = min(tile_rows, max(1, count // per_row))
     columns = per_row if count >= per_row else count

@@ -1,4 +1,4 @@
-"""Seconds a tile of every solver, on one thread: the paper's three, their relatives, and the exact one."""
+"""Seconds per tile of every solver, on one thread: the paper's three, their relatives, and the exact one."""
 
 import os
 

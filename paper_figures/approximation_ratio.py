@@ -1,7 +1,7 @@
 """Figure (d): how far greedy and the paper's 2-approximation fall short: usual, worst found, and the tight example.
 
 Greedy keeps at least half of the optimum; the 2-approximation prunes at most twice the weight that the optimum
-prunes. The optimum is that of at most N ones a line, as in the paper's definition, under which both bounds hold.
+prunes. The optimum is that of at most N ones per line, as in the paper's definition, under which both bounds hold.
 Beside them, the best of 1000 uniformly random masks against the optimum of exactly N, which they have too.
 """
 

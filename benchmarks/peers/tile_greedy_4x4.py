@@ -2,7 +2,7 @@
 
 PyTorch (and xFormers before it) prunes to 2:4 both ways by a greedy that holds a 4x4 tile in registers: entries in
 descending order of magnitude, each kept while its row and column have fewer than two. Its kernels need CUDA. Here a
-tile's mask is a 16-bit number, and a table tells which entries still fit it: the masks are PyTorch's, not the time.
+tile's mask is a 16-bit number, and a table says which entries still fit it: the masks are PyTorch's, not the time.
 """
 
 from __future__ import annotations

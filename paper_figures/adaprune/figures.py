@@ -328,7 +328,7 @@ def answers(found: Sequence[minilm.Result], nets: Sequence[convnet.Result]) -> l
             {masks: (plain["magnitude"], plain[masks]) for masks in ("wanda", "hessian")},
         ),
         (
-            "Does it help to find masks anew from the repaired weights?",
+            "Does it help to find the masks again from the repaired weights?",
             {masks: (case, replace(case, alternations=5)) for masks, case in plain.items()},
         ),
         (

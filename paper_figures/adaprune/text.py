@@ -1,4 +1,4 @@
-"""Sentences from plain files: one a line, or separated by lines with nothing but %, as Debian's fortunes are."""
+"""Sentences from plain files: one per line, or separated by lines with nothing but %, as Debian's fortunes are."""
 
 from __future__ import annotations
 

@@ -59,6 +59,6 @@ def read_idx(path: Path) -> np.ndarray:
     raw = path.read_bytes()
     content = gzip.decompress(raw) if path.suffix == ".gz" else raw
     if content[:3] != b"\x00\x00\x08":
-        raise SystemExit(f"{path} is no IDX file of bytes")
+        raise SystemExit(f"{path} is not an IDX file of bytes")
     shape = np.frombuffer(content, ">u4", content[3], offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape.astype(int)).copy()
