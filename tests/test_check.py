@@ -1,5 +1,6 @@
 """check_mask and is_valid_mask."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,15 +46,17 @@ def test_one_entry_more_or_less_is_noticed_in_any_layout(
 
 
 @pytest.mark.parametrize("pattern", [pattern for pattern in PATTERNS if pattern[0] < pattern[1]], ids=name_of)
-def test_masks_that_break_only_rows_or_only_columns_are_refused(pattern: Pair) -> None:
+@pytest.mark.parametrize(("along", "kept_along"), [("columns", "rows"), ("rows", "columns")])
+def test_masks_that_break_only_rows_or_only_columns_are_refused(pattern: Pair, along: str, kept_along: str) -> None:
     n, m = pattern
-    breaks_columns = np.zeros((m, m), bool)
-    breaks_columns[:, :n] = True
-    assert ms.is_valid_mask(breaks_columns, n, m, saturated=True, direction="rows")
-    for mask, along in [(breaks_columns, "columns"), (breaks_columns.T, "rows")]:
-        assert not ms.is_valid_mask(mask, n, m)
-        with pytest.raises(ms.InvalidMaskError, match=f"along {along} allows at most {n}"):
-            ms.check_mask(mask, n, m)
+    mask = np.zeros((m, m), bool)
+    mask[:, :n] = True
+    if along == "rows":
+        mask = mask.T
+    assert ms.is_valid_mask(mask, n, m, saturated=True, direction=kept_along)
+    assert not ms.is_valid_mask(mask, n, m)
+    with pytest.raises(ms.InvalidMaskError, match=f"along {along} allows at most {n}"):
+        ms.check_mask(mask, n, m)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +94,11 @@ def test_short_groups_are_named_where_exactly_n_are_asked_for() -> None:
         ms.check_mask(mask, 3, 5, saturated=True)
 
 
-def test_a_partial_group_holds_at_most_n_even_where_saturated() -> None:
-    for kept in range(3):
-        mask = np.zeros((1, 3), bool)
-        mask[0, :kept] = True
-        assert ms.is_valid_mask(mask, 2, 4, saturated=True)
-    assert not ms.is_valid_mask(np.ones((1, 3)), 2, 4, saturated=True)
-    assert not ms.is_valid_mask(np.ones((3, 1)), 2, 4, saturated=True)
+@pytest.mark.parametrize("kept", range(4))
+@pytest.mark.parametrize("shape", [(1, 3), (3, 1)])
+def test_a_partial_group_holds_at_most_n_even_where_saturated(shape: Pair, kept: int) -> None:
+    mask = (np.arange(3) < kept).reshape(shape)
+    assert ms.is_valid_mask(mask, 2, 4, saturated=True) == (kept <= 2)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64, np.uint8, bool, "bfloat16"])
@@ -107,15 +108,19 @@ def test_zeros_and_ones_of_any_dtype_are_a_mask(dtype: Any) -> None:
     assert not ms.is_valid_mask(np.ones((4, 4)).astype(dtype), 1, 4)
 
 
+CHECKS = pytest.mark.parametrize("function", [ms.check_mask, ms.is_valid_mask])
+
+
+@CHECKS
 @pytest.mark.parametrize(("value", "shown"), [(0.5, "0.5"), (2, "2"), (-1, "-1"), (np.nan, "nan")])
-def test_anything_but_zero_and_one_is_no_mask(value: float, shown: str) -> None:
+def test_anything_but_zero_and_one_is_not_a_mask(value: float, shown: str, function: Callable[..., Any]) -> None:
     mask = np.zeros((2, 3, 3))
     mask[1, 0, 2] = value
-    for function in (ms.check_mask, ms.is_valid_mask):
-        with pytest.raises(ValueError, match=rf"mask\[1, 0, 2\] is {shown}.*only 0 and 1"):
-            function(mask, 1, 3)
+    with pytest.raises(ValueError, match=rf"mask\[1, 0, 2\] is {shown}.*only 0 and 1"):
+        function(mask, 1, 3)
 
 
+@CHECKS
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
@@ -126,12 +131,13 @@ def test_anything_but_zero_and_one_is_no_mask(value: float, shown: str) -> None:
         (np.array([[None]]), TypeError, "object"),
     ],
 )
-def test_what_is_no_mask_is_refused_in_one_line(mask: Any, error: type[Exception], message: str) -> None:
-    for function in (ms.check_mask, ms.is_valid_mask):
-        with pytest.raises(error, match=message) as caught:
-            function(mask, 1, 2)
-        assert not isinstance(caught.value, ms.InvalidMaskError)
-        assert "\n" not in str(caught.value)
+def test_what_is_not_a_mask_is_refused_in_one_line(
+    mask: Any, error: type[Exception], message: str, function: Callable[..., Any]
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        function(mask, 1, 2)
+    assert not isinstance(caught.value, ms.InvalidMaskError)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_invalid_mask_is_a_value_error() -> None:

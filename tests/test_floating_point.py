@@ -53,14 +53,14 @@ def test_every_exact_method_finds_the_optimum_of_subnormal_weights_in_every_mode
 
 @DTYPES
 @SOME_PATTERNS
-def test_a_mask_that_is_not_optimal_is_never_certified_in_any_mode(pattern: Pair, dtype: type) -> None:
+@pytest.mark.parametrize("mode", floating_point.MODES)
+def test_a_mask_that_is_not_optimal_is_never_certified_in_any_mode(pattern: Pair, dtype: type, mode: str) -> None:
     n, m = pattern
     weights = subnormal(dtype, (m, m))
     mask = ms.solve_block(weights, n, m)[::-1]
     assert not oracle.is_optimal_tile(weights, mask, n)
-    for mode in floating_point.MODES:
-        with floating_point.mode(mode):
-            assert not ms.certify(weights, mask, n, m).optimal
+    with floating_point.mode(mode):
+        assert not ms.certify(weights, mask, n, m).optimal
 
 
 @DTYPES

@@ -1,5 +1,6 @@
 """What bad input gets: one line that repeats what was given."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -127,22 +128,27 @@ def test_ragged_lists_are_refused() -> None:
     refuses(ValueError, f"potentials are {message}", lambda: ms.solve_matrix(BLOCK, 1, 4, potentials=ragged))
 
 
+WITH_FLAG: dict[str, Callable[[Any], Any]] = {
+    "solve_block": lambda value: ms.solve_block(BLOCK, 1, 4, saturated=value),
+    "solve_matrix": lambda value: ms.solve_matrix(BLOCK, 1, 4, saturated=value),
+    "certify": lambda value: ms.certify(BLOCK, np.eye(4), 1, 4, saturated=value),
+    "check_mask": lambda value: ms.check_mask(np.eye(4), 1, 4, saturated=value),
+    "is_valid_mask": lambda value: ms.is_valid_mask(np.eye(4), 1, 4, saturated=value),
+    "count": lambda value: ms.diversity.count(1, 4, saturated=value),
+    "return_potentials": lambda value: ms.solve_matrix(BLOCK, 1, 4, return_potentials=value),
+    "complete": lambda value: ms.solve_block(BLOCK, 1, 4, method="greedy", complete=value),
+}
+
+
 @pytest.mark.parametrize("value", [None, "no", 1, 0, np.array([True])], ids=repr)
-def test_flags_are_true_or_false(value: Any) -> None:
-    mask = np.eye(4, dtype=bool)
-    calls: list[Callable[[], Any]] = [
-        lambda: ms.solve_block(BLOCK, 1, 4, saturated=value),
-        lambda: ms.solve_matrix(BLOCK, 1, 4, saturated=value),
-        lambda: ms.certify(BLOCK, mask, 1, 4, saturated=value),
-        lambda: ms.check_mask(mask, 1, 4, saturated=value),
-        lambda: ms.is_valid_mask(mask, 1, 4, saturated=value),
-        lambda: ms.diversity.count(1, 4, saturated=value),
-        lambda: ms.solve_matrix(BLOCK, 1, 4, return_potentials=value),
-        lambda: ms.solve_block(BLOCK, 1, 4, method="greedy", complete=value),
-    ]
-    for call in calls:
-        refuses(TypeError, "must be True or False, got", call)
-    assert ms.is_valid_mask(mask, 1, 4, saturated=np.True_)
+@pytest.mark.parametrize("call", WITH_FLAG)
+def test_flags_are_true_or_false(call: str, value: Any) -> None:
+    refuses(TypeError, "must be True or False, got", lambda: WITH_FLAG[call](value))
+
+
+@pytest.mark.parametrize("call", WITH_FLAG)
+def test_flags_of_numpy_are_flags(call: str) -> None:
+    WITH_FLAG[call](np.True_)
 
 
 def test_masked_arrays_are_refused_since_what_they_hide_is_not_to_count() -> None:
@@ -171,19 +177,21 @@ def test_the_lowest_integer_is_refused() -> None:
     refuses(ValueError, r"weights\[0, 3\] is -9223372036854775808", lambda: ms.solve_block(weights, 1, 4))
 
 
+WITH_N: dict[str, Callable[[Any], Any]] = {
+    "solve_block": lambda value: ms.solve_block(BLOCK, value, 4),
+    "solve_blocks": lambda value: ms.solve_blocks(BLOCK[None], value, 4),
+    "solve_matrix": lambda value: ms.solve_matrix(BLOCK, value, 4),
+    "certify": lambda value: ms.certify(BLOCK, BLOCK, value, 4),
+    "check_mask": lambda value: ms.check_mask(BLOCK, value, 4),
+    "is_valid_mask": lambda value: ms.is_valid_mask(BLOCK, value, 4),
+}
+
+
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, -1, 5], ids=repr)
-def test_n_is_checked_by_every_function(value: Any) -> None:
+@pytest.mark.parametrize("call", WITH_N)
+def test_n_is_checked_by_every_function(call: str, value: Any) -> None:
     error = ValueError if type(value) is int else TypeError
-    calls: list[Callable[[], Any]] = [
-        lambda: ms.solve_block(BLOCK, value, 4),
-        lambda: ms.solve_blocks(BLOCK[None], value, 4),
-        lambda: ms.solve_matrix(BLOCK, value, 4),
-        lambda: ms.certify(BLOCK, BLOCK, value, 4),
-        lambda: ms.check_mask(BLOCK, value, 4),
-        lambda: ms.is_valid_mask(BLOCK, value, 4),
-    ]
-    for call in calls:
-        refuses(error, f"got (n=)?{value!r}", call)
+    refuses(error, f"got (n=)?{value!r}", lambda: WITH_N[call](value))
 
 
 @pytest.mark.parametrize(
@@ -268,9 +276,19 @@ def test_numpy_integers_are_taken_for_threads_and_patterns() -> None:
     assert mask.sum() == 4
 
 
-def test_everything_after_the_pattern_is_keyword_only() -> None:
-    for function in (ms.solve_block, ms.solve_blocks, ms.solve_matrix, ms.check_mask, ms.is_valid_mask):
-        with pytest.raises(TypeError, match="positional"):
-            function(BLOCK, 1, 4, "exact")
-    with pytest.raises(TypeError, match="positional"):
-        ms.certify(BLOCK, BLOCK, 1, 4, True)  # type: ignore[misc]
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(ms.solve_block, ms.solve_blocks, ms.solve_matrix, ms.check_mask, ms.is_valid_mask, ms.certify),
+        *(ms.diversity.count, ms.diversity.log2_count, ms.diversity.bits_per_weight, ms.diversity.mask_diversity),
+        *(ms.odds.tile_odds, ms.odds.share_of_groups, ms.odds.share_of_rows, ms.odds.choose_pattern, ms.random_mask),
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_everything_after_the_pattern_is_keyword_only(function: Callable[..., Any]) -> None:
+    parameters = inspect.signature(function).parameters
+    before = {"weights", "blocks", "mask", "n", "m", "pattern", "size", "sparsity"}
+    positional = {name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD}
+    assert positional <= before
+    # What comes before the pattern, or with it, cannot be left out: but for how many random masks.
+    assert all(parameters[name].default is inspect.Parameter.empty for name in positional - {"size"})

@@ -1,6 +1,7 @@
 """Pattern: n is what is kept."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,26 +74,27 @@ def test_n_and_m_are_integers_and_nothing_like_them(value: Any) -> None:
         ms.Pattern.from_zeros(value, 4)
 
 
+WITH_PATTERN: dict[str, Callable[[Any, int, int], Any]] = {
+    "Pattern": lambda block, n, m: ms.Pattern(n, m),
+    "solve_block": ms.solve_block,
+    "solve_blocks": lambda block, n, m: ms.solve_blocks(block[None], n, m),
+    "solve_matrix": ms.solve_matrix,
+    "check_mask": ms.check_mask,
+    "is_valid_mask": ms.is_valid_mask,
+    "certify": lambda block, n, m: ms.certify(block, block, n, m),
+}
+
+
 @pytest.mark.parametrize(
     ("n", "m", "message"),
     [(5, 4, "got n=5"), (-1, 4, "got n=-1"), (0, 0, "got m=0"), (1, -4, "got m=-4"), (10**30, 4, "got n=10{30}")],
 )
-def test_n_and_m_out_of_range_are_refused_everywhere(n: int, m: int, message: str) -> None:
+@pytest.mark.parametrize("function", WITH_PATTERN)
+def test_n_and_m_out_of_range_are_refused_everywhere(n: int, m: int, message: str, function: str) -> None:
     side = min(max(m, 1), 4)
-    block = np.ones((side, side))
-    calls = [
-        lambda: ms.Pattern(n, m),
-        lambda: ms.solve_block(block, n, m),
-        lambda: ms.solve_blocks(block[None], n, m),
-        lambda: ms.solve_matrix(block, n, m),
-        lambda: ms.check_mask(block, n, m),
-        lambda: ms.is_valid_mask(block, n, m),
-        lambda: ms.certify(block, block, n, m),
-    ]
-    for call in calls:
-        with pytest.raises(ValueError, match=message) as caught:
-            call()
-        assert not isinstance(caught.value, ms.InvalidMaskError)
+    with pytest.raises(ValueError, match=message) as caught:
+        WITH_PATTERN[function](np.ones((side, side)), n, m)
+    assert not isinstance(caught.value, ms.InvalidMaskError)
 
 
 @pytest.mark.parametrize(("zeros", "m"), [(5, 4), (-1, 4), (0, 0), (1, -1)])

@@ -59,23 +59,22 @@ def test_the_mask_of_any_matrix_is_valid_and_optimal_up_to_its_ragged_edges(prob
 
 @pytest.mark.slow
 @READINGS
-@pytest.mark.parametrize("m", range(1, 25))
-def test_every_pattern_up_to_24_is_solved_to_the_optimum(m: int, saturated: bool) -> None:
-    for n in range(m + 1):
-        for family in ["gaussian float32", "uint8", "near ties"]:
-            weights = weights_of(family, (m + m // 2, m), seed=n)
-            assert oracle.is_optimal(weights, ms.solve_matrix(weights, n, m, saturated=saturated), n, m, saturated)
+@pytest.mark.parametrize("family", ["gaussian float32", "uint8", "near ties"])
+@pytest.mark.parametrize("pattern", [(n, m) for m in range(1, 25) for n in range(m + 1)], ids=name_of)
+def test_every_pattern_up_to_24_is_solved_to_the_optimum(pattern: Pair, family: str, saturated: bool) -> None:
+    n, m = pattern
+    weights = weights_of(family, (m + m // 2, m), seed=n)
+    assert oracle.is_optimal(weights, ms.solve_matrix(weights, n, m, saturated=saturated), n, m, saturated)
 
 
 @pytest.mark.slow
 @READINGS
 @pytest.mark.parametrize("n", [0, 1, 2, 21, 32, 50, 63, 64])
-def test_patterns_of_64_are_solved_to_the_optimum(n: int, saturated: bool) -> None:
-    for family in FAMILIES:
-        weights = weights_of(family, (64, 64))
-        assert oracle.is_optimal_tile(
-            weights, ms.solve_block(weights, n, 64, saturated=saturated), n, saturated, saturated
-        )
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patterns_of_64_are_solved_to_the_optimum(family: str, n: int, saturated: bool) -> None:
+    weights = weights_of(family, (64, 64))
+    mask = ms.solve_block(weights, n, 64, saturated=saturated)
+    assert oracle.is_optimal_tile(weights, mask, n, saturated, saturated)
 
 
 @given(strategies.tiles(), st.randoms(use_true_random=False))
@@ -171,12 +170,12 @@ def test_weights_and_masks_given_to_any_function_stay_as_they_were(problem: Prob
 
 @pytest.mark.parametrize("method", ["exact", "greedy", "two-approx"])
 @pytest.mark.parametrize("family", ["gaussian float32", "uint8", "near ties"])
-def test_the_mask_depends_neither_on_threads_nor_on_the_call(method: str, family: str) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3, None])
+def test_the_mask_depends_neither_on_threads_nor_on_the_call(method: str, family: str, threads: int | None) -> None:
     # More tiles than one thread takes at a time, and ragged edges.
     weights = weights_of(family, (483, 409))
     first = ms.solve_matrix(weights, 2, 5, method=method, threads=1)
-    for threads in (1, 2, 3, None):
-        assert (ms.solve_matrix(weights, 2, 5, method=method, threads=threads) == first).all()
+    assert (ms.solve_matrix(weights, 2, 5, method=method, threads=threads) == first).all()
 
 
 @pytest.mark.parametrize("family", ["gaussian float32", "half zero", "uint8", "near ties", "all magnitudes"])

@@ -11,18 +11,21 @@ from tests import oracle
 
 @pytest.mark.parametrize(("n", "m"), [(4, 8), (4, 5), (6, 8), (1, 2)])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_warm_start_of_the_other_reading_never_changes_how_much_is_kept(n: int, m: int, sign: int) -> None:
+@pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
+def test_a_warm_start_of_the_other_reading_never_changes_how_much_is_kept(
+    n: int, m: int, sign: int, saturated: bool
+) -> None:
     rng = np.random.default_rng(0)
     w = ((1000 + rng.integers(0, 10, (200, 400))) * (rng.random((200, 400)) < 0.6)).astype(np.float32)
-    for reading in (True, False):
-        _, potentials = ms.solve_matrix(w, n, m, saturated=not reading, return_potentials=True)
-        cold = ms.solve_matrix(w, n, m, saturated=reading)
-        warm = ms.solve_matrix(w, n, m, saturated=reading, potentials=sign * potentials)
-        ms.check_mask(warm, n, m, saturated=reading)
-        assert w[warm].sum(dtype=np.float64) == w[cold].sum(dtype=np.float64)
+    _, potentials = ms.solve_matrix(w, n, m, saturated=not saturated, return_potentials=True)
+    cold = ms.solve_matrix(w, n, m, saturated=saturated)
+    warm = ms.solve_matrix(w, n, m, saturated=saturated, potentials=sign * potentials)
+    ms.check_mask(warm, n, m, saturated=saturated)
+    assert w[warm].sum(dtype=np.float64) == w[cold].sum(dtype=np.float64)
 
 
-def test_ties_near_the_largest_float_are_solved_exactly() -> None:
+@pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
+def test_ties_near_the_largest_float_are_solved_exactly(saturated: bool) -> None:
     w = np.array(
         [
             [14714297909248, 14734204076032, 0],
@@ -32,9 +35,8 @@ def test_ties_near_the_largest_float_are_solved_exactly() -> None:
         np.float64,
     )
     batch = np.concatenate([np.ones((16, 3, 3)), np.ldexp(w, 974)[np.newaxis]])
-    for saturated in (True, False):
-        mask = ms.solve_blocks(batch, 1, 3, saturated=saturated)[-1]
-        assert oracle.is_optimal(batch[-1], mask, 1, 3, saturated)
+    mask = ms.solve_blocks(batch, 1, 3, saturated=saturated)[-1]
+    assert oracle.is_optimal(batch[-1], mask, 1, 3, saturated)
 
 
 @pytest.mark.parametrize("exponent", [-1074, -1050, -960, -900, 0])

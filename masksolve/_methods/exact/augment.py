@@ -261,17 +261,17 @@ def _settle(i, network):
     rows, cols = flow.shape[0] - 1, flow.shape[1] - 1
     while True:
         worst, best = 2 * _DECIDED, -2 * _DECIDED
-        drop, take = -1, -1
+        given_up, taken = -1, -1
         for j in range(cols + 1):
             cost = reduced[i, j]
             if flow[i, j] > 0 and cost < worst:
-                worst, drop = cost, j
+                worst, given_up = cost, j
             if (flow[i, j] == 0 or j == cols or i == rows) and cost > best:
-                best, take = cost, j
+                best, taken = cost, j
         if worst >= best:
             break
-        flow[i, drop] -= 1
-        flow[i, take] += 1
+        flow[i, given_up] -= 1
+        flow[i, taken] += 1
     for j in range(cols + 1):
         reduced[i, j] -= worst
 
