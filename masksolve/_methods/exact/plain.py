@@ -7,7 +7,7 @@ potentials are the same, bit for bit.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import carray, types  # type: ignore[attr-defined]
@@ -55,12 +55,22 @@ def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.i
     return new_program([function.ctypes.data for function in functions], n, m, itemsize)
 
 
-@cache  # without a limit, since machine code goes by the address
+class _Function(NamedTuple):
+    """What stands at the address of a function: which it is, whether under clamp, and where its pattern lies."""
+
+    which: int
+    clamp: bool
+    pattern: int
+    pattern_length: int
+
+
+@cache  # without a limit: kernels hold the addresses
 def _functions(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
-    """Return, for `call`, rows of: function, whether under clamp, address of the pattern, and its length."""
+    """Return the numbers of a `_Function` for each of `Code`, without and then with clamp, a row each."""
     pattern = _pattern(n, m, itemsize, source_itemsize)
     where = pattern.ctypes.data, len(pattern)
-    return np.array([(which, clamp, *where) for clamp in (False, True) for which in range(_STORE + 1)], np.int64)
+    functions = [_Function(which, clamp, *where) for clamp in (False, True) for which in range(_STORE + 1)]
+    return np.array(functions, np.int64)
 
 
 @cache
@@ -83,10 +93,11 @@ _pointer_: Any = intrinsic(_pointer)
 @inner_kernel
 def call(function, vectors, a, b, c, x):
     """Call one of the functions of `Code`."""
-    row = carray(_pointer_(function), (4,), np.int64)
-    pattern = carray(_pointer_(row[2]), (row[3],), np.int64)
-    # Or Numba compiles it for every constant that it is called with.
-    _run(row[0], row[1] != 0, pattern, vectors, np.int64(a), np.int64(b), np.int64(c), x)
+    numbers = carray(_pointer_(function), (4,), np.int64)
+    found = _Function(numbers[0], numbers[1] != 0, numbers[2], numbers[3])
+    pattern = carray(_pointer_(found.pattern), (found.pattern_length,), np.int64)
+    # As integers of one type, or Numba would compile it for every constant that it is called with.
+    _run(found.which, found.clamp, pattern, vectors, np.int64(a), np.int64(b), np.int64(c), x)
 
 
 @inner_kernel
@@ -147,23 +158,24 @@ def _reduced(pattern, vectors, wires, line, rows):
 
     The selection network makes each of its values of two that stand before it.
     """
-    m, lanes, work = pattern[_M], pattern[_N - 2], vectors.numbers
-    at = layout_in(pattern, 0)
+    m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
     for k in range(m):
         entry = ENTRIES + (line * m + k if rows else k * m + line)
         potential = (at.v if rows else at.u) + k
-        for lane in range(lanes):
+        for lane in range(at.lanes):
             wires[k, lane] = work[entry, lane] - work[potential, lane]
     for k in range(m, len(wires)):
         step = _STEPS + 3 * (k - m)
         is_max, a, b = pattern[step] != 0, pattern[step + 1], pattern[step + 2]
-        for lane in range(lanes):
+        for lane in range(at.lanes):
             wires[k, lane] = _pick(is_max, wires[a, lane], wires[b, lane])
 
 
 @inner_kernel
 def _new_wires(pattern, vectors):
-    return np.empty((pattern[_M] + (len(pattern) - _STEPS) // 3, pattern[_N - 2]), vectors.numbers.dtype)
+    # One value per entry of the line, and one per step of the network.
+    values = pattern[_M] + (len(pattern) - _STEPS) // 3
+    return np.empty((values, layout_in(pattern, 0).lanes), vectors.numbers.dtype)
 
 
 @inner_kernel
