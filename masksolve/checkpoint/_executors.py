@@ -35,9 +35,9 @@ _logger = logging.getLogger("masksolve")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# A worker costs 0.6 s of CPU time to start, half of it for imports and half for compiled code from the disk, and more
-# to end: as much as pruning about this many bytes, at 4 ns per byte.
-_BYTES_A_WORKER = 1 << 28
+# A worker costs a second of CPU time to start and end: imports, and compiled code from the disk. One that runs prunes
+# 256 MiB in it, so two are no faster than one below 512 MiB, and on cores that others use too not below 1 GiB.
+_BYTES_A_WORKER = 1 << 29
 _SECONDS_TO_ANSWER = 10
 _LOGS_OF_DASK = ("distributed.client", "distributed.core", "distributed.comm.core")
 # A worker that is restarted is away for about two.
