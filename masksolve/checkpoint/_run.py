@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import xxhash
+
 from masksolve._version import __version__
 from masksolve.checkpoint._executors import executor_for, run_all
 from masksolve.checkpoint._file import CheckpointError, TensorInfo, printable
@@ -106,6 +108,8 @@ class Request:
             **how,
             **{name: list(globs) for name, globs in vars(self.globs).items()},
             "what the tensors are identified by": self.identified_by,
+            # What earlier prunes recorded beside the input is part of it.
+            "the hash of the record": xxhash.xxh3_128_hexdigest(self.record.encode()),
         }
 
 

@@ -381,6 +381,22 @@ def test_a_second_prune_keeps_what_the_first_recorded(how: str, tmp_path: Path) 
     assert not asked.passed
 
 
+def test_a_run_is_not_resumed_with_another_record_beside_the_input(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    three_axes(tmp_path / "in" / "model.safetensors")
+    prune_checkpoint(tmp_path / "in", tmp_path / "once", PATTERN, stack=["experts"], exclude=["w"])
+
+    def end(phase: str, done: int, total: int) -> None:
+        if phase == "pruning" and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_checkpoint(tmp_path / "once", tmp_path / "out", "2:8", include=["w"], on_progress=end)
+    (tmp_path / "once" / RECORD).unlink()
+    with pytest.raises(CheckpointError, match="the hash of the record was"):
+        prune_checkpoint(tmp_path / "once", tmp_path / "out", "2:8", include=["w"], resume=True)
+
+
 def test_a_spoilt_record_is_not_replaced_by_another(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     three_axes(tmp_path / "in" / "model.safetensors")
@@ -388,6 +404,24 @@ def test_a_spoilt_record_is_not_replaced_by_another(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"masksolve\.json is neither .* or remove it"):
         prune_checkpoint(tmp_path / "in", tmp_path / "out", PATTERN)
     assert not (tmp_path / "out").exists()
+
+
+METHODS = {"exakt": "unknown method 'exakt'.*did you mean 'exact'", "enumerate": "116,963,796,250 masks"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_cannot_solve_the_pattern_is_refused_before_anything_is_read(method: str, tmp_path: Path) -> None:
+    three_axes(tmp_path / "in")
+    phases: list[str] = []
+    with pytest.raises(CheckpointError, match=METHODS[method]):
+        prune_checkpoint(
+            *(tmp_path / "in", tmp_path / "out", "4:8"),
+            method=method,
+            on_progress=lambda phase, done, total: phases.append(phase),
+        )
+    assert phases == []
+    with pytest.raises(CheckpointError, match=METHODS[method]):
+        plan_checkpoint(tmp_path / "in", ["4:8"], method=method)
 
 
 BAD_RECORDS = {
