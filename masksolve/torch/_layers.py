@@ -227,7 +227,7 @@ def layout_of(owner: nn.Module, attribute: str) -> Layout:
     if isinstance(owner, _ConvNd) and attribute == "weight":
         return Layout(owner.groups, convolution=True, transposed=isinstance(owner, _ConvTransposeNd))
     if isinstance(owner, nn.MultiheadAttention) and attribute == "in_proj_weight":
-        # Queries, keys and values, which attention to other tokens and other libraries take apart.
+        # Queries, keys and values, which cross-attention and other libraries take apart.
         return Layout(3)
     return Layout()
 
@@ -273,7 +273,7 @@ def _is_within(name: str, paths: Container[str]) -> bool:
 
 def _adapters(model: nn.Module) -> set[str]:
     """Return the paths of the modules and parameters that PEFT has added to the layers of a model."""
-    # Who has adapters has imported PEFT; nobody else has to have it.
+    # Models with adapters have imported PEFT; others need not have it installed.
     tuner = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", None)
     if tuner is None:
         return set()
@@ -393,6 +393,6 @@ def _check_chosen(
 
 
 def _reasons(lines: Sequence[ParameterReport]) -> str:
-    # Weights say more than biases.
+    # The reasons of weights say more than those of biases.
     lines = [line for line in lines if len(line.shape) > 1] or list(lines)
     return each_reason_once([(line.name, line.reason or "") for line in lines])

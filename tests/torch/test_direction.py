@@ -10,8 +10,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import Shard
 
 import masksolve as ms
-from masksolve._tiles import Direction
-from masksolve.torch import Sparsifier, acceleration_reason, finalize, semi_structured
+from masksolve._tiles import DIRECTIONS, Direction
+from masksolve.torch import (
+    Sparsifier,
+    acceleration_reason,
+    adaprune,
+    finalize,
+    patterns_from_zeros,
+    semi_structured,
+)
 from masksolve.torch._layers import Layout
 from masksolve.torch._solver import solve as tensor_solver
 from masksolve.torch._solver.device import solve_on_device
@@ -285,3 +292,28 @@ def test_a_pattern_is_spelled_in_three_ways_at_every_door(pattern: Any) -> None:
     assert Sparsifier(model, pattern).pattern == ms.Pattern(1, 4)
     layer = semi_structured(nn.Linear(8, 8), "weight", pattern)
     assert int(layer.weight_mask.sum()) == 16  # type: ignore[operator, union-attr, arg-type]
+
+
+def test_patterns_of_a_sparse_model_are_those_of_layers_with_a_whole_group_along_the_direction() -> None:
+    model = nn.Sequential(nn.Linear(16, 3), nn.Linear(3, 16), nn.Linear(16, 16))
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.masked_fill_(torch.arange(layer.weight.numel()).view_as(layer.weight) % 10 < 8, 0)
+    found = {direction: list(patterns_from_zeros(model, 4, direction=direction)) for direction in DIRECTIONS}
+    assert found == {
+        "both": ["2.weight"],
+        "rows": ["0.weight", "2.weight"],
+        "columns": ["1.weight", "2.weight"],
+    }
+    with pytest.raises(ValueError, match="unknown direction 'across'"):
+        patterns_from_zeros(model, 4, direction="across")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pattern", ["2:4", (2, 4), ms.Pattern(2, 4)], ids=repr)
+def test_adaprune_takes_a_pattern_in_three_ways_alone_and_in_a_mapping(pattern: Any) -> None:
+    x = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    for given in (pattern, {"weight": pattern}):
+        layer = nn.Linear(8, 8)
+        report = adaprune(layer, [x], given, keep_first_last=False)
+        assert report.layers[0].pattern == ms.Pattern(2, 4)
+        assert ms.is_valid_mask(layer.weight.detach().numpy() != 0, 2, 4)

@@ -201,7 +201,7 @@ def adaprune(
             _repair(runs, trace, rounds, options, sequential, bar.phase("repairing", len(tasks)), done)
             on_norm = bar.phase("following with batch norms", len(batch_norms))
             with runs.walk(batch_norms) as finish:
-                # One by one: those in front change what those behind see.
+                # One by one: earlier norms change the inputs of later ones.
                 for norm in batch_norms:
                     after = Statistics.of(norm)
                     runs.watch(trace, {norm: after.add})
@@ -227,7 +227,7 @@ def _rounds(groups: Sequence[list[Task]], options: LayerOptions, sequential: boo
     free = 0
     for group in groups:
         size = sum(Moments.size_of(owner) for owner in group[0].owners)
-        # The inputs that Adam needs are kept for one layer at a time in any case.
+        # Adam's inputs are kept for one layer at a time in any case.
         if sequential or options.solver == "adam" or size > free:
             rounds.append([])
             free = options.memory
@@ -251,7 +251,7 @@ def _repair(
     done: Transaction,
 ) -> None:
     """Prune and repair every task: as it comes where `sequential`, all of them at the end otherwise."""
-    # Where inputs come from the dense model, nothing that a later one depends on changes.
+    # If not sequential, inputs come from the dense model, and no later layer depends on a repair.
     with runs.walk([owner for groups in rounds for owner in _owners(groups)] if sequential else []) as finish:
         for groups in rounds:
             with _inputs(runs, trace, _owners(groups), options) as seen:

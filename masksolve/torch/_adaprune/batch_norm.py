@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from masksolve.torch._adaprune.calibration import Trace
 
-# Of float32 activations, squared, with room for the sums that they are.
+# Relative rounding error of squared float32 activations, with a margin for their sums.
 _ROUNDING = 1e-12
 
 

@@ -19,9 +19,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from masksolve.torch._adaprune.progress import ProgressBar
 from masksolve.torch._adaprune.replay import Replay
 
-# Batches that show how a model can be run again: two, so that one could show what the other leaves behind.
+# Batches on which running the model again is tried: two, as the second shows what the first leaves behind in the model.
 _TRIED = 2
-# How far a batch's inputs may be off when they are computed again, as a share of their norm; anything else is far off.
+# Largest deviation of inputs that are computed again, as a share of their norm; wrong ones deviate far more.
 _AGAIN = 1e-2
 # Bytes of unfolded inputs, and of gathered normal equations, at a time.
 CHUNK = 64 << 20
@@ -237,7 +237,7 @@ class Calibration:
     Raises
     ------
     ValueError, TypeError
-        If there is none, or if this is one batch, or anything else but an iterable of them.
+        If there is no batch, or if this is a single batch, or not an iterable of batches.
     """
 
     def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
@@ -257,7 +257,7 @@ class Calibration:
     def trace(self, watchers: Mapping[nn.Module, Watcher], on_batch: Callable[[str], None]) -> Trace:
         """Run every batch through the whole model, note what is called, and show some inputs to their watchers."""
         found = Trace()
-        # Ids would come again when tensors are freed.
+        # By object, not by id: ids are used again once tensors are freed.
         numbers, counter = WeakIdKeyDictionary(), count()
         layers = {
             module
@@ -281,7 +281,7 @@ class Calibration:
                     found.calls[module] = [0] * len(self._batches)
                     found.inputs[module] = []
                 found.calls[module][index] += 1
-                # Written to in place, a tensor is another input.
+                # A tensor that was written to in place is another input.
                 version = 0 if x.is_inference() else x._version
                 found.inputs[module].append((numbers.setdefault(x, next(counter)), version))
                 if index == 0 and not isinstance(module, _BatchNorm):
@@ -318,7 +318,7 @@ class Calibration:
             try:
                 self._show(index, trace, dict.fromkeys(group, see))
             except Exception:
-                # Code that gets no numbers may fail in any way; without stand-ins it does not.
+                # Code that gets NaN may fail in any way; without stand-ins it does not.
                 return False
             expected = {module: trace.digests[module][index] for module in group if trace.calls[module][index]}
             return seen.keys() == expected.keys() and all(seen[module].is_near(expected[module]) for module in seen)
@@ -349,7 +349,7 @@ class Calibration:
             try:
                 self._show(index, trace, dict.fromkeys(watchers, see))
             except Exception:
-                # A batch may go ways that those which were tried do not.
+                # A batch may take branches that those which were tried do not.
                 if shown or not self._replay.run_without(index):
                     raise
                 self._show(index, trace, watchers)

@@ -211,7 +211,7 @@ def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
         found = layout.weight(absorb(layout.matrices(dense), layout.matrices(mask), layer.task.pattern.m))
         if options.solver == "adam":
             pools = [(owner, each.pool) for owner, each in zip(layer.task.owners, layer.seen, strict=True)]
-            # Adam has gradients also where the caller has switched them off.
+            # Adam needs gradients even if the caller has switched them off.
             with torch.inference_mode(False):
                 found = adam(
                     [(owner, pool) for owner, pool in pools if pool],

@@ -19,10 +19,10 @@ from masksolve._threads import run_pieces
 from masksolve.torch._adaprune.calibration import CHUNK
 from masksolve.torch._adaprune.input_pool import InputPool
 
-# Of the paper: cached activations of a step, and the learning rates of weights and biases.
+# The paper's: cached activations per step, and the learning rates of weights and biases.
 _BATCH = 50
 _WEIGHT_RATE, _BIAS_RATE = 1e-3, 1e-2
-# Bytes of normal equations that a core's cache holds from their gathering to their factors.
+# Bytes of normal equations that stay in a core's cache while they are gathered and factored.
 _CACHED = 1 << 20
 # Each refinement gains about six digits; where more of them are needed, float64 is as fast.
 _REFINEMENTS = 6
@@ -89,14 +89,14 @@ def _solve_rows(system: Tensor, right: Tensor, mask: Tensor) -> Tensor:
 
     def solve(rows: Tensor) -> None:
         parts = zip(kept[rows].split(few), filled[rows].split(few), strict=True)
-        # Symmetric, and copied faster from the order of LAPACK.
+        # Symmetric; transposed, it has LAPACK's order and is copied faster.
         factors, failed = zip(*(torch.linalg.cholesky_ex(_parts(rough, *part).mT) for part in parts), strict=True)
         solution, is_refined = _refined(system, factors, scale, wanted[rows], kept[rows], filled[rows])
         solved.append((rows, solution, is_refined & (torch.cat(failed) == 0)))
 
     with _one_thread_each() as threads:
         run_pieces(solve, pieces, threads if on_cpu else 1)
-    # Here, as other threads may not write to what is made in inference mode.
+    # Written here, as other threads must not write to tensors made in inference mode.
     for rows, solution, succeeded in solved:
         found[rows] = torch.zeros_like(right[rows]).scatter_(1, kept[rows], solution)
         is_solved[rows] = succeeded
@@ -217,7 +217,7 @@ def adam(
     for module, _ in pools if train_bias else ():
         biases[module] = cast(Tensor, module.bias).detach().to(dtype, copy=True).requires_grad_()
     groups = [{"params": [weight], "lr": _WEIGHT_RATE}, {"params": list(biases.values()), "lr": _BIAS_RATE}]
-    # Fused: a third of the time goes into the update otherwise.
+    # Fused, as otherwise the update takes a third of the time.
     optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
     total = sum(len(pool) for _, pool in pools)
     for _ in range(iterations):

@@ -12,7 +12,7 @@ from masksolve.torch._layers import ParameterReport
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """How far a layer that had zeros was N:M already.
+    """The extent to which a layer that had zeros was N:M already.
 
     Attributes
     ----------

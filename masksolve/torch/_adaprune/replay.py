@@ -29,8 +29,8 @@ class _Dropped(NamedTuple):
     device: torch.device
 
 
-# Of one batch: the outputs of finished modules by the module that calls them, in the order of the calls. Outer modules
-# stand before those that they call.
+# For one batch, the outputs of finished modules by the module that calls them, in the order of the calls. Outer modules
+# come before those that they call.
 _Kept = dict[nn.Module, dict[nn.Module, Any]]
 
 
@@ -69,7 +69,7 @@ class Replay:
             for module in self._modules:
                 module.__dict__["forward"] = self._standing_in(module, module.forward)
             for layer in layers:
-                # A hook also keeps torch's fused encoder layers from going past it.
+                # A hook also keeps torch's fused encoder layers from bypassing the layer.
                 self._unfinished[layer] = layer.register_forward_pre_hook(self._meets_unfinished)
             yield
         finally:

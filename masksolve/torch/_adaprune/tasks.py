@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from masksolve import odds
+from masksolve._inputs import check_direction
 from masksolve._pattern import Pattern, PatternLike, as_pattern
 from masksolve._tiles import Direction
 from masksolve.torch._adaprune.calibration import Trace, input_key, is_layer
@@ -142,6 +143,7 @@ def patterns_from_zeros(
     model: nn.Module,
     m: int,
     *,
+    direction: Direction = "both",
     confidence: float = 0.95,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
@@ -154,6 +156,8 @@ def patterns_from_zeros(
         With zeros among its weights, as pruning without structure leaves them.
     m : int
         Length of a group.
+    direction : {"both", "rows", "columns"}
+        As for `adaprune`: a layer needs a whole m x m tile, or a whole group along rows or columns.
     confidence : float
         Each layer takes the smallest n such that a group keeps at most n with this probability, if its zeros lie at
         random; the paper's code has 0.95 and 0.1.
@@ -183,7 +187,13 @@ def patterns_from_zeros(
     >>> print(patterns_from_zeros(layer, 8)["weight"])
     5:8
     """
-    tasks, _ = choose_tasks(model, Pattern(m, m), include=as_globs(include), exclude=as_globs(exclude))
+    tasks, _ = choose_tasks(
+        model,
+        Pattern(m, m),
+        include=as_globs(include),
+        exclude=as_globs(exclude),
+        direction=check_direction(direction),
+    )
     weights = {task.name: task.weight.detach().cpu() for task in tasks}
     # NumPy has no bfloat16; zeros stay zeros.
     return odds.choose_patterns(
@@ -211,7 +221,7 @@ def _reason_of_owners(names: Sequence[tuple[str, nn.Module]]) -> str | None:
     for name, owner in names:
         attribute = name.rpartition(".")[2]
         if isinstance(owner, ParametrizationList):
-            # That has a reason of its own.
+            # `select` has a reason for those.
             return None
         if attribute.endswith("_orig") and hasattr(owner, f"{attribute.removesuffix('_orig')}_mask"):
             return f"{name} is masked by torch.nn.utils.prune; call prune.remove first"

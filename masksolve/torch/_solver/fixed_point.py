@@ -1,4 +1,4 @@
-"""What the Triton kernel and the batched version share: fixed-point numbers, their proof, and the stages.
+"""Fixed-point numbers, their proof, and the stages, as the Triton kernel and the batched version share them.
 
 The algorithm is that of `masksolve._methods.exact.equilibrate`, in integers of 32 bits, which every accelerator has and
 in which nothing is rounded. Both versions therefore find the same masks, bit for bit.

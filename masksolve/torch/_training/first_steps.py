@@ -30,7 +30,7 @@ class FirstSteps:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        # By id: adapters give parameters other names. They are held, so that no other gets the id of one.
+        # By id, as adapters rename parameters; the parameters are held, so that no id is used again.
         self._versions = {id(each): _Version(each, each._version) for each in _trainable(model)}
         self._received: set[int] = set()
         self._before: dict[int, tuple[Tensor, int, Tensor]] = {}
@@ -77,7 +77,7 @@ class FirstSteps:
 
     def _receive(self, key: int) -> None:
         if not self._before:
-            # Before the first optimizer step, and after whatever was done to the model until then.
+            # Before the first optimizer step, but after all other changes of the model.
             self._before = {id(each): (each, each._version, _sample(each)) for each in _trainable(self._model)}
         self._received.add(key)
 
@@ -85,7 +85,7 @@ class FirstSteps:
         if id(parameter) not in self._before:
             return False
         _, version, sample = self._before[id(parameter)]
-        # Optimizers that write through `.data` or with kernels of their own leave the version as it was.
+        # Optimizers that write through `.data` or with their own kernels do not change the version.
         return parameter._version != version or not torch.equal(sample, _sample(parameter))
 
 

@@ -73,7 +73,7 @@ class MaskedRead(Tensor):
                 func(*args, **{**kwargs, "out": kwargs["out"]._dense})
                 return _renew(kwargs["out"])
         if len(types) > 1:
-            # Another subclass may have a say in it, but not as long as this one does.
+            # Another subclass takes part, which it can only once this one is out of the way.
             return func(*_plain(args), **_plain(kwargs))
         with _DISABLED():
             result = func(*args, **kwargs)
@@ -87,7 +87,7 @@ class MaskedRead(Tensor):
 
     @_is_param.setter
     def _is_param(self, _: bool) -> None:
-        # How nn.Parameter(values) marks the detached values of a subclass: they become a Parameter of their own.
+        # nn.Parameter(values) sets this on detached values of a subclass, which become a Parameter of their own.
         self.__class__ = nn.Parameter  # type: ignore[assignment]
         self.__dict__.clear()
 
@@ -118,7 +118,7 @@ def _change(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
             func(**{**kwargs, key: dense})
         for each in target if isinstance(target, list | tuple) else [target]:
             _renew(each)
-    # `module.weight *= 2` assigns what it gets to module.weight, which takes parameters only; the rest is used.
+    # `module.weight *= 2` assigns the result to module.weight, which takes parameters only.
     return dense if _is_leaf(target) else target
 
 

@@ -63,7 +63,7 @@ class MaskedWeight:
         self.fault = fault
         # Whether anything has read the parameter; compiled code does not set it.
         self.is_read = False
-        # Whether this belongs to a copy of the model that the Sparsifier was made for, which it does not keep.
+        # Whether this belongs to a copy of the Sparsifier's model, which the Sparsifier does not update.
         self.is_copy = False
         home.register_buffer(self.buffer, mask)
 
@@ -181,7 +181,7 @@ def _masked_class(
         _masked_attributes = attributes
 
         def __delattr__(self, name: str) -> None:
-            # As torch.nn.utils.parametrize does first, which would keep the masked weight for the dense one.
+            # torch.nn.utils.parametrize deletes first, and would take the masked weight for the dense one.
             if name in attributes:
                 raise RuntimeError(
                     f"{name!r} of this {base.__name__} is masked by a Sparsifier: it can be neither deleted nor "
@@ -196,9 +196,9 @@ def _masked_class(
 
         def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
             *_, errors = rest
-            # Where this module is the model itself, its guard is yet to come, and refuses all of the state_dict.
+            # If this module is the whole model, its own guard runs later, and refuses the whole state_dict.
             if not guards(self) and (faults := mask_faults(self, state_dict, prefix)):
-                # As where a shape does not fit: all else is loaded, and whoever called raises.
+                # As for a shape that does not fit: all else is loaded, and the caller raises.
                 errors += [f"{fault}; the mask stays as it was" for fault in faults.values()]
                 state_dict = {**state_dict, **{key: self._buffers[key.removeprefix(prefix)] for key in faults}}
             super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -227,7 +227,7 @@ def _masked_class(
     if forward is not None:
         Masked.forward = forward
     Masked.__name__, Masked.__qualname__ = f"Masked{base.__name__}", f"Masked{base.__qualname__}"
-    # Tracers know the layers of torch.nn by it.
+    # Tracers recognise the layers of torch.nn by it.
     Masked.__module__ = base.__module__
     Masked.__doc__ = base.__doc__
     return Masked
@@ -245,7 +245,7 @@ def _reader(attribute: str) -> Callable[[Any], Tensor | None]:
             mask = self._buffers[buffer] if buffer in self._buffers else masked.mask  # noqa: SIM401 - another's mask
             return None if weight is None else masked(weight, mask)
         except (AttributeError, KeyError) as error:
-            # nn.Module would take an AttributeError for leave to return the dense weight.
+            # On an AttributeError nn.Module would return the dense weight.
             raise RuntimeError(f"the masked parameter {attribute!r} cannot be read: {error!r}") from error
 
     return read

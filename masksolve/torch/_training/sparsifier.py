@@ -212,7 +212,7 @@ class Sparsifier:
                 self._owners[name] = weakref.ref(owner)
         guard_loading(self._model)
         self._steps = StepCount(self._held(self._sites[0].name).masked)
-        # The masks as they were when all of them were filled with True, by their place in memory and version.
+        # The masks that were filled with True, by their identity and version then.
         self._filled: dict[str, tuple[int, int]] = {}
         self._finish_refresh(solutions, start, {site.name: 0 for site in self._sites})
         self._first_steps: FirstSteps | None = FirstSteps(self._model)
@@ -421,7 +421,7 @@ class Sparsifier:
                 )
             if (fault := masked.fault(masks[name])) is not None:
                 raise ValueError(f"the state_dict has a mask for {name!r} that {self.pattern} cannot make: {fault}")
-        # Those of a shard are of no use to another, and never saved.
+        # Those of a shard are useless to another one, and never saved.
         potentials = {
             name: found
             for name, found in state["potentials"].items()
@@ -505,7 +505,7 @@ class Sparsifier:
                 return owner, attribute
         except AttributeError:
             pass
-        # Adapters such as PEFT's wrap a layer, which goes by another name then.
+        # Adapters such as PEFT's wrap a layer, which then has another name.
         moved = self._owners[name]()
         if moved is not None and masked_parameter(moved, attribute) and any(moved is x for x in self._model.modules()):
             return moved, attribute
@@ -535,7 +535,7 @@ class Sparsifier:
                 "step() was called before any backward; call it after optimizer.step(), once for every optimizer step"
             )
         for weight, masked in held.values():
-            # Where it was unfrozen since, and compiled code does not say that it is read.
+            # It may have been unfrozen since, and compiled code does not show that it is read.
             masked.watch(weight)
         untrained = self._first_steps.untrained({name: weight for name, (weight, _) in held.items()})
         if untrained is None:
