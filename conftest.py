@@ -43,6 +43,7 @@ NEEDS = {
     "tests/studies/test_adaprune.py": ["cli", "lp", "torch", "matplotlib"],
     "tests/studies/test_figures.py": ["cli", "lp", "matplotlib"],
     "tests/studies/test_training.py": ["lp", "torch", "matplotlib"],
+    "tests/studies/test_tune.py": ["torch"],
     "tests/test_rooms.py": ["grimp"],
     "tests/torch": ["torch"],
     "tests/torch/test_device.py": ["triton"],

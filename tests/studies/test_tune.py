@@ -4,13 +4,11 @@ import pytest
 
 from benchmarks import tune
 from tests import processes
-from tests.extras import need
 
 pytestmark = pytest.mark.studies
 
 
 def test_a_changed_constant_is_the_one_that_the_solver_uses() -> None:
-    need("torch")
     script = """
 from benchmarks.tune import constants
 from masksolve._methods.exact import equilibrate, strict
