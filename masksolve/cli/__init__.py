@@ -56,7 +56,7 @@ try:
     from masksolve.checkpoint._file import printable
     from masksolve.checkpoint._report import one_sided
     from masksolve.checkpoint._run import OnProgress
-except ImportError as error:
+except ModuleNotFoundError as error:
     sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
 
 if TYPE_CHECKING:

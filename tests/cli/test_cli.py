@@ -538,3 +538,20 @@ def test_the_data_of_a_report_are_its_dict(run: Run, checkpoint: Path, tmp_path:
             "solve_seconds": 0,
             "certify_seconds": 0,
         }
+
+
+MISSING = {
+    "a library": ("sys.modules['click'] = None", "the masksolve command needs click, which is not installed"),
+    # Nothing that installing helps.
+    "a name of ours": ("del masksolve.checkpoint.page", "ImportError: cannot import name 'page'"),
+}
+
+
+@pytest.mark.parametrize("what", MISSING)
+def test_what_the_command_cannot_import_is_named(what: str) -> None:
+    spoil, message = MISSING[what]
+    script = f"import sys, masksolve.checkpoint; {spoil}; import masksolve.cli"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert ("Traceback" in done.stderr) == (what != "a library")
