@@ -51,7 +51,7 @@ def count_masks(rows: int, cols: int, margins: Margins, one: int = 1) -> int:
 
 @lru_cache(maxsize=16)
 def counts_by_ones(m: int, n: int) -> tuple[int, ...]:
-    """Entry j: how many 0/1 matrices (m, m) have j ones and at most n in every row and column.
+    """Return, as entry j, how many 0/1 matrices (m, m) have j ones and at most n in every row and column.
 
     >>> counts_by_ones(2, 1)
     (1, 4, 2)
