@@ -127,7 +127,7 @@ def check_checkpoint(
         For a checkpoint that cannot be read, or in which no tensor fits the pattern; for a record that is spoilt or of
         another checkpoint; and without `pattern` if there is no record.
     TypeError, ValueError
-        For a pattern, direction or number of workers that is none.
+        For an invalid pattern, direction or number of workers.
 
     Examples
     --------
@@ -208,7 +208,7 @@ class _Search:
 def _searches_of(
     pruned: Mapping[str, Pruned], pattern: Pattern | None, direction: Direction | None, otherwise: str
 ) -> list[_Search]:
-    """Return one search for each pattern and direction of a record, in whose place those that were asked for come."""
+    """Return one search for each pattern and direction of a record; those that were asked for replace its own."""
     stacks: dict[tuple[Pattern, Direction], dict[str, bool]] = {}
     for name, line in pruned.items():
         stacks.setdefault((pattern or line.pattern, direction or line.direction), {})[name] = line.stack

@@ -95,7 +95,7 @@ def dask_executor(address: str, *, timeout: float = 60) -> Iterator[Executor]:
     NotInstalledError
         If Dask is not installed.
     CheckpointError
-        For an address that is none.
+        For an invalid address.
     OSError
         If no scheduler answers.
 

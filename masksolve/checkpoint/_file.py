@@ -26,7 +26,7 @@ WEIGHT_DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or nothing in it can be pruned."""
+    """A checkpoint cannot be read, or what was asked cannot be done with it; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
     try:
         parsed = json.loads(text, object_pairs_hook=pairs)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} holds no valid JSON: {error}") from None
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object")
     return parsed

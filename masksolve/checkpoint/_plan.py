@@ -136,7 +136,7 @@ def plan_checkpoint(
         For an input that cannot be read, a method that does not exist or cannot solve a pattern, and NaN or infinite
         weights in the sample.
     TypeError, ValueError
-        For patterns, a direction or a number of workers that is none.
+        For invalid patterns, direction or number of workers.
 
     Examples
     --------

@@ -106,7 +106,7 @@ def prune_checkpoint(
     FileExistsError, OSError
         For an output that exists or cannot be written.
     TypeError, ValueError
-        For a pattern, direction or number of workers that is none.
+        For an invalid pattern, direction or number of workers.
     MethodNotInstalledError
         If the method's library is missing.
     WorkerLostError

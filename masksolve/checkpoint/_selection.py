@@ -105,7 +105,7 @@ def split_tensors(
     globs: Globs,
     decided: Mapping[str, Kind] | Given,
 ) -> tuple[list[TensorInfo], list[SkippedTensor]]:
-    """Do what `select_tensors` does, but with no tensor to prune return none."""
+    """Split tensors as `select_tensors` does, even if there is none to prune."""
     globs.check(tensors)
     chosen, skipped = [], []
     for each in tensors:

@@ -425,7 +425,7 @@ def test_a_method_that_cannot_solve_the_pattern_is_refused_before_anything_is_re
 
 
 BAD_RECORDS = {
-    "no JSON": ("{", "holds no valid JSON"),
+    "no JSON": ("{", "is not valid JSON"),
     "no record": ("{}", "is neither masksolve.json nor the JSON report of a prune"),
     "names alone": ('{"tensors": ["w"]}', "is neither masksolve.json nor the JSON report of a prune"),
     "another's": (

@@ -272,7 +272,7 @@ def test_a_spoilt_manifest_or_journal_is_named(name: str, source: Path, tmp_path
         prune(tmp_path, workers=stop_at(5))
     with (workspace(tmp_path) / name).open("r+b") as file:
         file.write(bytes(8))
-    with pytest.raises(CheckpointError, match=f"remove it to begin again: {workspace(tmp_path)} holds no valid JSON"):
+    with pytest.raises(CheckpointError, match=f"remove it to begin again: {workspace(tmp_path)} is not valid JSON"):
         prune(tmp_path, resume=True)
 
 

@@ -301,10 +301,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / INDEX).write_text(f'{{"weight_map": {{"patch": "{THIRD}", "patch": "{THIRD}"}}}}'),
         "names 'patch' twice",
     ),
-    "an index that is no JSON": (lambda folder: (folder / INDEX).write_text("{"), "holds no valid JSON"),
+    "an index that is no JSON": (lambda folder: (folder / INDEX).write_text("{"), "is not valid JSON"),
     "an index too deep to read": (
         lambda folder: (folder / INDEX).write_text("[" * 100_000),
-        "holds no valid JSON: maximum recursion depth exceeded",
+        "is not valid JSON: maximum recursion depth exceeded",
     ),
     "an index without a map": (lambda folder: (folder / INDEX).write_text("{}"), "has no weight_map"),
     "no index": (lambda folder: (folder / INDEX).unlink(), "holds 3 .safetensors files and no index"),
