@@ -1,4 +1,4 @@
-"""Training PyTorch models under transposable N:M masks, and pruning pretrained ones. Needs the extra `torch`."""
+"""Training of PyTorch models under N:M masks, and pruning of trained ones. Needs the extra `torch`."""
 
 try:
     import torch  # noqa: F401

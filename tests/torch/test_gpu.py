@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import masksolve as ms
+from masksolve._tiles import Direction
 from masksolve.torch import Sparsifier
 from masksolve.torch._solver import batched, device
 from masksolve.torch._solver.device import solve_on_device
@@ -42,6 +43,18 @@ def test_masks_on_the_gpu_are_optimal_and_the_batched_versions_bits(
     expected = solve_on_device(weights, ms.Pattern(n, m), saturated=saturated)
     assert torch.equal(found.masks.cpu(), expected.masks)
     assert found.solved_on_cpu == expected.solved_on_cpu
+
+
+@pytest.mark.parametrize("direction", ["rows", "columns"])
+@pytest.mark.parametrize("family", ["gaussian float32", "int8", "half zero", "constant"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_sided_masks_on_the_gpu_are_those_of_the_same_sort_on_the_cpu(
+    dtype: torch.dtype, family: str, direction: Direction
+) -> None:
+    weights = torch.from_numpy(weights_of(family, (2, 43, 90)).astype(np.float32)).to(dtype)
+    for n, m in KERNEL_PATTERNS:
+        found = solve_on_device(weights.cuda(), ms.Pattern(n, m), direction=direction).masks
+        assert torch.equal(found.cpu(), solve_on_device(weights, ms.Pattern(n, m), direction=direction).masks)
 
 
 def test_the_gpu_uses_the_kernel() -> None:
