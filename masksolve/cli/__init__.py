@@ -382,7 +382,14 @@ def _verdicts(result: CheckReport) -> Iterator[str]:
 )
 @_include
 @_exclude
-@click.option("--all-layers", is_flag=True, help="Prune the first and the last layer too.")
+@click.option(
+    "--all-layers",
+    "keep_first_last",
+    flag_value=False,
+    type=bool,
+    default=True,
+    help="Prune the first and the last layer too.",
+)
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="At most this many samples.")
 @click.option(
     "--length", type=click.IntRange(1), default=128, show_default=True, help="At most this many tokens per line."
@@ -398,7 +405,7 @@ def adaprune_model(
     solver: Any,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
-    all_layers: bool,
+    keep_first_last: bool,
     samples: int,
     length: int,
     batch: int,
@@ -435,7 +442,7 @@ def adaprune_model(
                 solver=solver,
                 include=include or None,
                 exclude=exclude or None,
-                keep_first_last=not all_layers,
+                keep_first_last=keep_first_last,
                 progress=True,
             )
         except ValueError as error:  # of a model, globs or calibration data that do not go together
@@ -662,7 +669,7 @@ def _with_flags(message: str) -> str:
         for option in command.params
         if isinstance(option, click.Option)
     }
-    return re.sub(r"`(\w+)(=True)?`", lambda match: flags.get(match[1], match[0]), message)
+    return re.sub(r"`(\w+)(=True|=False)?`", lambda match: flags.get(match[1], match[0]), message)
 
 
 def _check_report_path(report: Path | None, others: Sequence[Path | None], overwrite: bool) -> None:
@@ -786,7 +793,7 @@ def _print_adapruned(report: AdaPruneReport) -> None:
     table = Table("skipped parameter", "shape", "reason")
     for line in report.skipped:
         if len(line.shape) > 1:
-            table.add_row(line.name, _shape(line.shape), line.reason)
+            table.add_row(line.name, _shape(line.shape), _with_flags(line.reason or ""))
     if table.row_count:
         _print(table)
     table = Table("pruned layer", "shape")

@@ -57,8 +57,8 @@ def test_the_first_and_the_last_layer_stay_dense_unless_asked() -> None:
     model = mlp()
     report = adaprune(model, [inputs()], "3:4")
     assert pruned(report) == ["2.weight", "4.weight"]
-    assert reasons(report)["0.weight"] == "the first layer; keep_first_last=False prunes it"
-    assert reasons(report)["6.weight"] == "the last layer; keep_first_last=False prunes it"
+    assert reasons(report)["0.weight"] == "the first layer; `keep_first_last=False` prunes it"
+    assert reasons(report)["6.weight"] == "the last layer; `keep_first_last=False` prunes it"
     assert reasons(report)["2.bias"] == "1-D: not a matrix"
     assert is_sparse(model[2].weight, 3, 4)
     assert not is_sparse(model[0].weight, 3, 4)
@@ -659,7 +659,7 @@ def test_reports_can_be_read_and_cannot_be_changed() -> None:
     errors = f"error {layer.error_before:.2%} -> {layer.error_after:.2%}"
     assert repr(layer) == f"PrunedLayer('2.weight', 16x16, 2:4, kept importance {layer.kept_importance:.2%}, {errors})"
     assert repr(line) == (
-        "ParameterReport('0.weight', 16x8, skipped: the first layer; keep_first_last=False prunes it)"
+        "ParameterReport('0.weight', 16x8, skipped: the first layer; `keep_first_last=False` prunes it)"
     )
     assert repr(report).startswith("AdaPruneReport(2 layers pruned, 6 parameters skipped, mean error ")
     for each in (report, layer, line):

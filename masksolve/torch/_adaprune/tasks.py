@@ -113,9 +113,9 @@ def in_order(
         elif not all(owner in places for owner in task.owners):
             reasons.update({name: _reason_not_called(model, name) for name in task.site.names})
         elif keep_first_last and trace.first in task.owners:
-            reasons.update(dict.fromkeys(task.site.names, "the first layer; keep_first_last=False prunes it"))
+            reasons.update(dict.fromkeys(task.site.names, "the first layer; `keep_first_last=False` prunes it"))
         elif keep_first_last and trace.last in task.owners:
-            reasons.update(dict.fromkeys(task.site.names, "the last layer; keep_first_last=False prunes it"))
+            reasons.update(dict.fromkeys(task.site.names, "the last layer; `keep_first_last=False` prunes it"))
         else:
             chosen.append(task)
     skipped = without(lines, reasons)
