@@ -29,7 +29,6 @@ print(equilibrate._schedule(8).rounds, strict.STRAGGLERS, device.stages_for(8, 8
 
 
 def test_todays_value_is_the_first_and_the_measure() -> None:
-    need("torch")
     (constant,) = [each for each in tune.constants() if str(each) == "equilibrate._ROUNDS[4].last"]
     (today, ratios), (value, others) = tune.sweep(constant, [6], repeats=1)
     assert (today, value) == (8, 6)

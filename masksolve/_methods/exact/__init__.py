@@ -64,7 +64,9 @@ def solve(
             start = potentials[piece] if potentials is not None and warm else _start(importance, margins)
             masks[piece], found, _ = solve_importance(importance, margins, start)
             if potentials is not None:
-                with np.errstate(all="ignore"):  # beyond the ends of float32; whoever returns them sees to that
+                with np.errstate(
+                    all="ignore"
+                ):  # beyond the ends of float32; `solve_matrix` clips what it returns
                     potentials[piece] = found
 
         run_pieces(work, pieces_of(tiles.shape, _WEIGHTS_ONE_BY_ONE), threads)
@@ -165,7 +167,7 @@ def _equilibrate_piece(
         solved, ends, _ = solve_importance(importance_of(tiles[where])[np.newaxis], margins, ends)
         masks[where] = solved[0]
     if potentials is not None:
-        with np.errstate(all="ignore"):  # beyond the ends of float32; whoever returns them sees to that
+        with np.errstate(all="ignore"):  # beyond the ends of float32; `solve_matrix` clips what it returns
             potentials[where[0] * across + where[1]] = ends[0]
 
 

@@ -181,7 +181,7 @@ def _is_proven_unperturbed(at, work, lane, m):
 
 @inner_kernel
 def _choose_perturbation(task, vectors, clamp):
-    """Set how far entries of each tile are to be perturbed; not at all where that could not be vouched for."""
+    """Set how far entries of each tile are to be perturbed; not at all where rounding could hide it."""
     at, work = task.at, vectors.numbers
     for lane in range(at.lanes):
         top = work[LARGEST, lane]
