@@ -4,7 +4,6 @@ import pytest
 
 from benchmarks import tune
 from tests import processes
-from tests.extras import need
 
 pytestmark = pytest.mark.studies
 

@@ -64,9 +64,7 @@ def solve(
             start = potentials[piece] if potentials is not None and warm else _start(importance, margins)
             masks[piece], found, _ = solve_importance(importance, margins, start)
             if potentials is not None:
-                with np.errstate(
-                    all="ignore"
-                ):  # beyond the ends of float32; `solve_matrix` clips what it returns
+                with np.errstate(all="ignore"):  # beyond the ends of float32; `solve_matrix` clips what it returns
                     potentials[piece] = found
 
         run_pieces(work, pieces_of(tiles.shape, _WEIGHTS_ONE_BY_ONE), threads)
