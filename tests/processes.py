@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+POSIX = pytest.mark.skipif(os.name != "posix", reason="uses the signals, forks or limits of POSIX")
+LINUX = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
+
 
 def let_interrupts_through() -> None:
     """What to call in a new process that is to be interrupted: background jobs of a shell ignore SIGINT otherwise."""

@@ -17,6 +17,7 @@ import pytest
 
 from masksolve import MethodNotInstalledError, NotInstalledError, Pattern
 from masksolve.checkpoint import WorkerLostError, _executors, check_checkpoint, dask_executor, prune_checkpoint
+from tests import processes
 from tests.checkpoints import contents, write_shard, write_sharded
 
 distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`")
@@ -72,6 +73,7 @@ def test_no_weight_passes_through_the_scheduler(cluster: Any, tmp_path: Path) ->
     assert max(sizes) < 5000
 
 
+@processes.POSIX
 def test_a_worker_killed_in_the_middle_is_made_up_for(cluster: Any, tmp_path: Path) -> None:
     source = large_enough_to_interrupt(tmp_path / "in.safetensors")
     prune_checkpoint(source, tmp_path / "here.safetensors", PATTERN, method="flow")

@@ -22,6 +22,7 @@ import pytest
 from masksolve import Pattern
 from masksolve.checkpoint import CheckpointError, prune_checkpoint
 from masksolve.checkpoint._workspace import Workspace, open_workspace
+from tests import processes
 from tests.checkpoints import HereExecutor, contents, write_shard, write_sharded
 from tests.processes import let_interrupts_through
 
@@ -475,6 +476,7 @@ def test_the_second_of_two_commands_on_one_output_is_refused(tmp_path: Path) -> 
         first.kill()
 
 
+@processes.POSIX
 def test_ctrl_c_stops_cleanly_and_says_how_to_resume(tmp_path: Path) -> None:
     source, output = large_enough_to_interrupt(tmp_path / "in.safetensors"), tmp_path / "out.safetensors"
     arguments = command("prune", source, "--pattern", "3:8", "--output", output, "--workers", 2, "--method", "flow")

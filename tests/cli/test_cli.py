@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from safetensors.numpy import save_file
 import masksolve
 from masksolve import cli
 from masksolve.checkpoint import prune_checkpoint
+from tests import processes
 from tests.processes import let_interrupts_through
 
 Run = Callable[..., tuple[int, str, str]]
@@ -338,7 +338,10 @@ def command_in_process(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "masksolve", *map(str, arguments)]
 
 
+@processes.POSIX
 def test_a_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> None:
+    import resource
+
     def limit_file_size() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -357,8 +360,9 @@ def test_a_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> 
     assert sorted(tmp_path.iterdir()) == [checkpoint]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_killed_prune_leaves_no_half_written_output(how: signal.Signals, tmp_path: Path) -> None:
+@processes.POSIX
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGINT", marks=pytest.mark.slow)])
+def test_a_killed_prune_leaves_no_half_written_output(how: str, tmp_path: Path) -> None:
     source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     save_file({f"w{i}": np.ones((64, 64), np.float32) for i in range(15)}, source)
     command = command_in_process("prune", source, "--pattern", "4:8", "--method", "lp", "--output", output)
@@ -371,16 +375,17 @@ def test_a_killed_prune_leaves_no_half_written_output(how: signal.Signals, tmp_p
     )
     assert process.stderr is not None
     assert process.stderr.readline().startswith("pruned")
-    process.send_signal(how)
+    process.send_signal(signal.Signals[how])
     process.wait(timeout=60)
     process.stderr.close()
-    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    assert process.returncode == (-signal.SIGKILL if how == "SIGKILL" else 130)
     assert not output.exists()
     resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert resumed.returncode == 0
     assert sorted(tmp_path.iterdir()) == [source, output]
 
 
+@processes.LINUX
 def test_a_folder_that_cannot_be_written_is_named(run: Run, checkpoint: Path) -> None:
     # Nobody may write there, not even root.
     code, _, err = run("prune", checkpoint, "--pattern", "4:8", "--output", "/proc/out.safetensors")

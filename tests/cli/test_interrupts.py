@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import processes
 from tests.checkpoints import write_shard
 from tests.processes import let_interrupts_through
+
+pytestmark = processes.POSIX
 
 
 def interrupted_at(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
