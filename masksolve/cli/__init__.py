@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 
 if TYPE_CHECKING:
-    # Generic from click 8.2 on.
+    # In click 8.2 it takes no type yet.
     _PatternParameter = click.ParamType[Pattern]
 else:
     _PatternParameter = click.ParamType
@@ -714,7 +714,9 @@ def _progress() -> Iterator[OnProgress]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    progress = Progress(*columns, console=console, transient=True)
+    # Not `disable`: before rich 14.3 a bar that is disabled ends in an empty line.
+    with progress if console.is_terminal else nullcontext():
         task = progress.add_task("", total=None)
         phases = [""]
 

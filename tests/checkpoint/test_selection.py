@@ -102,7 +102,9 @@ DENSE: dict[str, dict[str, str]] = {
 @pytest.mark.parametrize("name", MASKED)
 def test_a_model_is_masked_but_for_embeddings_routers_and_experts(name: str) -> None:
     report = Sparsifier(build(name), "4:8").report
-    assert sorted(line.name for line in report if line.sparse) == sorted(MASKED[name])
+    # NeoX's output layer was called embed_out in the model too, up to transformers 5.10 at the least.
+    names = [line.name.replace("embed_out", "lm_head") for line in report if line.sparse]
+    assert sorted(names) == sorted(MASKED[name])
     reasons = {line.name: line.reason for line in report}
     for weight, words in DENSE[name].items():
         assert reasons[weight] == f"{words}; include it to mask it"

@@ -374,6 +374,7 @@ def test_what_was_pruned_before_stays_in_the_record(run: Run, tmp_path: Path, mo
     assert check(monkeypatch, "out") == 0
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_spoilt_record_in_the_folder_of_the_model_is_named_before_any_work(run: Run, tmp_path: Path) -> None:
     bert(tmp_path / "bert")
     (tmp_path / "bert" / "masksolve.json").write_text("{}")
