@@ -14,6 +14,10 @@ from tests import extras
 # Kernels run in Triton's interpreter, which has to be said before Triton is imported; `make test-gpu` says otherwise.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Threads of OpenMP that wait for work would take the cores from those that have some: with another process beside them,
+# tests of models take five times their CPU time. Read when PyTorch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # The first call of a kernel compiles it, which no deadline or health check should take for slowness.
 settings.register_profile(
     "default", max_examples=80, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
