@@ -117,6 +117,12 @@ def check_flag(value: bool, name: str) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def check_number(value: float, name: str) -> None:
+    """Refuse what is not a real number; a bool does not count as one."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+
+
 def check_choice(given: _Choice, name: str, allowed: Iterable[_Choice]) -> _Choice:
     """Return the one of the allowed strings that was given; `name` is what it is a choice of."""
     for choice in allowed:

@@ -140,6 +140,13 @@ class _Found:
     parameter: Tensor
 
 
+def check_module(model: nn.Module) -> nn.Module:
+    """Return the model, and refuse anything else."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
 def masked_attributes(module: nn.Module) -> tuple[str, ...]:
     """Return the names of a module's own parameters that a Sparsifier masks, which the module's class has."""
     found: tuple[str, ...] = getattr(type(module), "_masked_attributes", ())

@@ -1,5 +1,6 @@
 """What bad input gets: an error that says what was given and what to do, and the model as it was."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from masksolve.torch import Sparsifier, finalize
+from masksolve.torch import Sparsifier, finalize, patterns_from_zeros
 from tests.torch.masked import held
 
 
@@ -67,6 +68,11 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], st
     (mlp, {"refresh_every": 1.5}, TypeError, r"refresh_every must be an integer, got 1.5"),
     (mlp, {"until": 0}, ValueError, r"until must be at least 1, got 0"),
     (mlp, {"decay": -1.0}, ValueError, r"decay must be finite and not negative, got -1.0"),
+    *(
+        (mlp, {"decay": bad}, TypeError, rf"decay must be a number, got {bad!r} of type {type(bad).__name__}")
+        for bad in ("2e-4", None, True)
+    ),
+    (mlp, {"accelerate": "no"}, TypeError, r"accelerate must be True or False, got 'no'"),
     (mlp, {"importance": "wanda"}, ValueError, r"unknown importance 'wanda'; allowed are 'magnitude'"),
     (
         mlp,
@@ -107,6 +113,14 @@ def test_what_cannot_be_attached_leaves_the_model_as_it_was(
 def test_a_model_is_a_module() -> None:
     with pytest.raises(TypeError, match=r"model must be a torch\.nn.Module, got dict"):
         Sparsifier({}, "2:4")  # type: ignore[arg-type]
+    calls: list[Callable[[Any], object]] = [
+        finalize,
+        Sparsifier(mlp(), "2:4").finalize,
+        lambda model: patterns_from_zeros(model, 4),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"model must be a torch\.nn.Module, got str"):
+            call("model")
 
 
 def test_a_step_before_any_backward_is_refused() -> None:
@@ -232,6 +246,47 @@ def test_a_state_dict_of_another_model_or_of_nothing_is_refused() -> None:
         sparsifier.load_state_dict(wide)
     assert same(before, model)
     assert sparsifier.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": "3"}, "the step of the state_dict must be an integer, got '3'"),
+        ({"step": None}, "the step of the state_dict must be an integer, got None"),
+        ({"masks": None}, "masks of the state_dict must map names to tensors, got None"),
+        ({"masks": {"0.weight": None}}, "masks of the state_dict must map names to tensors, got {'0.weight': None}"),
+        ({"potentials": [1]}, r"potentials of the state_dict must map names to tensors, got \[1\]"),
+        (None, "the state_dict of a Sparsifier is a mapping of pattern, direction, .*, got None"),
+    ],
+)
+def test_a_state_dict_of_wrong_types_is_refused_before_anything_is_loaded(
+    change: dict[str, Any] | None, message: str
+) -> None:
+    model, source = mlp(), mlp()
+    sparsifier = Sparsifier(model, "1:4")
+    with torch.no_grad():
+        for layer in (source[0], source[2]):
+            layer.weight.normal_()
+    state: Any = Sparsifier(source, "1:4").state_dict()
+    before = snapshot(model)
+    with pytest.raises(TypeError, match=message):
+        sparsifier.load_state_dict(None if change is None else {**state, **change})  # type: ignore[arg-type]
+    assert same(before, model)
+    sparsifier.load_state_dict(state)
+    assert not same(before, model)
+
+
+def test_a_part_of_the_own_model_is_not_finalized_alone() -> None:
+    model = nn.Sequential(mlp(), mlp())
+    sparsifier = Sparsifier(model, "2:4")
+    before = snapshot(model)
+    for part in (model[1], copy.copy(model)):
+        with pytest.raises(ValueError, match="this Sequential shares masked modules with the Sparsifier's own model"):
+            sparsifier.finalize(part)
+    assert same(before, model)
+    sparsifier.refresh()
+    sparsifier.finalize(nn.Sequential(model))
+    assert type(model[1][0]) is nn.Linear
 
 
 def test_loading_masks_of_another_pattern_into_the_model_is_refused_and_its_masks_stay() -> None:

@@ -15,7 +15,7 @@ from masksolve._inputs import check_direction
 from masksolve._pattern import Pattern, PatternLike, as_pattern
 from masksolve._tiles import Direction
 from masksolve.torch._adaprune.calibration import Trace, input_key, is_layer
-from masksolve.torch._layers import ParameterReport, Site, as_globs, layout_of, select
+from masksolve.torch._layers import ParameterReport, Site, as_globs, check_module, layout_of, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,7 @@ def patterns_from_zeros(
     5:8
     """
     tasks, _ = choose_tasks(
-        model,
+        check_module(model),
         Pattern(m, m),
         include=as_globs(include),
         exclude=as_globs(exclude),

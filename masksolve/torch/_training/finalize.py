@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from masksolve.torch._dtensor import is_sharded
-from masksolve.torch._layers import masked_attributes
+from masksolve.torch._layers import check_module, masked_attributes
 from masksolve.torch._training.loading import unguard_loading
 from masksolve.torch._training.masking import (
     check_weight,
@@ -47,7 +47,7 @@ def finalize(model: nn.Module) -> None:
     """
     places = [
         (f"{path}.{attribute}" if path else attribute, module, attribute)
-        for path, module in model.named_modules()
+        for path, module in check_module(model).named_modules()
         for attribute in masked_attributes(module)
     ]
     if not places:

@@ -13,11 +13,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from masksolve._inputs import check_choice, check_direction
+from masksolve._inputs import as_count, check_choice, check_direction, check_flag, check_number
 from masksolve._pattern import Pattern, PatternLike, as_pattern
 from masksolve._tiles import Direction
 from masksolve.torch._dtensor import as_plain, is_sharded, like
-from masksolve.torch._layers import Layout, ParameterReport, Ragged, Site, as_globs, select
+from masksolve.torch._layers import (
+    Layout,
+    ParameterReport,
+    Ragged,
+    Site,
+    as_globs,
+    check_module,
+    masked_attributes,
+    select,
+)
 from masksolve.torch._solver.solution import MaskSolution
 from masksolve.torch._solver.solve import (
     Importance,
@@ -169,10 +178,10 @@ class Sparsifier:
         saturated: bool = True,
         accelerate: bool = False,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        check_module(model)
         check_choice(ragged, "ragged", ("allow", "skip"))
         check_choice(gradient, "gradient", GRADIENTS)
+        check_flag(accelerate, "accelerate")
         self._recipe = Recipe(
             pattern=as_pattern(pattern), method=method, saturated=saturated, direction=check_direction(direction)
         )
@@ -281,7 +290,7 @@ class Sparsifier:
             settable = ", ".join(key for key, each in vars(Sparsifier).items() if getattr(each, "fset", None))
             raise AttributeError(
                 f"a Sparsifier has no attribute {name!r} that can be set to {value!r}, as {settable} can; for another "
-                "pattern, gradient or importance, finalize and make a new one"
+                "pattern, direction, gradient or importance, finalize and make a new one"
             )
         super().__setattr__(name, value)
 
@@ -356,13 +365,20 @@ class Sparsifier:
         Raises
         ------
         ValueError
-            If nothing in the copy is masked, or a parameter has changed its shape or is on the meta device.
+            If nothing in the copy is masked, it is a part of the own model, or a parameter has changed its shape or is
+            on the meta device.
         RuntimeError
             If it was done before, a parameter is sharded by FSDP, its module was given another class since, or its
             mask is not of this pattern. The model is left as it was.
         """
         self._check_attached()
-        if model is not None and not any(each is self._model for each in model.modules()):
+        if model is not None and not any(each is self._model for each in check_module(model).modules()):
+            own = set(self._model.modules())
+            if any(each in own and masked_attributes(each) for each in model.modules()):
+                raise ValueError(
+                    f"this {type(model).__name__} shares masked modules with the Sparsifier's own model; finalize() "
+                    "does all of that, and a copy is made with copy.deepcopy"
+                )
             finalize(model)
             return
         for site in self._sites:
@@ -390,14 +406,21 @@ class Sparsifier:
 
         Raises
         ------
-        ValueError
-            For one of another pattern, direction or set of parameters, and for masks that break the pattern; nothing
-            has changed then.
+        ValueError, TypeError
+            For one of another pattern, direction or set of parameters, for masks that break the pattern, and for what
+            is not a `state_dict` of a Sparsifier; nothing has changed then.
         """
         self._check_attached()
-        missing = sorted({"pattern", "direction", "step", "masks", "potentials"} - set(state))
+        keys = ("pattern", "direction", "step", "masks", "potentials")
+        if not isinstance(state, Mapping):
+            raise TypeError(f"the state_dict of a Sparsifier is a mapping of {', '.join(keys)}, got {state!r}")
+        missing = sorted(set(keys) - set(state))
         if missing:
             raise ValueError(f"this is not the state_dict of a Sparsifier: it lacks {', '.join(missing)}")
+        step = as_count(state["step"], "the step of the state_dict", 0)
+        for key in ("masks", "potentials"):
+            if not _are_tensors(state[key]):
+                raise TypeError(f"{key} of the state_dict must map names to tensors, got {state[key]!r}")
         if state["pattern"] != str(self.pattern):
             raise ValueError(
                 f"the state_dict has masks of pattern {state['pattern']}, this Sparsifier is for {self.pattern}; make "
@@ -431,7 +454,7 @@ class Sparsifier:
         for name, masked in held.items():
             masked.set_mask(placed[name])
         self._potentials = potentials
-        self._steps.value = state["step"]
+        self._steps.value = step
         if self._schedule.is_dense_at(self.steps):
             self._become_dense()
 
@@ -578,12 +601,17 @@ def _layer_record(name: str, solution: MaskSolution, changed: int) -> LayerRecor
     )
 
 
+def _are_tensors(given: object) -> bool:
+    return isinstance(given, Mapping) and all(isinstance(each, Tensor) for each in given.values())
+
+
 def _some_of(names: Sequence[str]) -> str:
     shown = ", ".join(map(repr, names[:3]))
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _checked_decay(decay: float) -> float:
+    check_number(decay, "decay")
     if not 0 <= decay < math.inf:
         raise ValueError(f"decay must be finite and not negative, got {decay!r}; SR-STE uses 2e-4")
     return decay
