@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 from collections import UserDict
 from collections.abc import Callable
 from pathlib import Path
@@ -444,7 +445,15 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception
     ),
     (mlp, [X], {"importance": lambda name, w: w[0]}, ValueError, "importance returned .* for parameter '2.weight'"),
     (mlp, [X], {"solver": "sgd"}, ValueError, "unknown solver 'sgd'"),
-    (mlp, [X], {"damping": 0.0}, ValueError, "damping must be positive, got 0.0"),
+    *((mlp, [X], {"damping": bad}, ValueError, f"damping must be .* finite, got {bad}") for bad in (0.0, math.inf)),
+    *(
+        (mlp, [X], {"damping": bad}, TypeError, f"damping must be a number, got {bad!r}")
+        for bad in ("1e-2", None, True)
+    ),
+    *(
+        (mlp, [X], {flag: "no"}, TypeError, f"{flag} must be True or False, got 'no'")
+        for flag in ("keep_first_last", "sequential", "correct_bias", "batch_norm", "respect_zeros", "progress")
+    ),
     (mlp, [X], {"iterations": 0}, ValueError, "iterations"),
     (mlp, [X], {"pattern": {}}, ValueError, "pattern is an empty mapping"),
     (mlp, [X], {"pattern": {"2.weight": "2:4", "4.weight": "2:8"}}, ValueError, r"of several M \(2:4, 2:8\)"),
@@ -466,6 +475,13 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception
         {"masks": {"2.weight": torch.ones(16, 16, dtype=torch.bool)}},
         ms.InvalidMaskError,
         r"the mask of '2.weight': mask\[0, 0:4\] keeps 4 of 4 entries; 2:4 along rows allows at most 2",
+    ),
+    (
+        mlp,
+        [X],
+        {"masks": {"2.weight": torch.eye(16, dtype=torch.bool)}, "importance": lambda name, w: w.abs() * math.nan},
+        ValueError,
+        "importance of parameter '2.weight' holds NaN or infinities, .*nothing was changed",
     ),
     (mlp, [X], {"masks": {"2.weight": X}, "alternations": 1}, ValueError, "alternations=1 finds masks again, but mas"),
 ]

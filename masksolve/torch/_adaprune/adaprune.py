@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from masksolve._check import check_mask
 from masksolve._errors import InvalidMaskError
-from masksolve._inputs import as_count, check_choice, check_direction
+from masksolve._inputs import as_count, check_choice, check_direction, check_flag, check_number
 from masksolve._pattern import PatternLike
 from masksolve._tiles import Direction
 from masksolve.torch._adaprune.batch_norm import Statistics, called_after, follow, running_batch_norms
@@ -26,7 +27,7 @@ from masksolve.torch._adaprune.scores import SCORES, Score
 from masksolve.torch._adaprune.tasks import Task, by_inputs, choose_tasks, in_order, without
 from masksolve.torch._adaprune.transaction import Transaction
 from masksolve.torch._dtensor import is_sharded
-from masksolve.torch._layers import as_globs
+from masksolve.torch._layers import as_globs, check_module
 from masksolve.torch._solver.solve import Importance, check_importance
 
 _logger = logging.getLogger("masksolve")
@@ -148,16 +149,28 @@ def adaprune(
     256
     """
     start = time.perf_counter()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     check_direction(direction)
     check_choice(solver, "solver", SOLVERS)
     if not callable(importance):
         check_importance(importance, SCORES)
     if masks is not None and not isinstance(masks, Mapping):
         raise TypeError(f"masks must be a mapping of names to bool tensors, got {masks!r}; a score is an importance")
-    if not damping > 0:
-        raise ValueError(f"damping must be positive, got {damping!r}; 1e-2 is the default, 1e-8 is nearly none")
+    flags = {
+        "keep_first_last": keep_first_last,
+        "sequential": sequential,
+        "correct_bias": correct_bias,
+        "batch_norm": batch_norm,
+        "respect_zeros": respect_zeros,
+        "progress": progress,
+    }
+    for name, flag in flags.items():
+        check_flag(flag, name)
+    check_number(damping, "damping")
+    if not 0 < damping < math.inf:
+        raise ValueError(
+            f"damping must be positive and finite, got {damping!r}; 1e-2 is the default, 1e-8 is nearly none"
+        )
     options = LayerOptions(
         importance=importance,
         masks=masks,

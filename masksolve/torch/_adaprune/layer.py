@@ -166,6 +166,12 @@ def _first_mask(layer: _Layer, options: LayerOptions) -> tuple[Tensor, Tensor]:
     scores = _scores(layer, layer.rows, options)
     if options.masks is None:
         return _solved(layer, scores, options), scores
+    # The solver would say so; without it, shares of such scores would be recorded.
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError(
+            f"importance of parameter {layer.task.name!r} holds NaN or infinities, which have no importance; nothing "
+            "was changed"
+        )
     mask = options.masks[layer.task.name].to(layer.dense.device)
     return mask & (layer.dense != 0) if options.respect_zeros else mask, scores
 
