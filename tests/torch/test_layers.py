@@ -347,6 +347,16 @@ def test_the_bridge_takes_scores() -> None:
     assert oracle.is_optimal(scores.numpy(), layer.weight_mask.numpy() != 0, 1, 4)
 
 
+def test_the_bridge_prunes_what_is_pruned_already() -> None:
+    layer = semi_structured(nn.Linear(8, 8), "weight", "3:4")
+    first = layer.weight_mask.clone()
+    semi_structured(layer, "weight", "2:4")
+    second = layer.weight_mask.bool()
+    assert oracle.is_valid(second.numpy(), 2, 4, saturated=False)
+    assert bool((second <= first.bool()).all())
+    assert not torch.equal(second, first.bool())
+
+
 def test_the_bridge_refuses_what_it_cannot_prune() -> None:
     layer = nn.Linear(8, 8)
     with pytest.raises(ValueError, match="Linear has no parameter 'weights'"):
@@ -355,6 +365,18 @@ def test_the_bridge_refuses_what_it_cannot_prune() -> None:
         semi_structured(layer, "weight", "2:4", importance=torch.ones(8))
     with pytest.raises(ValueError, match=r"importance of parameter 'weight' holds negative scores"):
         semi_structured(layer, "weight", "2:4", importance=torch.full((8, 8), -1.0))
+    for scores in (None, ["magnitude"], lambda name, weight: weight.abs()):
+        with pytest.raises(TypeError, match="importance must be 'magnitude' or a Tensor of scores, got "):
+            semi_structured(layer, "weight", "2:4", importance=scores)  # type: ignore[arg-type]
+    for scores in (torch.ones(8, 8, device="meta"), torch.ones(8, 8).bool(), torch.ones(8, 8).to(torch.complex64)):
+        with pytest.raises(TypeError, match=rf"importance is {scores.dtype} on device {scores.device}; .* needs real"):
+            semi_structured(layer, "weight", "2:4", importance=scores)
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got NoneType"):
+        semi_structured(None, "weight", "2:4")  # type: ignore[arg-type]
+    other = nn.Module()
+    other.register_buffer("table", torch.ones(8, 8))
+    with pytest.raises(ValueError, match="Module has no parameter 'table'"):
+        semi_structured(other, "table", "2:4")
     with pytest.raises(ValueError, match="at least two dimensions"):
         semi_structured(layer, "bias", "2:4")
     with pytest.raises(ValueError, match=r"'weight' is on the meta device and has no values; materialise"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
@@ -57,13 +58,17 @@ def semi_structured(
     >>> int(layer.weight_mask.sum())
     16
     """
-    weight = getattr(module, name, None)
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"{type(module).__name__} has no parameter {name!r}")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if parametrize.is_parametrized(module, name):
         raise ValueError(f"parameter {name!r} is parametrized; remove the parametrization before pruning")
     if masked_parameter(module, name) is not None:
         raise ValueError(f"parameter {name!r} is masked by a Sparsifier; finalize it before pruning")
+    # One that is pruned already is a parameter by another name.
+    is_parameter = name in module._parameters or f"{name}_orig" in module._parameters
+    weight = getattr(module, name, None) if is_parameter else None
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"{type(module).__name__} has no parameter {name!r}")
     if weight.is_meta:
         raise ValueError(f"parameter {name!r} is on the meta device and has no values; materialise the module first")
     recipe = Recipe(
@@ -74,14 +79,21 @@ def semi_structured(
     if weight.ndim > 1:
         layout = layout.for_masks(weight.shape, recipe.pattern.m, recipe.direction)
     found = solve_masks(layout.matrices(scores.detach()), recipe)
-    prune.custom_from_mask(module, name, layout.weight(found.masks))
+    prune.custom_from_mask(module, name, layout.weight(found.masks).to(weight.device))
     return module
 
 
 def _scores(importance: Literal["magnitude"] | Tensor, weight: Tensor, name: str) -> Tensor:
     if not isinstance(importance, Tensor):
+        if not isinstance(importance, str):
+            raise TypeError(f"importance must be 'magnitude' or a Tensor of scores, got {importance!r}")
         check_choice(importance, "importance", ("magnitude",))
         return weight
+    if importance.is_meta or importance.is_complex() or importance.dtype == torch.bool:
+        raise TypeError(
+            f"importance is {importance.dtype} on device {importance.device}; parameter {name!r} needs real "
+            "scores that have values"
+        )
     if importance.shape != weight.shape:
         raise ValueError(
             f"importance has shape {tuple(importance.shape)}; parameter {name!r} needs {tuple(weight.shape)}"
