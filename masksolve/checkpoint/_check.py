@@ -108,7 +108,7 @@ def check_checkpoint(
     path : path
         A `.safetensors` file, or a folder of them with an index.
     pattern : str, (int, int) or Pattern, optional
-        N **kept** of every M. By default what the record says of each tensor.
+        N **kept** of every M. By default what the record says of each tensor; needed where none is read.
     direction : {"both", "rows", "columns"}, optional
         "both": transposable; "rows", "columns": one-sided. By default what the record says of each tensor, and "both"
         without one.
@@ -125,7 +125,7 @@ def check_checkpoint(
     ------
     CheckpointError
         For a checkpoint that cannot be read, or in which no tensor fits the pattern; for a record that is spoilt or of
-        another checkpoint; and without `pattern` if there is no record.
+        another checkpoint; and without `pattern` if no record is read.
     TypeError, ValueError
         For an invalid pattern, direction or number of workers.
 
@@ -152,6 +152,11 @@ def check_checkpoint(
         searches = _searches_of(pruned, asked, asked_direction, f"left dense, says {path_of_record.name}")
         by = path_of_record.name
     elif asked is None:
+        if _record_beside(checkpoint, Globs()) is not None:
+            raise CheckpointError(
+                f"with `include`, `stack` or `convolution` {RECORD} in {path} is not read; "
+                "give `pattern`, or the file as `record`"
+            )
         raise CheckpointError(f"no record says to which pattern {path} was pruned; give `pattern`")
     else:
         identified = identify(checkpoint)

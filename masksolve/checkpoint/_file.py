@@ -127,7 +127,9 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
 
     try:
         parsed = json.loads(text, object_pairs_hook=pairs)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except CheckpointError:  # of `pairs`; it is a ValueError too
+        raise
+    except (ValueError, RecursionError) as error:  # JSON's, that of bytes that are no text, of too long a number
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{path} is not a JSON object")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masksolve._inputs import check_direction
+from masksolve._inputs import check_direction, check_flag
 from masksolve._pattern import Pattern
 from masksolve._tiles import Direction
 from masksolve._version import __version__
@@ -50,11 +51,12 @@ def read_record(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, Pruned]:
     Raises
     ------
     CheckpointError
-        If it is neither, says that nothing was pruned, or names a tensor that is not among these.
+        If it is neither, says that nothing was pruned, or names a tensor twice, or one that is not among these.
     """
     try:
         record = parse_json(path.read_bytes(), path)
-        pruned = {entry["name"]: _line_of(entry, record) for entry in record["tensors"]}
+        lines = [(entry["name"], _line_of(entry, record)) for entry in record["tensors"]]
+        pruned = dict(lines)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except CheckpointError:
@@ -70,6 +72,9 @@ def read_record(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, Pruned]:
                 f"{path} says that the tensor {name!r} was pruned, which the checkpoint does not have; it is of "
                 "another checkpoint: name its own, or remove it"
             )
+    if len(pruned) < len(lines):
+        twice = next(name for name, count in Counter(name for name, _ in lines).items() if count > 1)
+        raise CheckpointError(f"{path} names the tensor {twice!r} twice; name another file, or remove it")
     if not pruned:
         raise CheckpointError(f"{path} says that no tensor was pruned; name another file, or remove it")
     return pruned
@@ -78,4 +83,5 @@ def read_record(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, Pruned]:
 def _line_of(entry: Mapping[str, Any], record: Mapping[str, Any]) -> Pruned:
     # A report has one pattern and one direction; a record has those of each tensor.
     whole = {**record, **entry}
-    return Pruned(bool(entry["stack"]), Pattern.parse(whole["pattern"]), check_direction(whole["direction"]))
+    check_flag(entry["stack"], "stack")
+    return Pruned(entry["stack"], Pattern.parse(whole["pattern"]), check_direction(whole["direction"]))

@@ -352,6 +352,8 @@ def test_check_reads_which_tensors_were_pruned_from_what_the_prune_left(tmp_path
     (other,) = check_checkpoint(target, PATTERN, include=["w"]).tensors
     assert other.problem is not None
     assert not check_checkpoint(target, PATTERN, include=["w"]).recorded
+    with pytest.raises(CheckpointError, match=rf"with `include`, .* {RECORD} .* is not read; give `pattern`"):
+        check_checkpoint(target, include=["w"])
     # A file has its report, where one was written.
     (tmp_path / "report.json").write_text(json.dumps(report.to_dict()))
     alone = check_checkpoint(target / "model.safetensors", PATTERN, record=tmp_path / "report.json")
@@ -444,6 +446,15 @@ BAD_RECORDS = {
         '{"tensors": [{"name": "w", "stack": false, "pattern": "9:8", "direction": "both"}]}',
         "n must lie between 0 and m=8",
     ),
+    "a stack that is a word": (
+        '{"tensors": [{"name": "w", "stack": "no", "pattern": "4:8", "direction": "both"}]}',
+        "stack must be True or False, got 'no'",
+    ),
+    "a tensor twice": (
+        '{"pattern": "4:8", "direction": "both", "tensors": [%s, %s]}' % (2 * ('{"name": "w", "stack": false}',)),
+        "names the tensor 'w' twice",
+    ),
+    "a number beyond what Python reads": ('{"tensors": ' + "1" * 5000 + "}", "is not valid JSON"),
     "nothing": ('{"tensors": []}', "says that no tensor was pruned"),
 }
 
