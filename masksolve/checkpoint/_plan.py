@@ -151,7 +151,11 @@ def plan_checkpoint(
     (['w'], ['dtype I64 is not one of F64, F32, F16, BF16'])
     >>> folder.cleanup()
     """
-    if isinstance(patterns, (str, Pattern)):
+    if (
+        not isinstance(patterns, Sequence)
+        or isinstance(patterns, str)
+        or any(isinstance(each, int) for each in patterns)
+    ):
         raise TypeError(f"patterns must be a sequence of patterns, got {patterns!r}; put it in a list")
     all_patterns, checked_direction = [as_pattern(each) for each in patterns], check_direction(direction)
     checkpoint = read_checkpoint(Path(source).absolute())

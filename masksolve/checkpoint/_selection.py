@@ -39,11 +39,13 @@ class Globs:
         CheckpointError
             With the glob.
         TypeError
-            For globs that are a mere string.
+            For globs that are not a sequence of strings.
         """
         for option, globs in vars(self).items():
             if isinstance(globs, str):
                 raise TypeError(f"{option} must be a sequence of globs, got the string {globs!r}; put it in a list")
+            if not isinstance(globs, Sequence) or not all(isinstance(glob, str) for glob in globs):
+                raise TypeError(f"{option} must be a sequence of globs, such as ['layers.*'], got {globs!r}")
             for glob in globs:
                 found = [tensor for tensor in tensors if fnmatchcase(tensor.name, glob)]
                 if not found:
@@ -90,7 +92,7 @@ def select_tensors(
     CheckpointError
         If a glob matches no tensor, or no tensor is left to prune.
     TypeError
-        For globs that are a mere string.
+        For globs that are not a sequence of strings.
     """
     chosen, skipped = split_tensors(tensors, pattern, direction, globs, decided)
     if not chosen:
