@@ -16,7 +16,7 @@ import numpy as np
 from masksolve.checkpoint._executors import executor_for, run_all
 from masksolve.checkpoint._file import WEIGHT_DTYPES, TensorInfo
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
-from masksolve.checkpoint._report import as_plain
+from masksolve.checkpoint._report import as_plain, counted
 from masksolve.checkpoint._run import OnProgress
 from masksolve.checkpoint._units import fill
 from masksolve.checkpoint._work import narrow_as_float32
@@ -78,7 +78,8 @@ class Comparison:
 
     def __repr__(self) -> str:
         changed = sum(not tensor.is_same for tensor in self.tensors)
-        return f"<Comparison: {changed} of {len(self.tensors)} tensors differ, and {len(self.files)} files beside them>"
+        files = counted(len(self.files), "file")
+        return f"<Comparison: {changed} of {len(self.tensors)} tensors differ, and {files} beside them>"
 
 
 def compare_checkpoints(

@@ -17,7 +17,7 @@ from masksolve.checkpoint._executors import workers_for
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
 from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
-from masksolve.checkpoint._report import as_plain, one_sided
+from masksolve.checkpoint._report import as_plain, counted, one_sided
 from masksolve.checkpoint._selection import Globs, SkippedTensor, select_tensors
 from masksolve.checkpoint._units import WEIGHTS_A_PIECE, Piece, Unit, pieces_of, read_weights, units_of
 from masksolve.checkpoint._work import Job, SolveMasks, check_finite, fingerprint_unit, mask_of, try_method
@@ -64,8 +64,8 @@ class PatternPlan:
 
     def __repr__(self) -> str:
         return (
-            f"<PatternPlan of {self.pattern}{one_sided(self.direction)}: {len(self.chosen)} tensors, "
-            f"{len(self.skipped)} skipped, about {self.seconds:.1f} s with {self.workers} workers>"
+            f"<PatternPlan of {self.pattern}{one_sided(self.direction)}: {counted(len(self.chosen), 'tensor')}, "
+            f"{len(self.skipped)} skipped, about {self.seconds:.1f} s with {counted(self.workers, 'worker')}>"
         )
 
 
@@ -97,7 +97,7 @@ class CheckpointPlan:
 
     def __repr__(self) -> str:
         fitting = ", ".join(f"{len(plan.chosen)} fit {plan.pattern}" for plan in self.plans) or "none fits"
-        return f"<CheckpointPlan of {len(self.tensors)} tensors: {fitting}>"
+        return f"<CheckpointPlan of {counted(len(self.tensors), 'tensor')}: {fitting}>"
 
 
 def plan_checkpoint(

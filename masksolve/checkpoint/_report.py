@@ -193,8 +193,8 @@ class PruneReport:
     def __repr__(self) -> str:
         proof = "every tile proven optimal" if self.optimal else "not every tile optimal"
         return (
-            f"<PruneReport of {self.output or self.masks}: {len(self.tensors)} tensors pruned to {self.pattern}"
-            f"{one_sided(self.direction)}, {len(self.skipped)} skipped, mean kept importance "
+            f"<PruneReport of {self.output or self.masks}: {counted(len(self.tensors), 'tensor')} pruned to "
+            f"{self.pattern}{one_sided(self.direction)}, {len(self.skipped)} skipped, mean kept importance "
             f"{self.mean_kept_importance:.2%}, {proof}>"
         )
 
@@ -202,6 +202,11 @@ class PruneReport:
 def one_sided(direction: Direction) -> str:
     """Return the words that follow a pattern of one-sided masks; none for transposable ones, which are the rule."""
     return "" if direction == "both" else f" along {direction} only"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words: "1 tensor", "2 tensors"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def as_plain(value: Any) -> Any:

@@ -54,7 +54,7 @@ try:
         prune_checkpoint,
     )
     from masksolve.checkpoint._file import printable
-    from masksolve.checkpoint._report import one_sided
+    from masksolve.checkpoint._report import counted, one_sided
     from masksolve.checkpoint._run import OnProgress
 except ModuleNotFoundError as error:
     sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
@@ -62,8 +62,6 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from masksolve.torch import AdaPruneReport
 
-
-if TYPE_CHECKING:
     # In click 8.2 it takes no type yet.
     _PatternParameter = click.ParamType[Pattern]
 else:
@@ -202,7 +200,7 @@ def prune(
 ) -> None:
     """Prune the weight matrices of INPUT to transposable N:M.
 
-    With --direction, to one-sided N:M.
+    With --direction rows or columns, to one-sided N:M.
 
     INPUT is a .safetensors file, or a folder of them with an index, such as model.safetensors.index.json. Tensors that
     are not weight matrices are copied unchanged. Without --include, so are embeddings, output layers tied to them,
@@ -333,7 +331,7 @@ def check(
             f"{'ok ' if tensor.problem is None else 'BAD'} {printable(tensor.name)}  {tensor.problem or ''}".rstrip()
         )
     _print_identified(result.identified_by)
-    click.echo(f"{source}: {', '.join(_verdicts(result))}; {len(result.skipped)} tensors skipped")
+    click.echo(f"{source}: {', '.join(_verdicts(result))}; {counted(len(result.skipped), 'tensor')} skipped")
     if result.passed:
         return
     if not result.recorded:
@@ -349,7 +347,10 @@ def _verdicts(result: CheckReport) -> Iterator[str]:
         described = (
             f"transposable {pattern.describe()}" if direction == "both" else f"{pattern.describe()} along {direction}"
         )
-        yield f"{f'{bad} of {count} tensors are not' if bad else f'all {count} tensors are'} {described}"
+        if count == 1:
+            yield f"1 tensor is {'not ' if bad else ''}{described}"
+        else:
+            yield f"{f'{bad} of {count} tensors are not' if bad else f'all {count} tensors are'} {described}"
 
 
 @cli.command("adaprune")
@@ -450,7 +451,7 @@ def adaprune_model(
         save_model(loaded, report, pattern, direction, folder)
     _print_adapruned(report)
     click.echo(
-        f"{output}: {len(report.layers)} layers pruned to {pattern.describe()}{one_sided(direction)} "
+        f"{output}: {counted(len(report.layers), 'layer')} pruned to {pattern.describe()}{one_sided(direction)} "
         f"in {report.seconds:.1f} s"
     )
     if report.interrupted:
@@ -516,8 +517,8 @@ def plan(
         memory = "" if each.memory is None else f", {each.memory / 2**20:.0f} MiB of memory"
         click.echo(
             f"{each.pattern.describe()}{one_sided(each.direction)}: "
-            f"{len(each.chosen)} of {len(result.tensors)} tensors, {weights:,} weights; "
-            f"about {_duration(each.seconds)}{memory} with {each.workers} worker{'s' if each.workers > 1 else ''}; "
+            f"{len(each.chosen)} of {len(result.tensors)} tensors, {counted(weights, 'weight')}; "
+            f"about {_duration(each.seconds)}{memory} with {counted(each.workers, 'worker')}; "
             f"writes {each.nbytes:,} bytes"
         )
     for pattern, reason in result.misfits.items():
@@ -552,7 +553,9 @@ def compare(first: Path, second: Path, workers: int | None, scheduler: str | Non
         _print(table)
     for file in result.files:
         click.echo(printable(file))
-    click.echo(f"{len(changed)} of {len(result.tensors)} tensors differ, and {len(result.files)} files beside them")
+    click.echo(
+        f"{len(changed)} of {len(result.tensors)} tensors differ, and {counted(len(result.files), 'file')} beside them"
+    )
 
 
 @cli.command()
@@ -757,7 +760,8 @@ def _write_and_print(result: PruneReport, report: Path | None) -> None:
     _print_identified(result.identified_by)
     proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
     click.echo(
-        f"{result.output or result.masks}: {len(result.tensors)} tensors pruned to {result.pattern.describe()}"
+        f"{result.output or result.masks}: {counted(len(result.tensors), 'tensor')} pruned to "
+        f"{result.pattern.describe()}"
         f"{one_sided(result.direction)}, mean kept importance {result.mean_kept_importance:.2%}, {proof}"
     )
 
@@ -809,9 +813,12 @@ def _print_adapruned(report: AdaPruneReport) -> None:
     _print(table)
 
 
+_ANY_WIDTH = 1 << 20
+
+
 def _print(table: Table) -> None:
     # A file or a pipe has no width to fit, so nothing is cut there.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = Console() if sys.stdout.isatty() else Console(width=_ANY_WIDTH)
     console.print(table)
 
 

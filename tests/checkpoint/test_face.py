@@ -64,7 +64,7 @@ WORDS = {
     "prune": r"<PruneReport of .*/out: 7 tensors pruned to 3:8 along rows only, 7 skipped, mean kept importance \d\d\.",
     "plan": r"<CheckpointPlan of 14 tensors: 7 fit 3:8>",
     "check": r"<CheckReport: 7 of 7 tensors are bad, the first 'layers\.0\.weight': mask\[0, 0:8\] keeps 8 of 8",
-    "comparison": r"<Comparison: 7 of 14 tensors differ, and 1 files beside them>",
+    "comparison": r"<Comparison: 7 of 14 tensors differ, and 1 file beside them>",
 }
 
 

@@ -77,7 +77,7 @@ def test_a_model_from_code_is_pruned_and_reported(run: Run, tmp_path: Path) -> N
     assert bool((state["0.weight"] != 0).all())
     record = json.loads((tmp_path / "out" / "adaprune.json").read_text())
     assert [layer["name"] for layer in record["layers"]] == ["2.weight"]
-    assert "1 layers pruned to 3:4" in out
+    assert "1 layer pruned to 3:4" in out
     assert "the first layer; --all-layers prunes it" in out
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
         "out",

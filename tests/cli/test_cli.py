@@ -432,6 +432,25 @@ def test_a_plan_names_what_fits_and_writes_nothing(run: Run, checkpoint: Path, t
     assert sorted(tmp_path.iterdir()) == [checkpoint]
 
 
+def test_nothing_of_a_table_is_cut_where_no_terminal_has_a_width(run: Run, tmp_path: Path) -> None:
+    name = f"{'a.very.long.name.' * 12}weight"
+    save_file({name: np.ones((16, 16), np.float32)}, tmp_path / "in.safetensors")
+    code, out, _ = run("plan", tmp_path / "in.safetensors")
+    assert code == 0
+    assert re.search(rf"│ {re.escape(name)} +│", out)
+    assert "with 1 worker;" in out
+
+
+def test_one_is_not_several(run: Run, tmp_path: Path) -> None:
+    save_file({"w": np.ones((16, 16), np.float32), "bias": np.ones(4)}, tmp_path / "in.safetensors")
+    arguments = ("--pattern", "3:8", "--output", tmp_path / "out.safetensors")
+    assert ": 1 tensor pruned to 3:8" in run("prune", tmp_path / "in.safetensors", *arguments)[1]
+    out = run("check", tmp_path / "out.safetensors", "--pattern", "3:8")[1]
+    assert ": 1 tensor is transposable 3:8 (keeps 3 of every 8, zeroes 5); 1 tensor skipped" in out
+    out = run("check", tmp_path / "in.safetensors", "--pattern", "3:8")[1]
+    assert ": 1 tensor is not transposable 3:8" in out
+
+
 def test_a_comparison_shows_what_pruning_changed(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
     run("prune", checkpoint, "--pattern", "2:8", "--include", "layer.weight", "--output", output)
