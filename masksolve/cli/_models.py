@@ -118,19 +118,21 @@ def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, le
         its keyword arguments; the first axis of every array counts samples.
     loaded : LoadedModel
     samples, size : int
-        How many samples to read at most, the same number from each file, and how many make a batch.
+        How many samples to read at most, divided evenly among the files, and how many make a batch.
     length : int
         Tokens of a line to keep at most.
 
     Raises
     ------
     click.UsageError, OSError
-        For a file that cannot be read, or holds nothing.
+        For a file that cannot be read, or holds nothing, and for more files than samples.
     """
-    share = -(-samples // len(files))
+    if samples < len(files):
+        raise click.UsageError(f"--samples {samples} is less than one from each of {len(files)} --calibration files")
+    per_file = [samples // len(files) + (index < samples % len(files)) for index in range(len(files))]
     if loaded.tokenizer is None:
-        return [batch for path in files for batch in _arrays(path, share, size)]
-    lines = [line for path in files for line in _lines(path, share)]
+        return [batch for path, count in zip(files, per_file, strict=True) for batch in _arrays(path, count, size)]
+    lines = [line for path, count in zip(files, per_file, strict=True) for line in _lines(path, count)]
     # Lines of one length together: padding would count among the inputs.
     lengths: dict[int, list[list[int]]] = {}
     for line in lines:
@@ -143,7 +145,7 @@ def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, le
     ]
 
 
-def _lines(path: Path, share: int) -> list[str]:
+def _lines(path: Path, at_most: int) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
@@ -153,10 +155,10 @@ def _lines(path: Path, share: int) -> list[str]:
     if not lines:
         raise click.UsageError(f"--calibration {path} holds no text; give one sample per line")
     # Spread over the file.
-    return [lines[index] for index in np.linspace(0, len(lines) - 1, min(share, len(lines))).astype(int)]
+    return [lines[index] for index in np.linspace(0, len(lines) - 1, min(at_most, len(lines))).astype(int)]
 
 
-def _arrays(path: Path, share: int, size: int) -> Iterator[Any]:
+def _arrays(path: Path, at_most: int, size: int) -> Iterator[Any]:
     if path.suffix not in _ARRAYS:
         raise click.UsageError(f"--calibration {path} is neither {' nor '.join(_ARRAYS)}, which a module:factory needs")
     from safetensors import SafetensorError
@@ -174,8 +176,8 @@ def _arrays(path: Path, share: int, size: int) -> Iterator[Any]:
             f"--calibration {path} has arrays of shapes {shapes}; the first axis of each counts samples, of which all "
             "need the same number, and at least one"
         )
-    for start in range(0, min(share, *counts), size):
-        batch = {name: tensor[:share][start : start + size] for name, tensor in named.items()}
+    for start in range(0, min(at_most, *counts), size):
+        batch = {name: tensor[:at_most][start : start + size] for name, tensor in named.items()}
         yield batch[""] if is_alone else batch
 
 

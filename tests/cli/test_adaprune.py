@@ -139,7 +139,7 @@ def test_arrays_with_names_are_keyword_arguments(run: Run, tmp_path: Path) -> No
     assert ms.is_valid_mask(state["0.weight"].numpy() != 0, 3, 4, direction="rows")
 
 
-def test_so_many_samples_are_read_as_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_samples_are_read_than_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     calibration = implementation.Calibration
 
@@ -149,8 +149,12 @@ def test_so_many_samples_are_read_as_asked(run: Run, monkeypatch: pytest.MonkeyP
             super().__init__(model, batches)
 
     monkeypatch.setattr(implementation, "Calibration", Counting)
-    assert run(*CODE, "--calibration", "x.npy", "--calibration", "x.npy", "--samples", 30, "--batch", 10)[0] == 0
-    assert seen == [10, 5, 10, 5]
+    twice = ("--calibration", "x.npy", "--calibration", "x.npy")
+    assert run(*CODE, *twice, "--samples", 31, "--batch", 10)[0] == 0
+    assert seen == [10, 6, 10, 5]
+    code, _, err = run(*CODE, *twice, "--samples", 1, "--output", "another")
+    assert code == 2
+    assert "--samples 1 is less than one from each of 2 --calibration files" in err
 
 
 def test_an_interrupt_writes_what_is_finished(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
