@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from masksolve._words import counted
 from masksolve.checkpoint._executors import executor_for, run_all
 from masksolve.checkpoint._file import WEIGHT_DTYPES, TensorInfo
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
-from masksolve.checkpoint._report import as_plain, counted
+from masksolve.checkpoint._report import as_plain
 from masksolve.checkpoint._run import OnProgress
 from masksolve.checkpoint._units import fill
 from masksolve.checkpoint._work import narrow_as_float32

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile, one_sided
+from masksolve._words import one_sided
+from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --faint: #6a737d; --line: #d8dee4; --bar: #2f6fba; --rest: #e7ebef;

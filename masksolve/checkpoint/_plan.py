@@ -13,11 +13,12 @@ from typing import Any
 from masksolve._inputs import check_direction
 from masksolve._pattern import Pattern, PatternLike, as_pattern
 from masksolve._tiles import Direction
+from masksolve._words import counted, one_sided
 from masksolve.checkpoint._executors import workers_for
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
 from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
-from masksolve.checkpoint._report import as_plain, counted, one_sided
+from masksolve.checkpoint._report import as_plain
 from masksolve.checkpoint._selection import Globs, SkippedTensor, select_tensors
 from masksolve.checkpoint._units import WEIGHTS_A_PIECE, Piece, Unit, pieces_of, read_weights, units_of
 from masksolve.checkpoint._work import Job, SolveMasks, check_finite, fingerprint_unit, mask_of, try_method

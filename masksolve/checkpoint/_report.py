@@ -9,6 +9,7 @@ from typing import Any
 
 from masksolve._pattern import Pattern
 from masksolve._tiles import Direction
+from masksolve._words import counted, one_sided
 from masksolve.checkpoint._file import TensorInfo
 from masksolve.checkpoint._quality import BandRecord, TileRecord
 from masksolve.checkpoint._selection import SkippedTensor
@@ -197,16 +198,6 @@ class PruneReport:
             f"{self.pattern}{one_sided(self.direction)}, {len(self.skipped)} skipped, mean kept importance "
             f"{self.mean_kept_importance:.2%}, {proof}>"
         )
-
-
-def one_sided(direction: Direction) -> str:
-    """Return the words that follow a pattern of one-sided masks; none for transposable ones, which are the rule."""
-    return "" if direction == "both" else f" along {direction} only"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number of things in words: "1 tensor", "2 tensors"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def as_plain(value: Any) -> Any:

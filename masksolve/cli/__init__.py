@@ -20,6 +20,7 @@ from masksolve._errors import NotInstalledError
 from masksolve._methods import available_methods, extras_of_methods
 from masksolve._pattern import Pattern
 from masksolve._tiles import DIRECTIONS
+from masksolve._words import counted, one_sided
 from masksolve.diversity._paper_formula import paper_formula
 from masksolve.odds import choose_pattern, group_odds, row_odds, tile_odds
 
@@ -54,7 +55,6 @@ try:
         prune_checkpoint,
     )
     from masksolve.checkpoint._file import printable
-    from masksolve.checkpoint._report import counted, one_sided
     from masksolve.checkpoint._run import OnProgress
 except ModuleNotFoundError as error:
     sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")

@@ -666,6 +666,7 @@ def test_the_report_is_json_too() -> None:
     assert [layer["pattern"] for layer in record["layers"]] == ["2:4", "2:4"]
     assert record["layers"][0]["error_after"] == report.layers[0].error_after
     assert record["interrupted"] is False
+    assert record["direction"] == report.direction == "both"
     assert report.seconds > sum(layer.seconds for layer in report.layers)
 
 
@@ -678,6 +679,9 @@ def test_reports_can_be_read_and_cannot_be_changed() -> None:
         "ParameterReport('0.weight', 16x8, skipped: the first layer; `keep_first_last=False` prunes it)"
     )
     assert repr(report).startswith("AdaPruneReport(2 layers pruned, 6 parameters skipped, mean error ")
+    one_sided = adaprune(mlp(), [inputs()], "2:4", direction="rows")
+    assert repr(one_sided).startswith("AdaPruneReport(2 layers pruned along rows only, 6 parameters skipped, mean ")
+    assert one_sided.to_dict()["direction"] == "rows"
     for each in (report, layer, line):
         with pytest.raises(dataclasses.FrozenInstanceError):
             each.name = "another"  # type: ignore[union-attr, misc]

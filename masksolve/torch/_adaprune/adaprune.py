@@ -226,6 +226,7 @@ def adaprune(
     reasons = {name: "interrupted before its repair" for task in done.unfinished for name in task.site.names}
     names = {module: name for name, module in model.named_modules()}
     return AdaPruneReport(
+        direction=direction,
         layers=tuple(done.layers),
         skipped=tuple(line for line in without(lines, reasons) if not line.sparse),
         batch_norms=tuple(names[norm] for norm in done.moved_norms),

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from masksolve._pattern import Pattern
+from masksolve._tiles import Direction
+from masksolve._words import counted, one_sided
 from masksolve.torch._layers import ParameterReport
 
 
@@ -87,6 +89,8 @@ class AdaPruneReport:
 
     Attributes
     ----------
+    direction : {"both", "rows", "columns"}
+        "both": transposable masks.
     layers : tuple of PrunedLayer
         In the order of execution.
     skipped : tuple of ParameterReport
@@ -99,6 +103,7 @@ class AdaPruneReport:
         Duration of the whole call.
     """
 
+    direction: Direction
     layers: tuple[PrunedLayer, ...]
     skipped: tuple[ParameterReport, ...]
     batch_norms: tuple[str, ...]
@@ -119,6 +124,7 @@ class AdaPruneReport:
             for error in ("error_before", "error_after")
         )
         return (
-            f"AdaPruneReport({len(self.layers)} layers pruned, {len(self.skipped)} parameters skipped, mean error "
+            f"AdaPruneReport({counted(len(self.layers), 'layer')} pruned{one_sided(self.direction)}, "
+            f"{counted(len(self.skipped), 'parameter')} skipped, mean error "
             f"{before:.2%} -> {after:.2%}, {self.seconds:.3g} s{', interrupted' if self.interrupted else ''})"
         )

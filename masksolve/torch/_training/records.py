@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from masksolve._words import counted
 from masksolve.torch._dtensor import as_plain, is_sharded
 
 
@@ -42,7 +43,7 @@ class LayerRecord:
         return asdict(self)
 
     def __repr__(self) -> str:
-        on_cpu = f", {self.solved_on_cpu} tiles solved on the CPU" if self.solved_on_cpu else ""
+        on_cpu = f", {counted(self.solved_on_cpu, 'tile')} solved on the CPU" if self.solved_on_cpu else ""
         return (
             f"LayerRecord({self.name!r}, kept importance {self.kept_importance:.2%}, flip rate {self.flip_rate:.2%}"
             f"{on_cpu})"
@@ -79,8 +80,8 @@ class RefreshRecord:
         kept = sum(layer.kept_importance for layer in self.layers) / max(count, 1)
         flips = sum(layer.flip_rate for layer in self.layers) / max(count, 1)
         return (
-            f"RefreshRecord(step {self.step}, {count} layers, mean kept importance {kept:.2%}, mean flip rate "
-            f"{flips:.2%}, {self.seconds:.3g} s)"
+            f"RefreshRecord(step {self.step}, {counted(count, 'layer')}, mean kept importance {kept:.2%}, mean flip "
+            f"rate {flips:.2%}, {self.seconds:.3g} s)"
         )
 
     def scalars(self) -> dict[str, float]:
@@ -91,7 +92,7 @@ class RefreshRecord:
         >>> layer = LayerRecord(name="fc.weight", kept_importance=0.75, sad=4, flip_rate=0.0625, solved_on_cpu=0)
         >>> record = RefreshRecord(step=40, seconds=0.002, share=0.01, layers=(layer,))
         >>> record
-        RefreshRecord(step 40, 1 layers, mean kept importance 75.00%, mean flip rate 6.25%, 0.002 s)
+        RefreshRecord(step 40, 1 layer, mean kept importance 75.00%, mean flip rate 6.25%, 0.002 s)
         >>> record.scalars()
         {'masks/seconds': 0.002,
          'masks/share': 0.01,
