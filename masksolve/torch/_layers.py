@@ -140,11 +140,11 @@ class _Found:
     parameter: Tensor
 
 
-def check_module(model: nn.Module) -> nn.Module:
-    """Return the model, and refuse anything else."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    return model
+def check_module(module: nn.Module, name: str = "model") -> nn.Module:
+    """Return the module, and refuse anything else."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
+    return module
 
 
 def masked_attributes(module: nn.Module) -> tuple[str, ...]:

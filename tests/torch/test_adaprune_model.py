@@ -468,6 +468,14 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception
     (mlp, [X], {"include": "0.*"}, ValueError, r"no layer is left to prune \(0.weight: the first layer;"),
     (mlp, [X], {"pattern": "4:4"}, ValueError, r"no layer is left to prune \(.*2.weight: 4:4 keeps everything"),
     (mlp, [X], {"masks": {"1.weight": X}}, ValueError, r"masks has '1.weight', which is none of the 8 parameter names"),
+    (mlp, [X], {"masks": {"2.weight": None}}, ValueError, r"the mask of '2.weight' is None; give a bool tensor of sha"),
+    (
+        mlp,
+        [X],
+        {"masks": {"2.weight": torch.ones(16, 16, dtype=torch.bool, device="meta")}},
+        ValueError,
+        r"the mask of '2.weight' is torch.bool of shape \(16, 16\) on the meta device; give a bool tensor",
+    ),
     (mlp, [X], {"masks": {"2.weight": X}}, ValueError, r"the mask of '2.weight' is torch.float32 of shape \(64, 8\)"),
     (
         mlp,

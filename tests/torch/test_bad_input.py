@@ -94,7 +94,16 @@ REFUSED: list[tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], st
     (mlp, {"importance": lambda name, w: w.abs() / 0}, ValueError, r"parameter '0.weight': \[0, 0\] is inf"),
     (mlp, {"method": lambda scores, p: scores}, ValueError, r"'0.weight': method returned torch.float32 of shape"),
     (with_nan, {"method": lambda scores, p: scores > 0}, ValueError, r"parameter '2.weight': \[3, 7\] is nan"),
-    (mlp, {"method": lambda scores, p: None}, ValueError, r"method returned NoneType; it must return a bool tensor"),
+    (mlp, {"method": lambda scores, p: None}, ValueError, r"method returned None; it must return a bool tensor"),
+    (mlp, {"method": lambda scores, p: [1]}, ValueError, r"method returned a list; it must return a bool tensor"),
+    (mlp, {"method": lambda s, p: (s > 0).to("meta")}, ValueError, r"returned torch.bool .* on the meta device; it mu"),
+    (
+        mlp,
+        {"importance": lambda name, w: w.to("meta")},
+        ValueError,
+        r"returned torch.float32 .* on the meta device for",
+    ),
+    (mlp, {"importance": lambda name, w: w.detach().numpy()}, ValueError, r"returned a ndarray for parameter '0.weig"),
 ]
 
 

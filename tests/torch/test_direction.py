@@ -172,7 +172,9 @@ def test_states_and_masks_of_another_direction_are_refused_in_words() -> None:
     models = {direction: nn.Sequential(nn.Linear(16, 16)) for direction in ("rows", "columns", "both")}
     for direction, model in models.items():
         Sparsifier(model, "1:4", direction=direction)  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match=r"weight_mask: mask\[.*1:4 along rows .*nothing was loaded"):
+    with pytest.raises(
+        RuntimeError, match=r"weight_mask: mask\[.*1:4 along rows .*nothing was loaded; .*pattern and direction"
+    ):
         models["rows"].load_state_dict(models["columns"].state_dict())
     with pytest.raises(RuntimeError, match=r"weight_mask: mask\[.*1:4 along columns .*nothing was loaded"):
         models["both"].load_state_dict(models["rows"].state_dict())

@@ -343,6 +343,8 @@ def test_a_weight_that_is_not_the_masked_one_is_not_packed(products: list[Tensor
     assert torch.equal(model(data()), functional.linear(data(), model.weight, model.bias))
     assert products == []
     assert "no weight that a Sparsifier masks" in acceleration_reason(model)
+    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module, got str"):
+        acceleration_reason("model")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from masksolve.torch._adaprune.tasks import Task, by_inputs, choose_tasks, in_or
 from masksolve.torch._adaprune.transaction import Transaction
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._layers import as_globs, check_module
-from masksolve.torch._solver.solve import Importance, check_importance
+from masksolve.torch._solver.solve import Importance, check_importance, described
 
 _logger = logging.getLogger("masksolve")
 
@@ -332,10 +332,11 @@ def _check_tasks(tasks: Sequence[Task], masks: Mapping[str, Tensor] | None, dire
         if masks is None:
             continue
         mask = masks[task.name]
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
-            given = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        is_tensor = isinstance(mask, Tensor) and not mask.is_meta
+        if not is_tensor or mask.dtype != torch.bool or mask.shape != weight.shape:
             raise ValueError(
-                f"the mask of {task.name!r} is {given}; give a bool tensor of shape {tuple(weight.shape)}, True = kept"
+                f"the mask of {task.name!r} is {described(mask)}; give a bool tensor of shape "
+                f"{tuple(weight.shape)}, True = kept"
             )
         n, m = task.pattern.n, task.pattern.m
         try:

@@ -130,8 +130,9 @@ def check_importance(importance: object, names: Sequence[str]) -> None:
 
 def checked_scores(scores: Tensor, name: str, parameter: nn.Parameter) -> Tensor:
     """Return what a callable importance has returned for a parameter, if it can be."""
-    if not isinstance(scores, Tensor) or scores.shape != parameter.shape or not scores.is_floating_point():
-        given = f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(scores)
+    is_tensor = isinstance(scores, Tensor) and not scores.is_meta
+    if not is_tensor or scores.shape != parameter.shape or not scores.is_floating_point():
+        given = described(scores)
         raise ValueError(
             f"importance returned {given} for parameter {name!r}; return floats of shape {tuple(parameter.shape)}"
         )
@@ -165,14 +166,23 @@ def mask_fault(masks: Tensor, recipe: Recipe) -> str | None:
     return None
 
 
+def described(given: object) -> str:
+    """Describe in words what was given in place of a tensor that will do."""
+    if not isinstance(given, Tensor):
+        return "None" if given is None else f"a {type(given).__name__}"
+    return f"{given.dtype} of shape {tuple(given.shape)}{' on the meta device' if given.is_meta else ''}"
+
+
 def _is_solved_where_it_lies(scores: Tensor) -> bool:
     return scores.device.type != "cpu"
 
 
 def _checked(mask: Tensor, scores: Tensor) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != scores.shape:
-        given = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"method returned {given}; it must return a bool tensor of shape {tuple(scores.shape)}")
+    is_tensor = isinstance(mask, Tensor) and not mask.is_meta
+    if not is_tensor or mask.dtype != torch.bool or mask.shape != scores.shape:
+        raise ValueError(
+            f"method returned {described(mask)}; it must return a bool tensor of shape {tuple(scores.shape)}"
+        )
     return mask.to(scores.device)
 
 

@@ -386,7 +386,8 @@ def refuse_masks(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: 
         for fault in mask_faults(module, state_dict, f"{prefix}{path}." if path else prefix).values():
             raise RuntimeError(
                 f"the state_dict has a mask that the model's Sparsifier cannot have made: {fault}; nothing was loaded; "
-                "make the Sparsifier for the pattern that was saved, or leave out the masks and load with strict=False"
+                "make the Sparsifier for the pattern and direction that were saved, or leave out the masks and load "
+                "with strict=False"
             )
 
 

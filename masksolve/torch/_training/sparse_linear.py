@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from masksolve.torch._dtensor import is_sharded
+from masksolve.torch._layers import check_module
 from masksolve.torch._training.masked_read import plain
 from masksolve.torch._training.masking import MaskedWeight, masked_parameter, unmasked_class
 
@@ -55,7 +56,7 @@ def acceleration_reason(module: nn.Module) -> str:
     >>> acceleration_reason(layer)
     'not accelerated: sparse tensor cores need a CUDA device, the weight is on cpu'
     """
-    found = masked_parameter(module, "weight")
+    found = masked_parameter(check_module(module, "module"), "weight")
     if found is None:
         return f"not accelerated: this {type(module).__name__} has no weight that a Sparsifier masks"
     weight, masked = found

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize, prune
 from masksolve._inputs import check_choice, check_direction
 from masksolve._pattern import PatternLike, as_pattern
 from masksolve._tiles import Direction
-from masksolve.torch._layers import layout_of
+from masksolve.torch._layers import check_module, layout_of
 from masksolve.torch._solver.solve import MaskFunction, Recipe, solve_masks
 from masksolve.torch._training.masking import masked_parameter
 
@@ -58,8 +58,7 @@ def semi_structured(
     >>> int(layer.weight_mask.sum())
     16
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    check_module(module, "module")
     if parametrize.is_parametrized(module, name):
         raise ValueError(f"parameter {name!r} is parametrized; remove the parametrization before pruning")
     if masked_parameter(module, name) is not None:
