@@ -19,7 +19,7 @@ def graph() -> grimp.ImportGraph:
 @pytest.fixture(scope="module")
 def rows() -> list[tuple[set[str], bool]]:
     """The rooms of each row, and whether they are apart."""
-    section = TABLE.read_text().split("## Rooms\n")[1].split("\n## ")[0]
+    section = TABLE.read_text(encoding="utf-8").split("## Rooms\n")[1].split("\n## ")[0]
     found = [(set(re.findall(r"`([^`]+)`", row)), "|" in row) for row in LINE.findall(section)]
     assert len(found) > 10
     return found

@@ -563,7 +563,8 @@ def methods() -> None:
     """List the methods, preferred first, and how to install them."""
     installed = available_methods()
     for name, extra in extras_of_methods().items():
-        click.echo(f"{name:<12} {'installed' if name in installed else f'pip install masksolve[{extra}]'}")
+        how = "installed" if name in installed else f"pip install 'masksolve[{extra}]'"
+        click.echo(f"{name:<12} {how}")
 
 
 @cli.command("diversity")

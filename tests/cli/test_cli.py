@@ -194,6 +194,11 @@ def test_methods_lists_every_method(run: Run) -> None:
     ]
 
 
+def test_methods_says_how_to_install_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "available_methods", lambda: ("exact", "enumerate", "greedy", "two-approx"))
+    assert "flow         pip install 'masksolve[flow]'\nlp           pip install 'masksolve[lp]'" in run("methods")[1]
+
+
 def test_a_terminal_sees_a_progress_bar(checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "masksolve", "prune", checkpoint, "--pattern", "4:8", "--output"]
     typescript = subprocess.run(
