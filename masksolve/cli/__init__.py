@@ -800,7 +800,7 @@ def _print_adapruned(report: AdaPruneReport) -> None:
     table = Table("skipped parameter", "shape", "reason")
     for line in report.skipped:
         if len(line.shape) > 1:
-            table.add_row(line.name, _shape(line.shape), _with_flags(line.reason or ""))
+            table.add_row(Text(printable(line.name)), _shape(line.shape), Text(_with_flags(line.reason or "")))
     if table.row_count:
         _print(table)
     table = Table("pruned layer", "shape")
@@ -809,7 +809,11 @@ def _print_adapruned(report: AdaPruneReport) -> None:
     for layer in report.layers:
         errors = (f"{layer.error_before:.2%}", f"{layer.error_after:.2%}")
         table.add_row(
-            layer.name, _shape(layer.shape), f"{layer.kept_importance:.2%}", *errors, f"{layer.seconds * 1e3:.0f} ms"
+            Text(printable(layer.name)),
+            _shape(layer.shape),
+            f"{layer.kept_importance:.2%}",
+            *errors,
+            f"{layer.seconds * 1e3:.0f} ms",
         )
     _print(table)
 

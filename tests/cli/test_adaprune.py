@@ -37,6 +37,12 @@ def tied():
     model.z.weight = model.a.weight
     return torch.nn.Sequential(model[0], model.z, model.a)
 
+def brackets():
+    model = torch.nn.Sequential()
+    for name in ("[bold]first", "[/b]", "last\\a"):
+        model.add_module(name, torch.nn.Linear(8, 8))
+    return model
+
 def number():
     return 3
 
@@ -305,6 +311,13 @@ def test_a_hugging_face_folder_keeps_its_other_files_but_weights_in_other_format
     assert (tmp_path / "out" / "link.txt").read_text() == "what README.md held"
     for name in left:
         assert not (tmp_path / "out" / name).exists()
+
+
+def test_names_of_layers_are_printed_as_they_are(run: Run) -> None:
+    code, out, _ = run(*CODE, "--calibration", "x.npy", "--model", "zoo_of_tests:brackets")
+    assert code == 0
+    for name in ("[bold]first.weight", "[/b].weight", r"'last\x07.weight'"):
+        assert f"│ {name} " in out
 
 
 def test_a_tied_weight_of_a_model_from_code_is_checked_by_the_name_that_it_is_stored_under(

@@ -43,7 +43,7 @@ def progress_bar(shown: bool) -> Iterator[ProgressBar]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     # Layers of a block take different times, so that the speed is estimated over several blocks.
     with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=300) as progress:
