@@ -326,7 +326,7 @@ def test_stacked_experts_are_named_by_the_config_and_pruned_when_the_user_says_s
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_config_of_a_model_with_weight_norm_tells_its_other_weights(tmp_path: Path) -> None:
+def test_a_config_of_a_model_with_weight_norm_identifies_its_other_weights(tmp_path: Path) -> None:
     source = save("Wav2Vec2", tmp_path / "in")
     report = prune_checkpoint(source, tmp_path / "out", PATTERN)
     assert report.identified_by == "the model of config.json (Wav2Vec2ForCTC)"

@@ -548,7 +548,7 @@ def test_workers_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
 
 
 def kill_again_and_again(kills: int, folder: Path, workers: int, seed: int) -> str:
-    """Kill a run, and what resumes it, at random moments; whenever one comes to its end, compare and begin anew."""
+    """Kill a run, and what resumes it, at random moments; whenever one comes to its end, compare and begin again."""
     source, output = large_enough_to_interrupt(folder / "in.safetensors"), folder / "out.safetensors"
     arguments = command("prune", source, "--pattern", "3:8", "--output", output, "--resume", "--workers", workers)
     start = time.monotonic()
