@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _PATTERNS = ("2:4", "4:8", "8:16")
 _REPEATS = 3
 _MARK = "training-step"
-# Refreshes every so many steps, and the share of the time that they may take.
+# Steps from one refresh to the next, and the share of the time that they may take.
 _GOALS = {1: 0.15, 40: 0.01}
 
 

@@ -215,16 +215,16 @@ def _certify_tiles(
         if shift == 0:
             total[piece], kept[piece], optimal[piece] = prove_tiles(part, judged, start, *sums)
             bound[piece] = kept[piece]
-        left = np.nonzero(~optimal[piece])
-        if len(left[0]):
-            importance, to_judge = importance_of(part[left])[np.newaxis], judged[left][np.newaxis]
-            best, _, verdicts = exact.solve_importance(importance, margins, start[left][np.newaxis], to_judge)
+        remaining = np.nonzero(~optimal[piece])
+        if len(remaining[0]):
+            importance, to_judge = importance_of(part[remaining])[np.newaxis], judged[remaining][np.newaxis]
+            best, _, verdicts = exact.solve_importance(importance, margins, start[remaining][np.newaxis], to_judge)
             of_all, of_judged, of_best = add_up(np.ldexp(importance, -shift), to_judge, best)
             # Sums of nearly equal masks are rounded each in its own way; none that is allowed keeps more than the best.
             of_best = np.where(_fills(to_judge, margins), np.maximum(of_judged, of_best), of_best)
             found = of_all, of_judged, of_best, verdicts
             for array, values in zip((total, kept, bound, optimal), found, strict=True):
-                array[piece][left] = values[0]
+                array[piece][remaining] = values[0]
 
     for_each_chunk(work, tiles.shape, threads)
     # The same sum, added up in another order, may differ in its last bits.

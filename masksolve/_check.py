@@ -109,7 +109,7 @@ def find_bad_group(mask: NDArray[np.bool_], pattern: Pattern, saturated: bool, d
 def _find_along(
     matrix: NDArray[np.bool_], axis: int, pattern: Pattern, saturated: bool
 ) -> tuple[int, int, int, int] | None:
-    """Line, start, stop and kept entries of the first bad group along an axis."""
+    """Return line, start, stop and kept entries of the first bad group along an axis."""
     n, m = pattern.n, pattern.m
     kept = _group_sums(matrix, axis, m)
     length = matrix.shape[axis]

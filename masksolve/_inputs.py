@@ -68,13 +68,13 @@ def check_values(weights: NDArray[Any]) -> None:
 
 def chunks(array: NDArray[Any]) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
     """Yield views of bounded size that cover the array, each with the index of its first entry."""
-    slab = array.size // array.shape[0]
-    if slab > _CHUNK and array.ndim > 1:
+    size = array.size // array.shape[0]
+    if size > _CHUNK and array.ndim > 1:
         for index, part in enumerate(array):
             for offset, chunk in chunks(part):
                 yield (index, *offset), chunk[np.newaxis]
         return
-    step = max(1, _CHUNK // slab)
+    step = max(1, _CHUNK // size)
     for start in range(0, array.shape[0], step):
         yield (start, *[0] * (array.ndim - 1)), array[start : start + step]
 

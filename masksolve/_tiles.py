@@ -57,14 +57,14 @@ def regions(rows: int, columns: int, pattern: Pattern, direction: Direction, sat
     height = pattern.m if direction in ("both", "columns") else 1
     width = pattern.m if direction in ("both", "rows") else 1
     result = []
-    for row_band, tile_rows in _bands(rows, height):
-        for column_band, tile_columns in _bands(columns, width):
-            sums = Margins(
+    for row_range, tile_rows in _ranges(rows, height):
+        for column_range, tile_columns in _ranges(columns, width):
+            margins = Margins(
                 kept=pattern.n,
                 exact_rows=saturated and direction != "columns" and tile_columns == pattern.m,
                 exact_columns=saturated and direction != "rows" and tile_rows == pattern.m,
             )
-            result.append(Region(row_band, column_band, (tile_rows, tile_columns), sums))
+            result.append(Region(row_range, column_range, (tile_rows, tile_columns), margins))
     return tuple(result)
 
 
@@ -74,15 +74,15 @@ def potentials_shape(shape: tuple[int, ...], m: int) -> tuple[int, ...]:
     return (*lead, rows // m, columns // m, m)
 
 
-def _bands(length: int, group: int) -> list[tuple[slice, int]]:
+def _ranges(length: int, group: int) -> list[tuple[slice, int]]:
     """Return the whole groups of an axis, and what is left over, as (where, group length)."""
     whole = length - length % group
-    bands = []
+    ranges = []
     if whole:
-        bands.append((slice(0, whole), group))
+        ranges.append((slice(0, whole), group))
     if whole < length:
-        bands.append((slice(whole, length), length - whole))
-    return bands
+        ranges.append((slice(whole, length), length - whole))
+    return ranges
 
 
 def tile_grids(array: NDArray[Any], region: Region) -> Iterator[NDArray[Any]]:

@@ -17,8 +17,8 @@ def test_enumeration_finds_as_many_masks_as_oeis_a008300(n: int, m: int, count: 
     assert len(set(oracle.all_masks(m, m, n))) == count
 
 
-def test_a_tile_without_line_sums_to_reach_has_all_masks_up_to_n() -> None:
-    # 1:2, at most one a line: none, one of four, or one of the two diagonals.
+def test_a_tile_without_margins_to_reach_has_all_masks_up_to_n() -> None:
+    # 1:2, at most one per line: none, one of four, or one of the two diagonals.
     assert len(oracle.all_masks(2, 2, 1, False, False)) == 1 + 4 + 2
 
 

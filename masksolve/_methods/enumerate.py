@@ -53,7 +53,7 @@ def _refuse_too_many(rows: int, cols: int, margins: Margins) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _all_masks(rows: int, cols: int, margins: Margins) -> NDArray[np.bool_]:
-    """All valid masks of a tile, flattened: (number of masks, rows * cols)."""
+    """Return all valid masks of a tile, flattened: (number of masks, rows * cols)."""
     kept = margins.kept
     fewest = kept if margins.exact_rows else 0
     choices = np.array(

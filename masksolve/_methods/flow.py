@@ -55,7 +55,7 @@ def _solve_tile(importance: NDArray[np.float64], margins: Margins) -> NDArray[np
 
 @functools.lru_cache(maxsize=64)
 def _network(rows: int, cols: int, margins: Margins) -> tuple[NDArray[Any], ...]:
-    """Tails, heads and capacities of all arcs, the tile's entries first, and the supply of every node."""
+    """Return tails, heads and capacities of all arcs, the tile's entries first, and the supply of every node."""
     kept = margins.kept
     row_nodes = np.arange(rows)
     column_nodes = rows + np.arange(cols)

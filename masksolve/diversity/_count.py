@@ -109,7 +109,7 @@ def unpack(histogram: int, cols: int) -> list[int]:
 
 
 def arrangements(loads: list[int]) -> int:
-    """In how many orders the columns can carry these loads."""
+    """Return in how many orders the columns can carry these loads."""
     return math.factorial(len(loads)) // math.prod(math.factorial(loads.count(load)) for load in set(loads))
 
 

@@ -108,7 +108,7 @@ def _fill_half(rng, keys, ways, starts, binomials, kept, loads, rows):
 
 @kernel
 def _find(keys, start, stop, key):
-    """Where a key is in keys[start:stop], which ascend; -1 if it is not."""
+    """Return where a key is in keys[start:stop], which ascend; -1 if it is not."""
     low, high = start, stop
     while low < high:
         middle = (low + high) // 2
@@ -126,7 +126,7 @@ def _draw_bits(rng):
 
 @kernel
 def _draw_index(rng, length):
-    """Uniform in range(length), length < 2**32, by Lemire's multiplication."""
+    """Draw uniformly from range(length), length < 2**32, by Lemire's multiplication."""
     product = _draw_bits(rng) * np.uint64(length)
     if product & _LIMB_MASK < np.uint64(length):
         biased = (_LIMB_MASK + np.uint64(1)) % np.uint64(length)

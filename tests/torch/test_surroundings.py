@@ -144,7 +144,7 @@ class Block(nn.Module):
 
 @pytest.mark.skipif(not OF_ONE_CLASS_COMPILED_ONCE, reason="before PyTorch 2.8 each block is compiled for itself")
 def test_blocks_that_are_compiled_one_by_one_share_what_is_compiled() -> None:
-    """One class for all masked layers of a kind: with a class for each, all would be compiled anew, up to a limit."""
+    """One class for all masked layers of a kind: with a class for each, all would be compiled again, up to a limit."""
     model = nn.Sequential(*[Block() for _ in range(10)])
     Sparsifier(model, "2:4")
     with compiling():

@@ -73,7 +73,7 @@ def solve(
 
 
 def find_potentials(tiles: NDArray[Any], margins: Margins) -> NDArray[np.floating[Any]]:
-    """Column potentials (P, Q, c) of tiles (P, Q, r, c), optimal for most of them and good to start from for others."""
+    """Return column potentials (P, Q, c) of tiles (P, Q, r, c): optimal for most of them, a good start for others."""
     down, across, _, cols = tiles.shape
     if not _is_equilibrated(tiles.shape, margins):
         return _start(importance_of(tiles), margins)
@@ -132,7 +132,7 @@ def _equilibrate(
 
 
 def _converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Tiles of any dtype and strides as an array of tile rows that lie one after the other."""
+    """Return tiles of any dtype and strides as an array of tile rows that lie one after the other."""
     refuse_large_integers(tiles)
     down, across, height, width = tiles.shape
     rows = np.empty((down, height, across, width), dtype)

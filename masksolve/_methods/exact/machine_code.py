@@ -78,7 +78,7 @@ def compiler_identity() -> bytes:
 
 
 def stored(beside: Callable[..., Any], name: str, made_of: bytes, make: Callable[[], bytes]) -> bytes:
-    """Machine code that make() compiles, kept on disk where a kernel's would be while `made_of` is the same."""
+    """Return the machine code that make() compiles, kept on disk as a kernel's is while `made_of` is the same."""
     folder = internals.cache_folder(beside)
     if folder is None:
         return make()

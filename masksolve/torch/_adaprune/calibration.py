@@ -207,7 +207,7 @@ class _Digester:
 
 
 def input_key(module: nn.Module) -> object:
-    """Layers with equal keys multiply the same tensor in the same rows."""
+    """Return a key that is equal for layers that multiply the same tensor in the same rows."""
     if not isinstance(module, _ConvNd):
         return None
     return (

@@ -41,7 +41,7 @@ class MaskedRead(Tensor):
 
     @staticmethod
     def of(value: Tensor, dense: Tensor, mask: Tensor) -> MaskedRead:
-        """Masked values, the dense ones and the mask, all of one shape."""
+        """Make one of masked values, the dense ones and the mask, all of one shape."""
         made = value.as_subclass(MaskedRead)
         made._dense, made._mask = dense, mask
         return made
