@@ -1,4 +1,4 @@
-"""What each of two processes does for the tests of DDP, FSDP2 and DTensor. Run by `tests.test_torch_distributed`."""
+"""What each of two processes does for the tests of DDP, FSDP2 and DTensor. Run by `tests.torch.test_distributed`."""
 
 import copy
 import datetime
@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.fsdp._fully_shard import _fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from masksolve._tiles import Direction
 from masksolve.torch import Sparsifier
 from masksolve.torch._layers import masked_attributes
 from masksolve.torch._solver import device
@@ -23,6 +24,7 @@ from masksolve.torch._solver import solve as solver
 from tests.torch import masked
 
 STEPS = 3
+ONE_SIDED: tuple[Direction, ...] = ("rows", "columns")
 # Before PyTorch 2.7 its forward asks the CPU for an event, which the CPU has not.
 FSDP_RUNS_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
 # Every scenario, by name; what it returns is saved for the tests to judge.
@@ -259,6 +261,30 @@ def fsdp(rank: int) -> dict[str, Any]:
         late = str(error)
     saved = sparsifier.state_dict()
     return {**found, "finalize": message, "state": state, "not finite": not_finite, "late": late, "saved": saved}
+
+
+@scenario
+def one_sided(rank: int) -> dict[str, Any]:
+    """Both layers are sharded in halves of 6, in which groups of 4 lie whole only across."""
+    found: dict[str, Any] = {}
+    for direction in ONE_SIDED:
+        torch.manual_seed(rank)
+        ddp = DistributedDataParallel(nn.Sequential(nn.Linear(8, 12)))
+        Sparsifier(ddp, "3:4", direction=direction)
+        found[f"ddp {direction}"] = gathered(ddp.module)
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 12), nn.Unflatten(1, (12, 1)), nn.ConvTranspose1d(12, 8, 1))
+        sparsifier = Sparsifier(model, "3:4", direction=direction)
+        for layer in (model[0], model[2]):
+            fully_shard(layer, mesh=new_mesh())
+        with Counted() as shapes, torch.no_grad():
+            for weight, _ in held(model).values():
+                weight.to_local().add_(torch.randn(weight.to_local().shape))
+            sparsifier.refresh()
+        found[direction] = gathered(model)
+        found[f"shapes {direction}"] = shapes
+    return found
 
 
 @scenario

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from masksolve._tiles import Direction
 from masksolve.torch import Sparsifier
 from tests import oracle
 from tests.torch import processes as torch_processes
@@ -159,6 +160,23 @@ def test_under_fsdp_a_shard_that_is_not_finite_stops_both_processes(results: Res
 def test_a_model_that_is_sharded_already_is_refused(results: Results) -> None:
     for result in results["fsdp"]:
         assert "sharded by fully_shard already; make the Sparsifier before" in result["late"]
+
+
+@pytest.mark.parametrize(
+    ("direction", "shapes"),
+    [("rows", [(6, 8), (1, 1, 8, 12)]), ("columns", [(12, 8), (1, 1, 8, 6)])],
+)
+def test_one_sided_masks_of_both_processes_make_up_the_optimum(
+    results: Results, direction: Direction, shapes: list[tuple[int, ...]]
+) -> None:
+    for kind in (direction, f"ddp {direction}"):
+        first, second = (result[kind] for result in results["one_sided"])
+        for name, (weight, mask) in first.items():
+            assert torch.equal(mask, second[name][1])
+            dense, ones = (matrix(each).T if name == "2" else matrix(each) for each in (weight, mask))
+            assert oracle.is_optimal(dense, ones, 3, 4, direction=direction)
+    for result in results["one_sided"]:
+        assert result[f"shapes {direction}"] == shapes
 
 
 def test_tensor_parallel_weights_are_solved_where_they_lie_and_trained_as_one(results: Results) -> None:
