@@ -335,6 +335,9 @@ def choose_patterns(layers: Mapping[str, ArrayLike], m: int, *, confidence: floa
         array = np.asarray(weights)
         if array.size == 0:
             raise ValueError(f"layer {name!r} has shape {array.shape}, which is empty; leave it out")
+        # Objects, strings and dates, which NumPy counts too: None is zero, and any text is not.
+        if array.dtype.kind in "OSUMm":
+            raise TypeError(f"layer {name!r} has dtype {array.dtype}; give its weights, as an array of numbers")
         chosen[name] = choose_pattern(1 - np.count_nonzero(array) / array.size, m, confidence=confidence)
     return chosen
 

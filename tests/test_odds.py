@@ -199,6 +199,7 @@ BAD: list[tuple[Any, tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
     (choose_pattern, (0.5, 0), {}, ValueError, "m=0"),
     (choose_pattern, (0.5, 8), {"confidence": 95}, ValueError, "confidence must lie between 0 and 1, got 95"),
     (choose_patterns, ([1, 2], 8), {}, TypeError, "got list"),
+    *((choose_patterns, ({"a": bad}, 8), {}, TypeError, "layer 'a' has dtype") for bad in (None, "text", [b"0", b"1"])),
     (choose_patterns, ({"a": []}, 8), {}, ValueError, "'a'.*empty"),
 ]
 

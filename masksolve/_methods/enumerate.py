@@ -64,14 +64,14 @@ def _all_masks(rows: int, cols: int, margins: Margins) -> NDArray[np.bool_]:
         ]
     )
     partial = np.zeros((1, 0, cols), np.bool_)
-    for left in reversed(range(rows)):
+    for remaining in reversed(range(rows)):
         extended = []
         loads = partial.sum(axis=1)
         for choice in choices:
             after = loads + choice
             possible = (after <= kept).all(axis=1)
             if margins.exact_columns:
-                possible &= (after + left >= kept).all(axis=1)
+                possible &= (after + remaining >= kept).all(axis=1)
             row = np.broadcast_to(choice, (int(possible.sum()), 1, cols))
             extended.append(np.concatenate([partial[possible], row], axis=1))
         partial = np.concatenate(extended)

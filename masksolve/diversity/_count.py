@@ -131,9 +131,9 @@ def steps(rows: int, cols: int, kept: int, exact_rows: bool) -> Iterator[tuple[i
             take_one = (1 << at + field) - (1 << at) - 1
             following: defaultdict[int, int] = defaultdict(int)
             for state, ways in states.items():
-                left = state & mask
-                binomials = _binomials(state >> at & mask, left)
-                fewest = left if exact_rows and load == 0 else 0
+                to_place = state & mask
+                binomials = _binomials(state >> at & mask, to_place)
+                fewest = to_place if exact_rows and load == 0 else 0
                 for taken in range(fewest, len(binomials)):
                     following[state + taken * take_one] += ways * binomials[taken]
             states = following

@@ -67,16 +67,16 @@ def _fill_half(rng, keys, ways, starts, binomials, kept, loads, rows):
             at = field * np.uint64(load + 1)
             columns = np.int64(state >> at & field_mask)
             candidates = np.int64(state >> at + field & field_mask)
-            left = np.int64(state & field_mask)
+            to_place = np.int64(state & field_mask)
             take_one = (np.uint64(1) << at + field) - (np.uint64(1) << at) - np.uint64(1)
             if load == fullest:
                 # The row starts here, with all its ones yet to place.
-                taken = kept - left
+                taken = kept - to_place
                 state -= np.uint64(taken) * take_one + np.uint64(kept)
                 here = _find(keys, starts[step], starts[step + 1], state)
             else:
                 possible = 0
-                for taken in range(min(candidates, kept - left) + 1):
+                for taken in range(min(candidates, kept - to_place) + 1):
                     before = state - np.uint64(taken) * take_one
                     previous[taken] = _find(keys, starts[step], starts[step + 1], before)
                     possible += previous[taken] >= 0
