@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from masksolve._errors import UnusableWeightError
 from masksolve._inputs import potentials_dtype
 from masksolve._jit import kernel
 from masksolve._methods.exact.augment import solve_tiles
 from masksolve._methods.exact.equilibrate import equilibrate_tiles
-from masksolve._threads import Piece, for_each_chunk, importance_of, pieces_of, refuse_large_integers, run_pieces
+from masksolve._methods.exact.lines import choose_largest
+from masksolve._threads import Piece, importance_of, pieces_of, refuse_large_integers, run_pieces
 from masksolve._tiles import Margins
 
 _logger = logging.getLogger("masksolve")
@@ -50,13 +52,7 @@ def solve(
     """
     rows, cols = tiles.shape[2:]
     if rows == 1 or cols == 1:
-
-        def work(piece: Piece) -> None:
-            importance = importance_of(tiles[piece])
-            lines = importance.reshape(*importance.shape[:2], -1)
-            masks[piece] = _best_of_lines(lines, margins.kept).reshape(importance.shape)
-
-        for_each_chunk(work, tiles.shape, threads)
+        _choose_in_lines(tiles, masks, margins.kept, threads)
     elif not _is_equilibrated(tiles.shape, margins):
 
         def work(piece: Piece) -> None:
@@ -94,6 +90,21 @@ def _start(importance: NDArray[np.float64], margins: Margins) -> NDArray[np.floa
         return np.zeros((down, across, cols))
     start: NDArray[np.float64] = _approach(importance, margins.kept, margins.exact_rows, margins.exact_columns)
     return start
+
+
+def _choose_in_lines(tiles: NDArray[Any], masks: NDArray[np.bool_], kept: int, threads: int | None) -> None:
+    dtype = potentials_dtype(tiles.dtype)
+    is_row = tiles.shape[2] == 1
+
+    def work(piece: Piece) -> None:
+        part = tiles[piece]
+        if tiles.dtype != dtype or not tiles.dtype.isnative:
+            part = _converted(part, dtype)
+        lines, chosen = (part[:, :, 0], masks[piece][:, :, 0]) if is_row else (part[..., 0], masks[piece][..., 0])
+        if not choose_largest(lines, chosen, kept):
+            raise UnusableWeightError
+
+    run_pieces(work, pieces_of(tiles.shape, _WEIGHTS_CONVERTED), threads)
 
 
 def _equilibrate(
@@ -226,19 +237,3 @@ def _move(
         along[i] += _RELAXATION * (middle - along[i])
         if not exact:
             along[i] = max(along[i], 0.0)
-
-
-@kernel
-def _best_of_lines(lines: NDArray[np.float64], kept: int) -> NDArray[np.bool_]:
-    """Return the mask of the largest `kept` entries of every line (p, q, k); of equal ones the first."""
-    masks = np.zeros(lines.shape, np.bool_)
-    for p in range(lines.shape[0]):
-        for q in range(lines.shape[1]):
-            line, mask = lines[p, q], masks[p, q]
-            for _ in range(min(kept, len(line))):
-                best = -1
-                for k in range(len(line)):
-                    if not mask[k] and (best < 0 or line[k] > line[best]):
-                        best = k
-                mask[best] = True
-    return masks
