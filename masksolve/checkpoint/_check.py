@@ -100,8 +100,8 @@ def check_checkpoint(
     """Check every tensor that was pruned: at most N nonzeros in every group of M.
 
     The record that `prune_checkpoint` and `masksolve adaprune` leave in a folder, masksolve.json, says which tensors
-    these are. Without one, or with `include`, `stack` or `convolution`, they are those that `prune_checkpoint` would
-    prune.
+    these are. Without one, or with `include`, `stack` or `convolution` and no `record`, they are those that
+    `prune_checkpoint` would prune.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def check_checkpoint(
     ------
     CheckpointError
         For a checkpoint that cannot be read, or in which no tensor fits the pattern; for a record that is spoilt or of
-        another checkpoint; and without `pattern` if no record is read.
+        another checkpoint; for `stack` or `convolution` beside `record`, and without `pattern` if no record is read.
     TypeError, ValueError
         For an invalid pattern, direction or number of workers.
 
@@ -143,6 +143,8 @@ def check_checkpoint(
     """
     asked = None if pattern is None else as_pattern(pattern)
     asked_direction = None if direction is None else check_direction(direction)
+    if record is not None and (stack or convolution):
+        raise CheckpointError("`record` says which tensors are stacks; leave out `stack` and `convolution`")
     checkpoint = read_checkpoint(Path(path).absolute())
     globs = Globs(include, exclude, stack, convolution)
     path_of_record = Path(record) if record is not None else _record_beside(checkpoint, globs)

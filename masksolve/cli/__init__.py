@@ -311,7 +311,7 @@ def check(
     The exit code is 1 if one is not.
 
     The record that a prune leaves in a folder, masksolve.json, says which tensors were pruned, and to what. Without it,
-    or with --include, --stack or --convolution, those are checked that `masksolve prune` would prune.
+    or with --include, --stack or --convolution and no --record, those are checked that `masksolve prune` would prune.
     """
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = check_checkpoint(

@@ -358,6 +358,11 @@ def test_check_reads_which_tensors_were_pruned_from_what_the_prune_left(tmp_path
     (tmp_path / "report.json").write_text(json.dumps(report.to_dict()))
     alone = check_checkpoint(target / "model.safetensors", PATTERN, record=tmp_path / "report.json")
     assert [tensor.name for tensor in alone.tensors] == ["experts"]
+    # Globs narrow a record that is given.
+    with pytest.raises(CheckpointError, match=r"no tensor fits .*experts: not included"):
+        check_checkpoint(target, record=target / RECORD, include=["w"])
+    with pytest.raises(CheckpointError, match="`record` says which tensors are stacks; leave out `stack`"):
+        check_checkpoint(target, record=target / RECORD, convolution=["experts"])
 
 
 @pytest.mark.parametrize("how", ["prune", "apply"])
