@@ -38,10 +38,14 @@ def test_the_mask_does_not_depend_on_whether_potentials_are_returned(
 
 @pytest.mark.parametrize("constants", [3, 32, 64])
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
-def test_potentials_prove_masks_that_are_the_only_ones_and_masks_of_constant_tiles(constants: int, warm: bool) -> None:
+@pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
+def test_potentials_prove_masks_that_are_the_only_ones_and_masks_of_constant_tiles(
+    constants: int, warm: bool, saturated: bool
+) -> None:
     tiles = weights_of("gaussian float32", (64, 8, 8))
     tiles[:constants] = np.arange(constants)[:, np.newaxis, np.newaxis]
     start = np.random.default_rng(0).standard_normal((64, 1, 1, 8)) if warm else None
-    masks, potentials = ms.solve_matrix(tiles, 3, 8, potentials=start, return_potentials=True)
-    _, _, proven = prove_tiles(tiles[np.newaxis], masks[np.newaxis], potentials[:, 0, 0][np.newaxis], 3, True, True)
+    masks, found = ms.solve_matrix(tiles, 3, 8, saturated=saturated, potentials=start, return_potentials=True)
+    sides = saturated, saturated
+    _, _, proven = prove_tiles(tiles[np.newaxis], masks[np.newaxis], found[:, 0, 0][np.newaxis], 3, *sides)
     assert proven.all()

@@ -373,6 +373,22 @@ def test_zeros_are_respected_and_what_is_touched_is_counted(direction: Any, patt
     assert dense[kept].sum() == pytest.approx(dense[best].sum())
 
 
+@pytest.mark.parametrize("direction", ["both", "rows", "columns"])
+def test_zeros_are_worth_nothing_where_they_are_respected_whatever_a_callable_scores_them(direction: Any) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16)
+    with torch.no_grad():
+        layer.weight.masked_fill_(torch.rand(16, 16) < 0.5, 0)
+    scores = torch.rand(16, 16)
+    worth = torch.where(layer.weight != 0, scores, 0).double().numpy()
+    x = torch.randn(40, 16)
+    adaprune(
+        layer, [x], "2:4", direction=direction, importance=lambda name, weight: scores, respect_zeros=True, **ALONE
+    )
+    best = ms.solve_matrix(worth, 2, 4, direction=direction, saturated=False)
+    assert worth[(layer.weight != 0).numpy()].sum() == pytest.approx(worth[best].sum())
+
+
 @pytest.mark.parametrize("direction", ["rows", "columns"])
 @pytest.mark.parametrize("solver", ["lstsq", "adam", "absorb", "none"])
 @pytest.mark.parametrize("kind", LAYERS)

@@ -245,6 +245,13 @@ def test_a_matrix_needs_whole_groups_along_its_own_direction_only() -> None:
     assert ragged.report[2].sparse
 
 
+@pytest.mark.parametrize("direction", ONE_SIDED)
+def test_rows_of_a_transposed_convolution_are_its_outputs_as_in_every_other_layer(direction: Direction) -> None:
+    few_outputs = nn.Sequential(nn.ConvTranspose1d(16, 3, 1), nn.Conv1d(16, 3, 1), nn.Linear(16, 3), nn.Linear(8, 8))
+    reasons = [line.reason for line in Sparsifier(few_outputs, "2:4", direction=direction).report[:6:2]]
+    assert reasons == [None if direction == "rows" else "3x16 holds no whole group of 4 along columns"] * 3
+
+
 @pytest.mark.parametrize("method", ["greedy", "two-approx", "flow"])
 def test_any_method_makes_one_sided_masks(method: str, solver: str) -> None:
     model = nn.Linear(16, 16)

@@ -427,6 +427,26 @@ def test_later_refreshes_start_from_the_potentials_of_the_last_if_tiles_are_larg
         assert warm.any()
 
 
+def test_a_resumed_refresh_starts_from_the_potentials_that_were_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    from masksolve.torch._solver import solve as solver
+
+    torch.manual_seed(0)
+    saved = Sparsifier(nn.Linear(16, 8), "4:8").state_dict()
+    resumed = Sparsifier(nn.Linear(16, 8), "4:8")
+    assert not torch.equal(saved["potentials"]["weight"], resumed.state_dict()["potentials"]["weight"])
+    resumed.load_state_dict(saved)
+    given: list[Any] = []
+    solve = solver.solve_matrix
+
+    def noting(*arguments: Any, potentials: Any = None, **options: Any) -> Any:
+        given.append(potentials.copy())
+        return solve(*arguments, potentials=potentials, **options)
+
+    monkeypatch.setattr(solver, "solve_matrix", noting)
+    resumed.refresh()
+    assert given[0].tolist() == saved["potentials"]["weight"].tolist()
+
+
 def test_scalars_name_every_figure_of_every_layer() -> None:
     def numbers(record: RefreshRecord) -> Iterator[str]:
         yield from ("masks/seconds", "masks/share")
