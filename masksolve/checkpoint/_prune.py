@@ -76,9 +76,9 @@ def prune_checkpoint(
         of an input.
     method : str
         As for `masksolve.solve_matrix`.
-    include, exclude : sequence of str
-        Globs of tensor names. With `include`, those and no others are pruned, whatever they are.
-    stack, convolution : sequence of str
+    include, exclude : str or sequence of str
+        One glob of tensor names, or several. With `include`, those and no others are pruned, whatever they are.
+    stack, convolution : str or sequence of str
         Globs of tensors of three or more axes: a stack of matrices (..., rows, columns), each of which is pruned, such
         as that of a layer's experts; the weight of a convolution (out, in, *kernel). Needed for three axes where no
         config says; four or more are a convolution's.

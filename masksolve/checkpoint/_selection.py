@@ -24,12 +24,17 @@ class SkippedTensor:
 
 @dataclass(frozen=True)
 class Globs:
-    """Globs of tensor names by which the user says which to prune, and what those of three axes are."""
+    """Globs of tensor names, one or several: which tensors to prune, and what those of three axes are."""
 
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     stack: Sequence[str] = ()
     convolution: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for option, globs in list(vars(self).items()):
+            if isinstance(globs, str):
+                object.__setattr__(self, option, (globs,))
 
     def check(self, tensors: Sequence[TensorInfo]) -> None:
         """Refuse globs that match no tensor, or none that they can be meant for.
@@ -42,10 +47,8 @@ class Globs:
             For globs that are not a sequence of strings.
         """
         for option, globs in vars(self).items():
-            if isinstance(globs, str):
-                raise TypeError(f"{option} must be a sequence of globs, got the string {globs!r}; put it in a list")
             if not isinstance(globs, Sequence) or not all(isinstance(glob, str) for glob in globs):
-                raise TypeError(f"{option} must be a sequence of globs, such as ['layers.*'], got {globs!r}")
+                raise TypeError(f"{option} must be a glob or a sequence of globs, such as ['layers.*'], got {globs!r}")
             for glob in globs:
                 found = [tensor for tensor in tensors if fnmatchcase(tensor.name, glob)]
                 if not found:
