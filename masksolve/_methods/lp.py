@@ -111,7 +111,9 @@ def _solve_with_pulp(importance: NDArray[np.float64], margins: Margins) -> NDArr
     for column in zip(*x, strict=True):
         total = pulp.lpSum(column)
         program += total == margins.kept if margins.exact_columns else total <= margins.kept
-    status = program.solve(pulp.COIN_CMD(path=cbcbox.cbc_bin_path(), msg=False))
-    if status != pulp.LpStatusOptimal:
-        raise RuntimeError(f"CBC did not solve a {rows}x{cols} tile: {pulp.LpStatus[status]}; please report this tile")
+    solved = program.solve(pulp.COIN_CMD(path=cbcbox.cbc_bin_path(), msg=False))
+    # PuLP 4 returns statistics with the status in them, PuLP 3 the number of the status.
+    status = solved.status.name if hasattr(solved, "status") else pulp.LpStatus[solved]
+    if status != "Optimal":
+        raise RuntimeError(f"CBC did not solve a {rows}x{cols} tile: {status}; please report this tile")
     return np.array([[variable.value() for variable in line] for line in x], np.float64)
