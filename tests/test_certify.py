@@ -328,6 +328,15 @@ def test_the_certificate_of_a_large_batch_adds_up() -> None:
     assert found == ms.Certificate(kept := float(abs(weights.astype(int))[mask].sum()), kept, 0.0, True)
 
 
+def test_certificates_are_the_same_every_time_on_several_threads() -> None:
+    """NumPy before 2.2.2 fails here after the test of all layouts above: wrong numbers, or a crash, in numpy.abs."""
+    weights = weights_of("int8", (500, 300))
+    for layout in strategies.LAYOUTS.values():
+        ms.certify(layout(weights), layout(ms.solve_matrix(weights, 2, 5)), 2, 5)
+    expected = ms.certify(weights, ms.solve_matrix(weights, 2, 5), 2, 5)
+    assert all(ms.certify(weights, ms.solve_matrix(weights, 2, 5), 2, 5) == expected for _ in range(50))
+
+
 def test_a_certificate_holds_plain_python_numbers_and_cannot_be_changed() -> None:
     found = ms.certify(np.eye(2, dtype=np.float32), np.eye(2), 1, 2)
     assert [type(value) for value in vars(found).values()] == [float, float, float, bool]

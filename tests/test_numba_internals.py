@@ -95,7 +95,7 @@ def test_the_numba_that_is_installed_is_within_the_bounds() -> None:
     project = PACKAGE.parent / "pyproject.toml"
     requirements = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
     (required,) = [each for each in requirements if each.startswith("numba")]
-    bounds = re.fullmatch(r"numba>=(\d+)\.(\d+),<(\d+)\.(\d+)", required)
+    bounds = re.fullmatch(r"numba>=(\d+)\.(\d+)\.\d+,<(\d+)\.(\d+)", required)
     assert bounds, f"{required} has no upper bound"
     lowest, highest = (int(bounds[1]), int(bounds[2])), (int(bounds[3]), int(bounds[4]))
     assert lowest <= numba.version_info[:2] < highest
