@@ -154,7 +154,7 @@ def tile_odds(
     Raises
     ------
     TypeError, ValueError
-        For a sparsity, a pattern or a number of samples out of range.
+        For a sparsity, a pattern or a number of samples out of range, and for m beyond 2048 but where n = m.
 
     References
     ----------
@@ -178,7 +178,10 @@ def tile_odds(
         odds = 1.0 if n == m else _odds(share, m * m, counts_by_ones(m, n))
         return TileOdds(odds, odds, odds, exact=True)
     hits = 0
-    at_once = max(1, _SAMPLED_WEIGHTS_AT_ONCE // m**2)
+    at_once = _SAMPLED_WEIGHTS_AT_ONCE // m**2
+    if at_once == 0:
+        largest = math.isqrt(_SAMPLED_WEIGHTS_AT_ONCE)
+        raise ValueError(f"tiles of {pattern} are too large to draw; the odds are estimated for m up to {largest}")
     for start in range(0, samples, at_once):
         kept = generator.random((min(at_once, samples - start), m, m)) >= share
         full = np.maximum(kept.sum(axis=1).max(axis=1), kept.sum(axis=2).max(axis=1))

@@ -62,13 +62,8 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from masksolve.torch import AdaPruneReport
 
-    # In click 8.2 it takes no type yet.
-    _PatternParameter = click.ParamType[Pattern]
-else:
-    _PatternParameter = click.ParamType
 
-
-class _PatternType(_PatternParameter):
+class _PatternType(click.ParamType):  # type: ignore[type-arg] # in click 8.2 it takes none
     name = "N:M"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pattern:
@@ -601,7 +596,10 @@ def odds(sparsity: float, pattern: Pattern, length: int) -> None:
     """Print the odds that unstructured zeros are N:M already."""
     n, m = pattern.n, pattern.m
     row = row_odds(sparsity, n, m, length)
-    tile = tile_odds(sparsity, n, m, rng=0)
+    try:
+        tile = tile_odds(sparsity, n, m, rng=0)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     estimated = "" if tile.exact else f", estimated: {tile.low:.4g} to {tile.high:.4g} (95 %)"
     click.echo(f"weights zero with probability {sparsity}, each on its own; the odds of {pattern.describe()}:")
     click.echo(f"{f'a group of {m}':<32} {group_odds(sparsity, n, m):.4g}")

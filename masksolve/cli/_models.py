@@ -229,7 +229,7 @@ def save_model(
         from safetensors.torch import save_model as save
 
         save(loaded.model, str(folder / "model.safetensors"))
-    (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
+    (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     _write_record(loaded, report, pattern, direction, folder)
 
 

@@ -83,6 +83,7 @@ def test_estimated_odds_come_with_their_interval(run: Run) -> None:
         (["odds", "--sparsity", "0.7", "--pattern", "4:8", "--length", "0"], "0 is not in the range x>=1"),
         (["odds", "--sparsity", "nan", "--pattern", "4:8"], "'--sparsity': nan is not a number"),
         (["odds", "--pattern", "4:8"], "--sparsity"),
+        (["odds", "--sparsity", "0.7", "--pattern", "4:3000"], "4:3000 are too large to draw"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,10 +112,6 @@ class AdaPruneReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes as a dict that `json.dumps` takes, layers and skipped parameters as dicts too."""
         return {**asdict(self), "layers": tuple(layer.to_dict() for layer in self.layers)}
-
-    def to_json(self) -> str:
-        """Return `to_dict()` as JSON."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def __repr__(self) -> str:
         before, after = (
