@@ -13,6 +13,7 @@ import time
 import timeit
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,15 @@ def main() -> None:
     pin_threads(1)
 
     lines: list[Line] = []
-    parts: tuple[Callable[[int], list[Line]], ...] = (speed, threads, ties, at_most, warm_start, small_calls)
+    parts: tuple[Callable[[int], list[Line]], ...] = (
+        speed,
+        threads,
+        ties,
+        at_most,
+        certificates,
+        warm_start,
+        small_calls,
+    )
     for part in (*parts, memory, first_call, import_time):
         print(f"measuring: {part.__name__.replace('_', ' ')}", file=sys.stderr, flush=True)
         lines += part(arguments.size)
@@ -190,6 +199,40 @@ def at_most(size: int) -> list[Line]:
         ).values()
         lines.append(Line("`saturated=False` against `True`", f"{n}:{m}", "≤", 1.3, most / exactly, "×"))
     return lines
+
+
+def certificates(size: int) -> list[Line]:
+    """`certify` against the solve, on as many threads: optimal masks, and others."""
+    import masksolve as ms
+    from benchmarks.families import random_matrix
+
+    lines = []
+    for family, reading, saturated, direction in (
+        ("gaussian", "exactly n", True, "both"),
+        ("gaussian", "at most n", False, "both"),
+        ("int8-valued", "exactly n", True, "both"),
+        ("gaussian", "rows", True, "rows"),
+        ("gaussian", "columns", True, "columns"),
+    ):
+        matrix, options = random_matrix(family, size), {"saturated": saturated, "direction": direction}
+        for n, m in _HALVES:
+            best = ms.solve_matrix(matrix, n, m, **options)
+            # Transposable masks are not the best one-sided ones.
+            other = ms.solve_matrix(matrix, n, m, method="greedy" if direction == "both" else "exact")
+            taken = in_turn(
+                {
+                    "solve": partial(ms.solve_matrix, matrix, n, m, **options),
+                    "best": partial(ms.certify, matrix, best, n, m, **options),
+                    "other": partial(ms.certify, matrix, other, n, m, **options),
+                }
+            )
+            case = f"{n}:{m}, {family}, {reading}"
+            of_best, of_other = taken["best"] / taken["solve"], taken["other"] / taken["solve"]
+            lines += [
+                Line("`certify` of an optimal mask against the solve", case, "≤", 3, of_best, "×"),
+                Line("`certify` of another mask against the solve", case, "≤", 8, of_other, "×"),
+            ]
+    return sorted(lines, key=lambda line: line.what)
 
 
 def warm_start(size: int) -> list[Line]:

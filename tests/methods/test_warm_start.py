@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import masksolve as ms
-from masksolve._certificate_kernels import prove_tiles
+from masksolve._certificate import certified_regions
+from masksolve._judge import grid
 from tests.tables import Pair, name_of, weights_of
 
 READINGS = pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
@@ -40,12 +41,14 @@ def test_the_mask_does_not_depend_on_whether_potentials_are_returned(
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
 def test_potentials_prove_masks_that_are_the_only_ones_and_masks_of_constant_tiles(
-    constants: int, warm: bool, saturated: bool
+    constants: int, warm: bool, saturated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiles = weights_of("gaussian float32", (64, 8, 8))
     tiles[:constants] = np.arange(constants)[:, np.newaxis, np.newaxis]
     start = np.random.default_rng(0).standard_normal((64, 1, 1, 8)) if warm else None
     masks, found = ms.solve_matrix(tiles, 3, 8, saturated=saturated, potentials=start, return_potentials=True)
-    sides = saturated, saturated
-    _, _, proven = prove_tiles(tiles[np.newaxis], masks[np.newaxis], found[:, 0, 0][np.newaxis], 3, *sides)
-    assert proven.all()
+    # Nothing is left to the integers.
+    monkeypatch.delattr(grid, "_judge_by_paths")
+    pattern = ms.Pattern(3, 8)
+    ((_, verdicts),) = certified_regions(tiles, masks, pattern, "both", saturated, 0, potentials=found)
+    assert verdicts.optimal.all()

@@ -68,16 +68,6 @@ def solve(
         _equilibrate(tiles, masks, margins, threads, potentials, warm)
 
 
-def find_potentials(tiles: NDArray[Any], margins: Margins) -> NDArray[np.floating[Any]]:
-    """Return column potentials (P, Q, c) of tiles (P, Q, r, c): optimal for most of them, a good start for others."""
-    down, across, _, cols = tiles.shape
-    if not _is_equilibrated(tiles.shape, margins):
-        return _start(importance_of(tiles), margins)
-    potentials = np.zeros((down, across, cols), potentials_dtype(tiles.dtype))
-    _equilibrate(tiles, np.empty(tiles.shape, np.bool_), margins, 1, potentials, warm=False, finish=False)
-    return potentials
-
-
 def _is_equilibrated(shape: tuple[int, ...], margins: Margins) -> bool:
     rows, cols = shape[2:]
     return rows == cols and 0 < margins.kept < rows <= _LARGEST_EQUILIBRATED
@@ -99,7 +89,7 @@ def _choose_in_lines(tiles: NDArray[Any], masks: NDArray[np.bool_], kept: int, t
     def work(piece: Piece) -> None:
         part = tiles[piece]
         if tiles.dtype != dtype or not tiles.dtype.isnative:
-            part = _converted(part, dtype)
+            part = converted(part, dtype)
         lines, chosen = (part[:, :, 0], masks[piece][:, :, 0]) if is_row else (part[..., 0], masks[piece][..., 0])
         if not choose_largest(lines, chosen, kept):
             raise UnusableWeightError
@@ -114,7 +104,6 @@ def _equilibrate(
     threads: int | None,
     potentials: NDArray[Any] | None,
     warm: bool,
-    finish: bool = True,
 ) -> None:
     dtype = potentials_dtype(tiles.dtype)
     in_place = (
@@ -123,12 +112,12 @@ def _equilibrate(
 
     def work(part: NDArray[Any], part_masks: NDArray[np.bool_], part_potentials: NDArray[Any] | None) -> None:
         if not in_place:
-            part = _converted(part, dtype)
+            part = converted(part, dtype)
         if part_potentials is None:
-            _equilibrate_piece(part, part_masks, margins, None, warm, finish)
+            _equilibrate_piece(part, part_masks, margins, None, warm)
         else:
             found = part_potentials.reshape(-1, part.shape[3])
-            _equilibrate_piece(part, part_masks, margins, found, warm, finish)
+            _equilibrate_piece(part, part_masks, margins, found, warm)
             part_potentials[...] = found.reshape(part_potentials.shape)
 
     at_once = _WEIGHTS_IN_PLACE if in_place else _WEIGHTS_CONVERTED
@@ -142,7 +131,7 @@ def _equilibrate(
         run_pieces(work_on, pieces_of(tiles.shape, at_once), threads)
 
 
-def _converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+def converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return tiles of any dtype and strides as an array of tile rows that lie one after the other."""
     refuse_large_integers(tiles)
     down, across, height, width = tiles.shape
@@ -163,7 +152,6 @@ def _equilibrate_piece(
     margins: Margins,
     potentials: NDArray[Any] | None,
     warm: bool,
-    finish: bool,
 ) -> None:
     remaining = equilibrate_tiles(tiles, masks, margins, potentials, warm)
     if remaining is None:
@@ -171,10 +159,9 @@ def _equilibrate_piece(
     down, across = tiles.shape[:2]
     _logger.debug("%d of %d tiles left to augmenting paths", len(remaining.where), down * across)
     where = remaining.where >> 32, remaining.where & 0xFFFFFFFF
-    ends = remaining.potentials[np.newaxis]
-    if finish:
-        solved, ends, _ = solve_importance(importance_of(tiles[where])[np.newaxis], margins, ends)
-        masks[where] = solved[0]
+    start = remaining.potentials[np.newaxis]
+    solved, ends, _ = solve_importance(importance_of(tiles[where])[np.newaxis], margins, start)
+    masks[where] = solved[0]
     if potentials is not None:
         with np.errstate(all="ignore"):  # beyond the ends of float32; `solve_matrix` clips what it returns
             potentials[where[0] * across + where[1]] = ends[0]
