@@ -64,6 +64,8 @@ def main() -> None:
         threads,
         ties,
         at_most,
+        ragged,
+        large_tiles,
         certificates,
         warm_start,
         small_calls,
@@ -233,6 +235,50 @@ def certificates(size: int) -> list[Line]:
                 Line("`certify` of another mask against the solve", case, "≤", 8, of_other, "×"),
             ]
     return sorted(lines, key=lambda line: line.what)
+
+
+def ragged(size: int) -> list[Line]:
+    """Solve a matrix that lacks a row and a column, against one of whole tiles."""
+    import masksolve as ms
+    from benchmarks.families import random_matrix
+
+    lines = []
+    for family in ("gaussian", "int8-valued", "half-zero"):
+        whole = random_matrix(family, size)
+        edged = whole[:-1, :-1].copy()
+        for n, m in _HALVES:
+            taken = in_turn(
+                {
+                    "whole": lambda n=n, m=m, whole=whole: ms.solve_matrix(whole, n, m, threads=1),
+                    "edged": lambda n=n, m=m, edged=edged: ms.solve_matrix(edged, n, m, threads=1),
+                }
+            )
+            ratio = taken["edged"] / taken["whole"]
+            lines.append(Line(f"{size - 1}² against {size}²", f"{n}:{m}, {family}", "≤", 1.3, ratio, "×"))
+    return lines
+
+
+def large_tiles(size: int) -> list[Line]:
+    """Tiles of more than 64x64 against those of 64x64, per weight."""
+    import masksolve as ms
+    from benchmarks.families import random_matrix
+
+    lines = []
+    for family in ("gaussian", "int8-valued", "half-zero"):
+        matrix = random_matrix(family, size // 2)
+        taken = in_turn(
+            {
+                m: lambda m=m, matrix=matrix: ms.solve_matrix(
+                    matrix[: -(len(matrix) % m) or None], m // 2, m, threads=1
+                )
+                for m in (64, 66, 128)
+            }
+        )
+        for m in (66, 128):
+            target = 4 if family == "gaussian" else None
+            ratio = taken[m] / taken[64]
+            lines.append(Line("m > 64 against m = 64, per weight", f"{m // 2}:{m}, {family}", "≤", target, ratio, "×"))
+    return lines
 
 
 def warm_start(size: int) -> list[Line]:

@@ -39,7 +39,7 @@ _CONSTANTS = {
 _STAGES = "masksolve.torch._solver.fixed_point"
 _STAGE_FIELDS = ("first", "every", "last", "relaxation", "spread", "coarse", "least")
 _STAGE_SIZES = (8, 16, 32)
-_PATTERNS = {4: (2, 4), 8: (4, 8), 16: (8, 16), 32: (16, 32), 64: (32, 64)}
+_PATTERNS = {4: (2, 4), 8: (4, 8), 16: (8, 16), 32: (16, 32), 64: (32, 64), 128: (64, 128)}
 _SIDE = 1024
 _REPEATS = 15
 

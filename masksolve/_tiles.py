@@ -28,11 +28,14 @@ class Margins:
     No line holds more than `kept` ones; rows hold exactly that many where `exact_rows`, columns where
     `exact_columns`. Both are exact in a full tile under `saturated=True`, neither under
     `saturated=False`, and one of them in a ragged tile whose other lines are partial groups.
+
+    `group` is how many entries a line of a full tile has; by default, what the longer lines of the tile have.
     """
 
     kept: int
     exact_rows: bool
     exact_columns: bool
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ def regions(rows: int, columns: int, pattern: Pattern, direction: Direction, sat
                 kept=pattern.n,
                 exact_rows=saturated and direction != "columns" and tile_columns == pattern.m,
                 exact_columns=saturated and direction != "rows" and tile_rows == pattern.m,
+                group=pattern.m,
             )
             result.append(Region(row_range, column_range, (tile_rows, tile_columns), margins))
     return tuple(result)

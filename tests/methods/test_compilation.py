@@ -206,7 +206,7 @@ binding.initialize_native_target()
 binding.initialize_native_asmprinter()
 target = binding.Target.from_default_triple()
 machine = target.create_target_machine(cpu={processor!r}, features="", opt=3, jit=True)
-for m in range(2, 65):
+for m in range(2, 129):
     for itemsize in (4, 8):
         module = ir.Module()
         function = ir.Function(module, codegen._PROTOTYPE, "store")

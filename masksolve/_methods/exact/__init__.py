@@ -2,9 +2,10 @@
 
 Source: the min-cost flow of Hubara et al. 2021 (arXiv 2102.08124), of which this solves the dual.
 
-Whole tiles up to 64x64 are equilibrated many at a time (`equilibrate`), in float32 where that holds the weights
-and in float64 otherwise. The few that are not certified there, ragged edges, and larger tiles are solved one at a
-time by augmenting paths (`augment`), in 64-bit integers: for weights of any magnitude, and however they tie.
+Tiles of m up to 128, partial ones at ragged edges included, are equilibrated many at a time (`equilibrate`), in float32
+where that holds the weights and in float64 otherwise. The few that are not certified there, and larger tiles, are
+solved one at a time by augmenting paths (`augment`), in 64-bit integers: for weights of any magnitude, and however they
+tie. Where only rows or only columns can be overfull, each line keeps its largest entries (`lines`).
 """
 
 from __future__ import annotations
@@ -18,21 +19,24 @@ from numpy.typing import NDArray
 from masksolve._errors import UnusableWeightError
 from masksolve._inputs import potentials_dtype
 from masksolve._jit import kernel
-from masksolve._methods.exact.augment import solve_tiles
+from masksolve._methods.exact.augment import new_memory, solve_tiles
 from masksolve._methods.exact.equilibrate import equilibrate_tiles
+from masksolve._methods.exact.lanes import Tiles
 from masksolve._methods.exact.lines import choose_largest
 from masksolve._threads import Piece, importance_of, pieces_of, refuse_large_integers, run_pieces
 from masksolve._tiles import Margins
 
 _logger = logging.getLogger("masksolve")
 
-# Words of 64 bits hold a row of a mask.
-_LARGEST_EQUILIBRATED = 64
+# For larger tiles a selection network takes too long to compile.
+_LARGEST_EQUILIBRATED = 128
 # Weights that one call of a kernel takes: from where they lie, from a converted copy, and of tiles that are solved one
 # at a time. An interrupt waits for the end of such a call.
 _WEIGHTS_IN_PLACE = 1 << 18
 _WEIGHTS_CONVERTED = 1 << 17
 _WEIGHTS_ONE_BY_ONE = 1 << 13
+# Smaller tiles that are solved one at a time are solved sooner than potentials are found to start from.
+_LARGEST_FROM_ZERO = 64
 # Measured on Gaussian tiles of 65 to 256: more rounds cost more than the augmenting paths that they save.
 _ROUNDS, _RELAXATION = 8, 1.5
 
@@ -51,8 +55,8 @@ def solve(
     `potentials` (P, Q, c) is filled with column potentials; where `warm`, it holds those to start from.
     """
     rows, cols = tiles.shape[2:]
-    if rows == 1 or cols == 1:
-        _choose_in_lines(tiles, masks, margins.kept, threads)
+    if 0 < min(rows, cols) <= margins.kept:
+        _choose_in_lines(tiles, masks, margins.kept, threads, potentials)
     elif not _is_equilibrated(tiles.shape, margins):
 
         def work(piece: Piece) -> None:
@@ -69,30 +73,44 @@ def solve(
 
 
 def _is_equilibrated(shape: tuple[int, ...], margins: Margins) -> bool:
-    rows, cols = shape[2:]
-    return rows == cols and 0 < margins.kept < rows <= _LARGEST_EQUILIBRATED
+    return 0 < margins.kept < min(shape[2:]) and _group(shape, margins) <= _LARGEST_EQUILIBRATED
+
+
+def _group(shape: tuple[int, ...], margins: Margins) -> int:
+    """Return how many entries a line of a full tile has."""
+    return margins.group or max(shape[2:])
 
 
 def _start(importance: NDArray[np.float64], margins: Margins) -> NDArray[np.float64]:
     down, across, rows, cols = importance.shape
-    # Smaller tiles are solved sooner than potentials are found.
-    if min(rows, cols) <= _LARGEST_EQUILIBRATED:
+    if min(rows, cols) <= _LARGEST_FROM_ZERO:
         return np.zeros((down, across, cols))
     start: NDArray[np.float64] = _approach(importance, margins.kept, margins.exact_rows, margins.exact_columns)
     return start
 
 
-def _choose_in_lines(tiles: NDArray[Any], masks: NDArray[np.bool_], kept: int, threads: int | None) -> None:
+def _choose_in_lines(
+    tiles: NDArray[Any],
+    masks: NDArray[np.bool_],
+    kept: int,
+    threads: int | None,
+    potentials: NDArray[np.floating[Any]] | None,
+) -> None:
+    """Fill masks where lines along one axis never hold too many: those along the other keep their largest entries."""
     dtype = potentials_dtype(tiles.dtype)
-    is_row = tiles.shape[2] == 1
+    axis = 2 if tiles.shape[2] <= kept else 3
 
     def work(piece: Piece) -> None:
         part = tiles[piece]
         if tiles.dtype != dtype or not tiles.dtype.isnative:
             part = converted(part, dtype)
-        lines, chosen = (part[:, :, 0], masks[piece][:, :, 0]) if is_row else (part[..., 0], masks[piece][..., 0])
-        if not choose_largest(lines, chosen, kept):
-            raise UnusableWeightError
+        lines, chosen = (np.moveaxis(array, axis, 0) for array in (part, masks[piece]))
+        for line, mask in zip(lines, chosen, strict=True):
+            if not choose_largest(line, mask, kept):
+                raise UnusableWeightError
+        if potentials is not None:
+            # A column that rows leave to itself is worth what the best of its other entries is.
+            potentials[piece] = 0 if axis == 2 else np.where(masks[piece], 0, np.abs(part)).max(axis=2)
 
     run_pieces(work, pieces_of(tiles.shape, _WEIGHTS_CONVERTED), threads)
 
@@ -106,19 +124,32 @@ def _equilibrate(
     warm: bool,
 ) -> None:
     dtype = potentials_dtype(tiles.dtype)
+    shape, m = tiles.shape[2:], _group(tiles.shape, margins)
+    is_partial = shape != (m, m)
     in_place = (
-        tiles.dtype == dtype and tiles.dtype.isnative and tiles.flags.aligned and tiles.strides[3] == dtype.itemsize
+        tiles.dtype == dtype
+        and tiles.dtype.isnative
+        and tiles.flags.aligned
+        and tiles.strides[3] == dtype.itemsize
+        and not is_partial
     )
 
     def work(part: NDArray[Any], part_masks: NDArray[np.bool_], part_potentials: NDArray[Any] | None) -> None:
+        whole, whole_masks = part, part_masks
         if not in_place:
-            part = converted(part, dtype)
-        if part_potentials is None:
-            _equilibrate_piece(part, part_masks, margins, None, warm)
-        else:
-            found = part_potentials.reshape(-1, part.shape[3])
-            _equilibrate_piece(part, part_masks, margins, found, warm)
-            part_potentials[...] = found.reshape(part_potentials.shape)
+            whole = converted(part, dtype, (m, m))
+        if is_partial:
+            whole_masks = np.empty(whole.shape, np.bool_)
+        found = None
+        if part_potentials is not None:
+            found = np.zeros((len(part) * part.shape[1], m), dtype) if is_partial else part_potentials.reshape(-1, m)
+        remaining = equilibrate_tiles(whole, whole_masks, shape, margins, found, warm)
+        if is_partial:
+            part_masks[...] = whole_masks[:, :, : shape[0], : shape[1]]
+        if part_potentials is not None and found is not None:
+            part_potentials[...] = found.reshape(*part.shape[:2], m)[..., : shape[1]]
+        if remaining is not None:
+            _solve_remaining(remaining, part, part_masks, margins, part_potentials)
 
     at_once = _WEIGHTS_IN_PLACE if in_place else _WEIGHTS_CONVERTED
     if tiles.size <= at_once:
@@ -131,40 +162,42 @@ def _equilibrate(
         run_pieces(work_on, pieces_of(tiles.shape, at_once), threads)
 
 
-def converted(tiles: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return tiles of any dtype and strides as an array of tile rows that lie one after the other."""
+def converted(tiles: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, int] | None = None) -> NDArray[Any]:
+    """Return tiles of any dtype and strides as an array of tile rows that lie one after the other.
+
+    What tiles lack of `shape` repeats their first entry.
+    """
     refuse_large_integers(tiles)
     down, across, height, width = tiles.shape
-    rows = np.empty((down, height, across, width), dtype)
+    full_height, full_width = shape or (height, width)
+    rows = np.empty((down, full_height, across, full_width), dtype)
+    own = rows[:, :height, :, :width]
     # A bfloat16 is the upper half of a float32; NumPy converts it one by one.
     if tiles.dtype.name == "bfloat16" and tiles.dtype.isnative:
-        bits = rows.view(np.uint32)
+        bits = own.view(np.uint32)
         bits[...] = tiles.view(np.uint16).swapaxes(1, 2)
         bits <<= 16
     else:
-        rows[...] = tiles.swapaxes(1, 2)
+        own[...] = tiles.swapaxes(1, 2)
+    rows[:, :height, :, width:] = rows[:, height:] = rows[:, :1, :, :1]
     return rows.swapaxes(1, 2)
 
 
-def _equilibrate_piece(
+def _solve_remaining(
+    remaining: Tiles,
     tiles: NDArray[Any],
     masks: NDArray[np.bool_],
     margins: Margins,
     potentials: NDArray[Any] | None,
-    warm: bool,
 ) -> None:
-    remaining = equilibrate_tiles(tiles, masks, margins, potentials, warm)
-    if remaining is None:
-        return
-    down, across = tiles.shape[:2]
-    _logger.debug("%d of %d tiles left to augmenting paths", len(remaining.where), down * across)
+    _logger.debug("%d of %d tiles left to augmenting paths", len(remaining.where), len(tiles) * tiles.shape[1])
     where = remaining.where >> 32, remaining.where & 0xFFFFFFFF
-    start = remaining.potentials[np.newaxis]
+    start = remaining.potentials[np.newaxis, :, : tiles.shape[3]]
     solved, ends, _ = solve_importance(importance_of(tiles[where])[np.newaxis], margins, start)
     masks[where] = solved[0]
     if potentials is not None:
         with np.errstate(all="ignore"):  # beyond the ends of float32; `solve_matrix` clips what it returns
-            potentials[where[0] * across + where[1]] = ends[0]
+            potentials[where] = ends[0]
 
 
 def solve_importance(
@@ -191,7 +224,10 @@ def solve_importance(
     sums = margins.kept, margins.exact_rows, margins.exact_columns
     for piece in pieces_of(shape, _WEIGHTS_ONE_BY_ONE):
         to_judge = masks[piece] if judged is None else judged[piece]
-        optimal[piece] = solve_tiles(importance[piece], *sums, to_judge, masks[piece], potentials[piece])
+        part = importance[piece], *sums, to_judge, masks[piece], potentials[piece], optimal[piece]
+        memory = new_memory(*shape[2:])
+        while not solve_tiles(*part, memory):
+            pass
     return masks, potentials, optimal
 
 

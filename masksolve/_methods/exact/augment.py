@@ -32,6 +32,14 @@ _BITS_OF_PATHS = 58
 _DECIDED = 1 << 60
 # Units that the unused capacity exchanges with itself: more than a tile has.
 _PLENTY = 1 << 40
+# Entries that searches look at in one call of the kernel: a tenth of a second, for which an interrupt waits.
+_SEARCHED_AT_ONCE = 1 << 24
+# What stands first in the memory of a call, and lasts until the next: the number of the tile in work, the bits of its
+# weights that are solved (all below this place are to come), the phase of their flow, and what is left to search.
+_TILE, _PLACE, _PHASE, _LEFT = range(4)
+_HEADER = 4
+# The place of a tile that is yet to be begun.
+_UNTOUCHED = 1 << 20
 
 
 class _Network(NamedTuple):
@@ -57,14 +65,25 @@ class _Search(NamedTuple):
 
     distance: NDArray[np.int64]
     stack: NDArray[np.int64]
-    seen: NDArray[np.bool_]
+    seen: NDArray[np.int64]
     next_row: NDArray[np.int64]
     next_column: NDArray[np.int64]
 
 
+def new_memory(rows: int, cols: int) -> NDArray[np.int64]:
+    """Return the memory in which `solve_tiles` solves rows x cols tiles, for one grid of them."""
+    cells = (rows + 1) * (cols + 1)
+    memory = np.zeros(_HEADER + 2 * cells + 2 * rows * cols + 8 * (rows + cols + 2), np.int64)
+    memory[_PLACE] = _UNTOUCHED
+    return memory
+
+
 @kernel
-def solve_tiles(importance, kept, exact_rows, exact_columns, judged, masks, potentials):
+def solve_tiles(importance, kept, exact_rows, exact_columns, judged, masks, potentials, optimal, memory):
     """Fill masks (p, q, r, c) with optimal masks of importance (p, q, r, c), and judge other ones.
+
+    It returns now and then, so that interrupts are honoured: whether all is done, or it is to be called again, with the
+    same arguments.
 
     Parameters
     ----------
@@ -75,40 +94,47 @@ def solve_tiles(importance, kept, exact_rows, exact_columns, judged, masks, pote
     masks, potentials
         bool (p, q, r, c), with at most `kept` ones in a row, and float64 (p, q, c): what to start from; any will do,
         good ones save work. Potentials are, on return, those of an optimal dual solution, rounded.
-
-    Returns
-    -------
-    bool (p, q): whether the judged masks satisfy the constraint and are optimal.
+    optimal
+        bool (p, q): is filled with whether the judged masks satisfy the constraint and are optimal.
+    memory
+        `new_memory`.
     """
     down, across, rows, cols = importance.shape
+    cells, lines = (rows + 1) * (cols + 1), rows + cols + 2
+    places = memory[_HEADER:]
     network = _Network(
-        np.empty((rows + 1, cols + 1), np.int64),
-        np.empty((rows + 1, cols + 1), np.int64),
-        np.empty(cols + 1, np.int64),
-        np.empty(cols + 1, np.int64),
+        places[:cells].reshape((rows + 1, cols + 1)),
+        places[cells : 2 * cells].reshape((rows + 1, cols + 1)),
+        places[2 * cells : 2 * cells + cols + 1],
+        places[2 * cells + lines : 2 * cells + lines + cols + 1],
     )
-    nodes = rows + cols + 2
+    places = places[2 * cells + 2 * lines :]
     search = _Search(
-        np.empty(nodes, np.int64),
+        places[:lines],
         # A path visits a column once, and between two columns any row.
-        np.empty(max(nodes, 2 * cols + 1), np.int64),
-        np.empty(cols + 1, np.bool_),
-        np.empty(cols + 1, np.int64),
-        np.empty(rows + 1, np.int64),
+        places[lines : 3 * lines],
+        places[3 * lines : 3 * lines + cols + 1],
+        places[4 * lines : 4 * lines + cols + 1],
+        places[5 * lines : 5 * lines + rows + 1],
     )
-    mantissas = np.empty((rows, cols), np.int64)
-    exponents = np.empty((rows, cols), np.int64)
-    optimal = np.empty((down, across), np.bool_)
-    for p in range(down):
-        for q in range(across):
+    places = places[6 * lines :]
+    mantissas = places[: rows * cols].reshape((rows, cols))
+    exponents = places[rows * cols : 2 * rows * cols].reshape((rows, cols))
+    memory[_LEFT] = _SEARCHED_AT_ONCE
+    while memory[_TILE] < down * across:
+        p, q = divmod(memory[_TILE], across)
+        if memory[_PLACE] == _UNTOUCHED:
             _split(importance[p, q].view(np.int64), mantissas, exponents)
             _start_from(masks[p, q], kept, exact_rows, network)
-            _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials[p, q], network, search)
-            for i in range(rows):
-                for j in range(cols):
-                    masks[p, q, i, j] = network.flow[i, j] > 0
-            optimal[p, q] = _is_optimal(judged[p, q], network.reduced, kept)
-    return optimal
+        if not _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials[p, q], network, search, memory):
+            return False
+        for i in range(rows):
+            for j in range(cols):
+                masks[p, q, i, j] = network.flow[i, j] > 0
+        optimal[p, q] = _is_optimal(judged[p, q], network.reduced, kept)
+        memory[_TILE] += 1
+        memory[_PLACE] = _UNTOUCHED
+    return True
 
 
 @kernel
@@ -145,7 +171,8 @@ def _start_from(mask, kept, exact_rows, network):
 
 
 @kernel
-def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, network, search):
+def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, network, search, memory):
+    """Go on with a tile; return whether it is solved."""
     rows, cols = mantissas.shape
     lowest, highest = _span(mantissas, exponents)
     # Let W = 2**bits, more than any weight. A shortest path comes to a column once, and potentials cancel along it: it
@@ -157,26 +184,32 @@ def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, ne
     bits = _BITS_OF_PATHS - _bit_length(8 * (cols + 8))
     # An optimum of the whole weights keeps entries whose reduced cost is at least the number of lines (lemma 4).
     decided_bits = _bit_length(rows + cols + 2)
-    position = max(lowest, highest - bits)
     has_unused = not (exact_rows and exact_columns)
+    first = max(lowest, highest - bits)
 
-    _begin(mantissas, exponents, position, bits, exact_rows, exact_columns, potentials, network)
-    _choose(kept, exact_columns, network)
-    _balance(has_unused, network, search)
-    for j in range(cols):
-        potentials[j] = np.ldexp(np.float64(potentials[j] - (network.lowered[j] - network.lowered[cols])), position)
-
-    while position > lowest:
+    if memory[_PLACE] == _UNTOUCHED:
+        _begin(mantissas, exponents, first, bits, exact_rows, exact_columns, potentials, network)
+        _choose(kept, exact_columns, network)
+        memory[_PLACE], memory[_PHASE] = first, 0
+    while True:
+        if not _balance(has_unused, network, search, memory):
+            return False
+        place = memory[_PLACE]
+        for j in range(cols):
+            lowered = network.lowered[j] - network.lowered[cols]
+            if place == first:
+                potentials[j] = np.ldexp(np.float64(potentials[j] - lowered), place)
+            else:
+                potentials[j] -= np.ldexp(np.float64(lowered), place)
+        if place == lowest:
+            return True
         # Reduced costs that are not decided have `decided_bits`, and as many more as leaves them below W.
-        step = min(bits - decided_bits, position - lowest)
-        position -= step
-        _append_bits(mantissas, exponents, position, step, 1 << decided_bits, network)
+        step = min(bits - decided_bits, place - lowest)
+        _append_bits(mantissas, exponents, place - step, step, 1 << decided_bits, network)
         for i in range(rows + 1):
             _settle(i, network)
         _count_surplus(kept, network)
-        _balance(has_unused, network, search)
-        for j in range(cols):
-            potentials[j] -= np.ldexp(np.float64(network.lowered[j] - network.lowered[cols]), position)
+        memory[_PLACE], memory[_PHASE] = place - step, 0
 
 
 @kernel
@@ -288,19 +321,33 @@ def _count_surplus(kept, network):
 
 
 @kernel
-def _balance(has_unused, network, search):
-    """Move units until no column has a surplus or lacks any."""
+def _balance(has_unused, network, search, memory):
+    """Move units until no column has a surplus or lacks any, and return True; False where there is too much to do."""
     surplus = network.surplus
     cols = len(surplus) - 1
-    for from_unused in range(2 if has_unused else 1):
+    while memory[_PHASE] < (2 if has_unused else 1):
         while True:
             # The unused capacity takes what is too much at first, and gives what is lacking then.
-            surplus[cols] = 0 if not has_unused else _PLENTY if from_unused else -_PLENTY
-            if not (surplus.max() > 0 and surplus.min() < 0):
+            surplus[cols] = 0 if not has_unused else _PLENTY if memory[_PHASE] == 1 else -_PLENTY
+            if not _has_both_signs(surplus):
                 break
+            if memory[_LEFT] <= 0:
+                return False
             length = _find_shortest(network, search)
             _lower(length, network, search)
             _send(network, search)
+            memory[_LEFT] -= len(search.distance) * len(search.distance)
+        memory[_PHASE] += 1
+    return True
+
+
+@kernel
+def _has_both_signs(surplus):
+    is_positive = is_negative = False
+    for j in range(len(surplus)):
+        is_positive |= surplus[j] > 0
+        is_negative |= surplus[j] < 0
+    return is_positive and is_negative
 
 
 @kernel
@@ -374,11 +421,11 @@ def _lower(length, network, search):
 @kernel
 def _send(network, search):
     """Send units along paths that cost nothing, depth first, until every column seen is known to lead nowhere."""
-    search.seen[:] = False
+    search.seen[:] = 0
     search.next_row[:] = 0
     search.next_column[:] = 0
     for j in range(len(network.surplus)):
-        while network.surplus[j] > 0 and not search.seen[j] and _send_one(j, network, search):
+        while network.surplus[j] > 0 and search.seen[j] == 0 and _send_one(j, network, search):
             pass
 
 
@@ -389,7 +436,7 @@ def _send_one(source, network, search):
     rows, cols = flow.shape[0] - 1, flow.shape[1] - 1
     # path: a column, the row through which it goes on, the next column, ...
     path[0] = source
-    seen[source] = True
+    seen[source] = 1
     length = 1
     while length > 0:
         j = path[length - 1]
@@ -397,8 +444,8 @@ def _send_one(source, network, search):
             for step in range(0, length - 1, 2):
                 flow[path[step + 1], path[step]] -= 1
                 flow[path[step + 1], path[step + 2]] += 1
-                seen[path[step]] = False
-            seen[j] = False
+                seen[path[step]] = 0
+            seen[j] = 0
             surplus[source] -= 1
             surplus[j] += 1
             return True
@@ -408,7 +455,7 @@ def _send_one(source, network, search):
             if flow[i, j] > 0 and reduced[i, j] == 0:
                 while next_column[i] <= cols:
                     k = next_column[i]
-                    if reduced[i, k] == 0 and not seen[k] and (flow[i, k] == 0 or k == cols or i == rows):
+                    if reduced[i, k] == 0 and seen[k] == 0 and (flow[i, k] == 0 or k == cols or i == rows):
                         found = k
                         break
                     next_column[i] += 1
@@ -418,7 +465,7 @@ def _send_one(source, network, search):
         if found >= 0:
             path[length] = next_row[j]
             path[length + 1] = found
-            seen[found] = True
+            seen[found] = 1
             length += 2
         else:
             length -= 2
@@ -462,5 +509,8 @@ def _is_optimal(mask, reduced, kept):
                 return False
         full &= count == kept or reduced[i, cols] >= 0
     for j in range(cols):
-        full &= mask[:, j].sum() == kept or reduced[rows, j] >= 0
+        count = 0
+        for i in range(rows):
+            count += mask[i, j]
+        full &= count == kept or reduced[rows, j] >= 0
     return full

@@ -9,7 +9,7 @@ lines of a tile, and takes a fraction of a second to compile.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ from masksolve._methods.exact.layout import (
     SHORT,
     SMALLEST,
     STRICT,
+    STRICT_ROWS,
     THRESHOLD,
+    WORD_BITS,
     WORST,
     WRONG,
     ZERO,
@@ -130,6 +132,7 @@ def write_module(n: int, m: int, itemsize: int, source_itemsize: int) -> str:
         "move_rows": lambda write: write.move(rows=True),
         "move_columns": lambda write: write.move(rows=False),
         "choose": _Writer.choose,
+        "judge": _Writer.judge,
         "fill": _Writer.fill,
         "find_zeros": _Writer.find_zeros,
         "measure": _Writer.measure,
@@ -137,6 +140,13 @@ def write_module(n: int, m: int, itemsize: int, source_itemsize: int) -> str:
         "weigh": _Writer.weigh,
         "store": _Writer.store,
     }
+    if m > _LONGEST_INLINE:
+        select = ir.Function(module, ir.FunctionType(ir.VoidType(), [_ADDRESS]), _SELECT)
+        select.linkage = "internal"
+        builder = ir.IRBuilder(select.append_basic_block())
+        no_arguments = [ir.Constant(kind, ir.Undefined) for kind in _PROTOTYPE.args[1:]]
+        _Writer(builder, [*select.args, *no_arguments], n, m, itemsize, False).select()
+        builder.ret_void()
     for name, write in writers.items():
         for clamp in (False, True) if name in _CLAMPED else (False,):
             function = ir.Function(module, _PROTOTYPE, _clamped(name) if clamp else name)
@@ -146,8 +156,11 @@ def write_module(n: int, m: int, itemsize: int, source_itemsize: int) -> str:
     return str(module)
 
 
+# The network of a longer line takes LLVM so long that all functions share one.
+_LONGEST_INLINE = 64
+_SELECT = "select"
 # What is different where potentials are clamped at 0.
-_CLAMPED = ("move_rows", "move_columns", "choose", "weigh")
+_CLAMPED = ("move_rows", "move_columns", "choose", "judge", "weigh")
 
 
 def _clamped(name: str) -> str:
@@ -183,7 +196,21 @@ class _Writer:
         return ir.Constant(self.integers, [value] * self.lanes)
 
     def word_bit(self, k: int) -> ir.Value:
-        return ir.Constant(self.words, [(1 << k) - (1 << 64 if k == 63 else 0)] * self.lanes)
+        """Return the bit of a row's entry k in its word."""
+        bit = k % WORD_BITS
+        return ir.Constant(self.words, [(1 << bit) - (1 << 64 if bit == 63 else 0)] * self.lanes)
+
+    def bit_of(self, column: ir.Value, number: int) -> ir.Value:
+        """Return the bit of a column in a word of its row, or 0."""
+        within = self.builder.sub(column, _I64(number * WORD_BITS))
+        bit = self.builder.shl(_I64(1), within)
+        if self.at.row_words == 1:
+            return bit
+        return self.builder.select(self.builder.icmp_unsigned("<", within, _I64(WORD_BITS)), bit, _I64(0))
+
+    def row_word(self, row: ir.Value, number: int, start: int) -> ir.Value:
+        """Return the vector number of a row's word, of those that begin at `start`."""
+        return self.times(row, self.at.row_words * self.word, start + number * self.word)
 
     def splat(self, scalar: ir.Value, kind: ir.Type | None = None) -> ir.Value:
         undefined = ir.Constant(kind or self.vector, ir.Undefined)
@@ -208,8 +235,8 @@ class _Writer:
     def times(self, i: ir.Value, factor: int, offset: int = 0) -> ir.Value:
         return self.builder.add(self.builder.mul(i, _I64(factor)), _I64(offset))
 
-    def for_each_line(self, body: Callable[[ir.Value], None]) -> None:
-        """Write a loop over line numbers 0 ... m - 1."""
+    def for_each_line(self, body: Callable[[ir.Value], None], count: ir.Value | None = None) -> None:
+        """Write a loop over line numbers 0 ... count - 1, or m - 1."""
         builder = self.builder
         before = builder.block
         loop, after = builder.append_basic_block(), builder.append_basic_block()
@@ -220,7 +247,8 @@ class _Writer:
         body(line)
         following = builder.add(line, _I64(1))
         line.add_incoming(following, builder.block)
-        builder.cbranch(builder.icmp_unsigned("<", following, _I64(self.m)), loop, after)
+        more = builder.icmp_unsigned("<", following, _I64(self.m) if count is None else count)
+        builder.cbranch(more, loop, after)
         builder.position_at_end(after)
 
     # Arithmetic
@@ -234,6 +262,22 @@ class _Writer:
         return self.builder.bitcast(self.builder.and_(bits, self.integer((1 << (self.bits - 1)) - 1)), self.vector)
 
     def best_two(self, values: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
+        """Return the n-th and the (n+1)-th largest."""
+        if self.m <= _LONGEST_INLINE:
+            return self.through_network(values)
+        for k, value in enumerate(values):
+            self.store_vector(value, self.at.scratch + k)
+        memory = self.builder.function.args[0]
+        self.builder.call(self.builder.module.get_global(_SELECT), [memory])
+        return self.load_vector(self.at.scratch + self.m), self.load_vector(self.at.scratch + self.m + 1)
+
+    def select(self) -> None:
+        """Write the body of the function that `best_two` calls for long lines."""
+        values = [self.load_vector(self.at.scratch + k) for k in range(self.m)]
+        for k, value in enumerate(self.through_network(values)):
+            self.store_vector(value, self.at.scratch + self.m + k)
+
+    def through_network(self, values: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
         """Return the n-th and the (n+1)-th largest."""
         network = _networks.selection_network(self.n, self.m)
         wires = list(values)
@@ -314,7 +358,7 @@ class _Writer:
             new = builder.fadd(old, builder.fmul(share, builder.fsub(middle, old)))
             self.store_vector(self.pick(True, new, self.zero) if self.clamp else new, potential)
 
-        self.for_each_line(move_line)
+        self.for_each_line(move_line, self.c)
 
     def choose(self) -> None:
         builder = self.builder
@@ -333,19 +377,30 @@ class _Writer:
             if self.clamp:
                 # A row that takes fewer than n takes all that is above 0: there is nothing to tie with.
                 strict = builder.or_(strict, builder.fcmp_ordered("<=", nth, self.zero))
-            bits = no_bits
+            bits = [no_bits] * self.at.row_words
             for k, value in enumerate(values):
                 chosen = self.is_chosen(value, nth)
                 count = self.load_vector(self.at.counts + k, self.integers)
                 self.store_vector(builder.sub(count, builder.sext(chosen, self.integers)), self.at.counts + k)
-                bits = builder.or_(bits, builder.select(chosen, self.word_bit(k), no_bits))
-            self.store_vector(bits, self.times(row, self.word, self.at.bits))
+                number = k // WORD_BITS
+                bits[number] = builder.or_(bits[number], builder.select(chosen, self.word_bit(k), no_bits))
+            for number, part in enumerate(bits):
+                self.store_vector(part, self.row_word(row, number, self.at.bits))
             still = self.load_vector(STRICT, self.integers)
             self.store_vector(builder.and_(still, builder.sext(strict, self.integers)), STRICT)
             self.store_vector(self.pick(False, self.load_vector(WORST), nth), WORST)
 
-        self.for_each_line(choose_row)
-        ok = self.load_vector(STRICT, self.integers)
+        self.for_each_line(choose_row, self.c)
+
+        strict = self.load_vector(STRICT, self.integers)
+        self.store_vector(strict, STRICT_ROWS)
+        self.judge_columns(strict)
+
+    def judge(self) -> None:
+        self.judge_columns(self.load_vector(STRICT_ROWS, self.integers))
+
+    def judge_columns(self, ok: ir.Value) -> None:
+        builder = self.builder
         lowest, wrong = self.constant(float("inf")), self.zero
         full = self.integer(self.n)
         for k in range(self.m):
@@ -354,13 +409,13 @@ class _Writer:
             holds = builder.icmp_signed("<=" if self.clamp else "==", count, full)
             if self.clamp:
                 holds = builder.and_(holds, builder.fcmp_ordered(">=", potential, self.zero))
+                room = builder.sitofp(builder.sub(full, count), self.vector)
+                wrong = builder.fadd(wrong, builder.fmul(room, potential))
             ok = builder.and_(ok, builder.sext(holds, self.integers))
-            room = builder.sitofp(builder.sub(full, count), self.vector)
-            wrong = builder.fadd(wrong, builder.fmul(room, potential))
             lowest = self.pick(False, lowest, potential)
         self.store_vector(ok, STRICT)
         self.store_vector(lowest, LOWEST)
-        self.store_vector(wrong if self.clamp else self.zero, WRONG)
+        self.store_vector(wrong, WRONG)
 
     def fill(self) -> None:
         builder = self.builder
@@ -372,29 +427,37 @@ class _Writer:
         self.store_vector(self.integer(0), SHORT)
 
         def fill_row(row: ir.Value) -> None:
-            place = self.times(row, self.word, self.at.bits)
-            bits = self.load_vector(place, self.words)
-            free = self.load_vector(self.times(row, self.word, self.at.zero_bits), self.words)
-            free = builder.and_(free, builder.not_(bits))
-            ones = builder.call(count_ones, [bits])
-            room = builder.sub(full, ones if self.word == 1 else builder.trunc(ones, self.integers))
+            numbers = range(self.at.row_words)
+            places = [self.row_word(row, number, self.at.bits) for number in numbers]
+            bits = [self.load_vector(place, self.words) for place in places]
+            zeros = [self.load_vector(self.row_word(row, number, self.at.zero_bits), self.words) for number in numbers]
+            free = [builder.and_(zero, builder.not_(kept)) for zero, kept in zip(zeros, bits, strict=True)]
+            room = full
+            for kept in bits:
+                ones = builder.call(count_ones, [kept])
+                room = builder.sub(room, ones if self.word == 1 else builder.trunc(ones, self.integers))
             # Each row starts at another column, or the first columns would be full before the last rows come.
             for k in range(self.m):
                 column = builder.urem(builder.add(row, _I64(k)), _I64(self.m))
-                bit = self.splat(builder.shl(_I64(1), column), self.words)
+                bit = [self.splat(self.bit_of(column, number), self.words) for number in numbers]
                 counts = builder.add(column, _I64(self.at.counts))
                 count = self.load_vector(counts, self.integers)
-                takes = builder.icmp_signed("!=", builder.and_(free, bit), no_bits)
+                open_bits = [builder.and_(word, mask) for word, mask in zip(free, bit, strict=True)]
+                takes = builder.icmp_signed("!=", reduce(builder.or_, open_bits), no_bits)
                 takes = builder.and_(takes, builder.icmp_signed(">", room, self.integer(0)))
                 takes = builder.and_(takes, builder.icmp_signed("<", count, full))
-                bits = builder.or_(bits, builder.select(takes, bit, no_bits))
+                bits = [
+                    builder.or_(word, builder.select(takes, mask, no_bits))
+                    for word, mask in zip(bits, bit, strict=True)
+                ]
                 taken = builder.sext(takes, self.integers)
                 room = builder.add(room, taken)
                 self.store_vector(builder.sub(count, taken), counts)
-            self.store_vector(bits, place)
+            for kept, place in zip(bits, places, strict=True):
+                self.store_vector(kept, place)
             self.store_vector(builder.or_(self.load_vector(SHORT, self.integers), room), SHORT)
 
-        self.for_each_line(fill_row)
+        self.for_each_line(fill_row, self.c)
 
     def find_zeros(self) -> None:
         builder = self.builder
@@ -402,12 +465,14 @@ class _Writer:
         self.store_vector(self.zero, ZEROS)
 
         def find_in_row(row: ir.Value) -> None:
-            bits, count = no_bits, self.load_vector(ZEROS)
+            bits, count = [no_bits] * self.at.row_words, self.load_vector(ZEROS)
             for k, entry in enumerate(self.entries(row, rows=True)):
-                is_zero = builder.fcmp_ordered("<=", self.load_vector(entry), self.zero)
+                is_zero = builder.fcmp_ordered("==", self.load_vector(entry), self.zero)
                 count = builder.fadd(count, builder.select(is_zero, self.constant(1.0), self.zero))
-                bits = builder.or_(bits, builder.select(is_zero, self.word_bit(k), no_bits))
-            self.store_vector(bits, self.times(row, self.word, self.at.zero_bits))
+                number = k // WORD_BITS
+                bits[number] = builder.or_(bits[number], builder.select(is_zero, self.word_bit(k), no_bits))
+            for number, part in enumerate(bits):
+                self.store_vector(part, self.row_word(row, number, self.at.zero_bits))
             self.store_vector(count, ZEROS)
 
         self.for_each_line(find_in_row)
@@ -481,24 +546,27 @@ class _Writer:
             lowest = self.pick(False, self.load_vector(THRESHOLD), threshold)
             self.store_vector(lowest, THRESHOLD)
 
-        self.for_each_line(weigh_row)
+        self.for_each_line(weigh_row, self.c)
 
     def store(self) -> None:
         builder = self.builder
-        spread = ir.VectorType(_BYTE, self.m)
-        # Newer LLVM for AVX2 ends the process over bits that are not a multiple of eight; so a power of two is spread.
-        width = 1 << (self.m - 1).bit_length()
-        first = ir.Constant(ir.VectorType(_I32, self.m), list(range(self.m)))
 
         def store_row(row: ir.Value) -> None:
-            words = self.place(self.times(row, self.word, self.at.bits), _I64)
-            word = builder.load(builder.gep(words, [self.c], source_etype=_I64), typ=_I64)
-            chosen = word if width == 64 else builder.trunc(word, ir.IntType(width))
-            bits = builder.bitcast(chosen, ir.VectorType(_BOOL, width))
-            ones = builder.zext(bits, ir.VectorType(_BYTE, width))
             start = builder.add(self.a, builder.mul(row, self.b))
-            place = builder.inttoptr(start, _pointer_to(spread))
-            builder.store(builder.shuffle_vector(ones, ones, first), place, align=1)
+            for number, first in enumerate(range(0, self.m, WORD_BITS)):
+                length = min(WORD_BITS, self.m - first)
+                # Newer LLVM for AVX2 ends the process over bits that are not a multiple of eight; so a power of two is
+                # spread.
+                width = 1 << (length - 1).bit_length()
+                words = self.place(self.row_word(row, number, self.at.bits), _I64)
+                word = builder.load(builder.gep(words, [self.c], source_etype=_I64), typ=_I64)
+                chosen = word if width == WORD_BITS else builder.trunc(word, ir.IntType(width))
+                bits = builder.bitcast(chosen, ir.VectorType(_BOOL, width))
+                ones = builder.zext(bits, ir.VectorType(_BYTE, width))
+                spread = ir.VectorType(_BYTE, length)
+                kept = ir.Constant(ir.VectorType(_I32, length), list(range(length)))
+                place = builder.inttoptr(builder.add(start, _I64(first)), _pointer_to(spread))
+                builder.store(builder.shuffle_vector(ones, ones, kept), place, align=1)
 
         self.for_each_line(store_row)
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from masksolve._errors import UnusableWeightError
 from masksolve._methods.exact.inner_loops import program
 from masksolve._methods.exact.lanes import Tiles
-from masksolve._methods.exact.layout import Vectors, is_large_enough, new_memory, vectors_in
+from masksolve._methods.exact.layout import Vectors, clamped_on_one_side, is_large_enough, new_memory, vectors_in
 from masksolve._methods.exact.perturbed import PerturbedRounds, equilibrate_perturbed
 from masksolve._methods.exact.strict import Relaxations, Rounds, equilibrate_strict
 from masksolve._tiles import Margins
@@ -34,14 +34,16 @@ from masksolve._tiles import Margins
 def equilibrate_tiles(
     tiles: NDArray[Any],
     masks: NDArray[np.bool_],
+    shape: tuple[int, int],
     margins: Margins,
     potentials: NDArray[Any] | None,
     warm: bool,
 ) -> Tiles | None:
     """Fill masks (P, Q, m, m) with optimal masks of tiles (P, Q, m, m); return the tiles that remain, or None.
 
-    Tiles are of float32 or float64, the entries of each row one after the other. `potentials` (P * Q, m), of the same
-    dtype, is filled with column potentials; where `warm`, it holds those to start from.
+    Tiles are of float32 or float64, the entries of each row one after the other. `shape` is that of a tile; what
+    partial ones lack of m x m has to repeat their entries. `potentials` (P * Q, m), of the same dtype, is filled with
+    column potentials; where `warm`, it holds those to start from.
 
     Raises
     ------
@@ -49,12 +51,12 @@ def equilibrate_tiles(
         If a weight is not finite.
     """
     down, across, m, _ = tiles.shape
-    n, itemsize, at_most = margins.kept, tiles.itemsize, not margins.exact_rows
+    n, itemsize, exact = margins.kept, tiles.itemsize, (margins.exact_rows, margins.exact_columns)
     nothing = _NO_POTENTIALS[itemsize]
     found = nothing if potentials is None else potentials
     strides = (tiles.strides[0] // itemsize, tiles.strides[1] // itemsize, tiles.strides[2] // itemsize)
     # Numbers for kernels go as plain tuples: Numba takes four times as long over the type of a named one.
-    grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across)
+    grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across, *shape)
     schedule, count = _schedule(m), down * across
     remaining, start, stages = (
         np.empty((2, count), np.int64),
@@ -62,7 +64,7 @@ def equilibrate_tiles(
         np.empty(count, np.int8),
     )
     count = equilibrate_strict(
-        program(n, m, itemsize, itemsize),
+        _program(n, m, itemsize, itemsize, *exact),
         grid,
         _all_tiles(down, across),
         found if warm else nothing,
@@ -73,7 +75,7 @@ def equilibrate_tiles(
         remaining,
         start,
         stages,
-        at_most,
+        *exact,
     )
     if count < 0:
         raise UnusableWeightError
@@ -81,7 +83,7 @@ def equilibrate_tiles(
         narrow, start = start, np.empty((2, count, m))
         start[0] = narrow[0, :count]
         count = equilibrate_perturbed(
-            program(n, m, 8, itemsize),
+            _program(n, m, 8, itemsize, *exact),
             grid,
             *_vectors_of(m, 8),
             schedule.perturbed_rounds,
@@ -92,9 +94,17 @@ def equilibrate_tiles(
             start,
             stages,
             count,
-            at_most,
+            *exact,
         )
     return Tiles(remaining[0, :count], start[0, :count], stages[:count]) if count > 0 else None
+
+
+@functools.cache
+def _program(
+    n: int, m: int, itemsize: int, source_itemsize: int, exact_rows: bool, exact_columns: bool
+) -> NDArray[np.int64]:
+    whole = program(n, m, itemsize, source_itemsize)
+    return whole if exact_rows == exact_columns else clamped_on_one_side(whole, rows=exact_columns)
 
 
 class _Memory(threading.local):
@@ -156,6 +166,7 @@ _ROUNDS = {
     16: Rounds(first_check=6, last=20, if_tied=5, first_check_deferred=4),
     32: Rounds(first_check=10, last=32, if_tied=8, first_check_deferred=6),
     64: Rounds(first_check=15, last=56, if_tied=14, first_check_deferred=8),
+    128: Rounds(first_check=20, last=80, if_tied=20, first_check_deferred=12),
 }
 _RELAXATIONS = {
     4: Relaxations(first=1.1, growth=0.02, largest=1.2, clamped=1.4),
@@ -163,6 +174,7 @@ _RELAXATIONS = {
     16: Relaxations(first=1.2, growth=0.07, largest=1.4, clamped=1.5),
     32: Relaxations(first=1.3, growth=0.04, largest=1.55, clamped=1.6),
     64: Relaxations(first=1.2, growth=0.07, largest=1.7, clamped=1.6),
+    128: Relaxations(first=1.2, growth=0.07, largest=1.75, clamped=1.7),
 }
 _PERTURBED_ROUNDS = {
     4: PerturbedRounds(first_check=3, last=40, between_checks=2),
@@ -170,8 +182,9 @@ _PERTURBED_ROUNDS = {
     16: PerturbedRounds(first_check=6, last=80, between_checks=3),
     32: PerturbedRounds(first_check=8, last=120, between_checks=4),
     64: PerturbedRounds(first_check=16, last=160, between_checks=5),
+    128: PerturbedRounds(first_check=20, last=240, between_checks=6),
 }
-_PERTURBED_RELAXATIONS = {4: 1.4, 8: 1.4, 16: 1.4, 32: 1.65, 64: 1.6}
+_PERTURBED_RELAXATIONS = {4: 1.4, 8: 1.4, 16: 1.4, 32: 1.65, 64: 1.6, 128: 1.65}
 
 
 @functools.cache

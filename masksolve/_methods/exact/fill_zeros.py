@@ -28,34 +28,43 @@ lowest_bit: Any = intrinsic(_lowest_bit)
 # Too long to be compiled into each caller, as an inner kernel would be.
 @kernel
 def fill_with_zeros(
-    words: NDArray[np.int64], bits: int, zero_bits: int, stride: int, scratch: int, n: int, m: int
+    words: NDArray[np.int64],
+    bits: int,
+    zero_bits: int,
+    stride: int,
+    scratch: int,
+    n: int,
+    m: int,
+    rows: int,
+    cols: int,
+    exact_rows: bool,
 ) -> bool:
     """Fill a mask up to n ones per line with weights of zero, along alternating paths; False if it cannot be done.
 
     Row i's mask is words[bits + i * stride], and its zeros are words[zero_bits + i * stride]; 4 m words from
-    words[scratch] on are overwritten.
+    words[scratch] on are overwritten. Of rows x cols tiles, all rows have to be full, or else all columns.
     """
     memory = words[scratch : scratch + 4 * m]
     room, reached_by, from_row, queue = 0, m, 2 * m, 3 * m
     for j in range(m):
         memory[room + j] = n
-    for i in range(m):
+    for i in range(rows):
         row = words[bits + i * stride]
         while row != 0:
             memory[room + lowest_bit(row)] -= 1
             row &= row - 1
     has_room = np.int64(0)
-    for j in range(m):
+    for j in range(cols):
         if memory[room + j] > 0:
             has_room |= np.int64(1) << j
-    for short in range(m):
+    for short in range(rows):
         missing = n
         row = words[bits + short * stride]
         while row != 0:
             missing -= 1
             row &= row - 1
         for _ in range(missing):
-            for i in range(m):
+            for i in range(rows):
                 memory[reached_by + i] = -1
             memory[queue] = short
             head, tail, end = 0, 1, -1
@@ -69,7 +78,7 @@ def fill_with_zeros(
                     memory[from_row + end] = i
                     break
                 seen |= free
-                for k in range(m):
+                for k in range(rows):
                     given = words[zero_bits + k * stride] & words[bits + k * stride] & free
                     if given != 0 and k != short and memory[reached_by + k] < 0:
                         memory[reached_by + k] = lowest_bit(given)
@@ -79,7 +88,10 @@ def fill_with_zeros(
                     memory[from_row + lowest_bit(free)] = i
                     free &= free - 1
             if end < 0:
-                return False
+                if exact_rows:
+                    return False
+                # Nor does any path begin here later.
+                break
             memory[room + end] -= 1
             if memory[room + end] == 0:
                 has_room &= ~(np.int64(1) << end)
@@ -91,4 +103,4 @@ def fill_with_zeros(
                     break
                 j = memory[reached_by + i]
                 words[bits + i * stride] &= ~(np.int64(1) << j)
-    return True
+    return exact_rows or has_room == 0

@@ -8,7 +8,20 @@ from numpy.typing import NDArray
 from masksolve._jit import inner_kernel
 from masksolve._methods.exact.fill_zeros import fill_with_zeros
 from masksolve._methods.exact.inner_loops import call
-from masksolve._methods.exact.layout import LARGEST, LEAST, LOWEST, OFFSETS, SHORT, STRICT, WRONG, ZEROS, Layout, word
+from masksolve._methods.exact.layout import (
+    ENTRIES,
+    LARGEST,
+    LEAST,
+    LOWEST,
+    OFFSETS,
+    SHORT,
+    STRICT,
+    WORD_BITS,
+    WRONG,
+    ZEROS,
+    Layout,
+    word,
+)
 
 # What is to become of a tile: it is to be equilibrated as "exactly n" or as "at most n", in the dtype of the weights or
 # in float64, perturbed; or it is to be solved by other means.
@@ -26,7 +39,8 @@ _FULL_OF_ZEROS = 0.25
 class Grid(NamedTuple):
     """Where the weights and the masks of a grid of tiles lie: addresses, and strides in elements and in bytes.
 
-    The strides are those of a tile row (`down`), a tile column (`across`), and a row of a tile (`row`).
+    The strides are those of a tile row (`down`), a tile column (`across`), and a row of a tile (`row`). A tile has
+    `rows` and `cols`; where these are fewer than m, what lies beyond them belongs to nobody, but is there.
     """
 
     weights: int
@@ -38,6 +52,8 @@ class Grid(NamedTuple):
     masks_across: int
     masks_row: int
     tiles_across: int
+    rows: int
+    cols: int
 
 
 class Task(NamedTuple):
@@ -49,6 +65,9 @@ class Task(NamedTuple):
     grid: Grid
     potentials: NDArray[Any]
     at_most: bool
+    exact_rows: bool
+    exact_columns: bool
+    is_partial: bool
 
 
 class Tiles(NamedTuple):
@@ -88,10 +107,63 @@ def load(code, task, vectors, tiles, start, first, in_group, warm):
             for j in range(task.m):
                 work[at.v + j, lane] = start[given, j]
     call(code.load, vectors, grid.weights, grid.weights_row, 0, 0.0)
+    if task.is_partial:
+        _load_nothing_beyond(task, vectors)
     # Of the vectors of `Layout`, v comes after u, and best after v.
     for potential in range(at.u, at.v if warm else at.best):
         for lane in range(at.lanes):
             work[potential, lane] = 0
+
+
+@inner_kernel
+def _load_nothing_beyond(task, vectors):
+    """Make entries beyond the lines of a partial tile less than all others: no line ever chooses them.
+
+    Their own lines are never looked at, so that potentials stay 0 there.
+    """
+    m, rows, cols = task.m, task.grid.rows, task.grid.cols
+    for i in range(m):
+        for j in range(0 if i >= rows else cols, m):
+            for lane in range(task.at.lanes):
+                vectors.numbers[ENTRIES + i * m + j, lane] = -np.inf
+
+
+@inner_kernel
+def move_rows(code, task, vectors, step):
+    """Move row potentials by `step`, in units of the way to the middle."""
+    call(code.move_rows, vectors, 0, 0, task.grid.rows, step)
+
+
+@inner_kernel
+def move_columns(code, task, vectors, step):
+    """Move column potentials by `step`, in units of the way to the middle."""
+    call(code.move_columns, vectors, 0, 0, task.grid.cols, step)
+
+
+@inner_kernel
+def choose(code, task, vectors):
+    """Choose the best entries of every row, and judge the choice."""
+    call(code.choose, vectors, 0, 0, task.grid.rows, 0.0)
+    if task.is_partial:
+        # Columns that are not there are right as they are.
+        for j in range(task.grid.cols, task.m):
+            for lane in range(task.at.lanes):
+                vectors.integers[task.at.counts + j, lane] = task.n
+        call(code.judge, vectors, 0, 0, 0, 0.0)
+
+
+@inner_kernel
+def fill(code, task, vectors):
+    """Fill the choice up with zeros, as far as that can be done line by line; where it can, SHORT is 0."""
+    call(code.fill, vectors, 0, 0, task.grid.rows, 0.0)
+    if not task.exact_rows:
+        # Only columns have to be full.
+        at = task.at
+        for lane in range(at.lanes):
+            short = 0
+            for j in range(task.grid.cols):
+                short |= task.n - vectors.integers[at.counts + j, lane]
+            vectors.integers[SHORT, lane] = short
 
 
 @inner_kernel
@@ -106,21 +178,35 @@ def clamp_potentials(task, vectors):
 @inner_kernel
 def solve_constant(code, task, vectors, tiles, first, waiting):
     """Solve tiles whose entries are all the same, for which any mask will do; return the lanes that still wait."""
-    at = task.at
+    at, grid = task.at, task.grid
+    # Ones in a row, one further in each row, and round again, where rows are as long as columns at least, or else as if
+    # they were: that fills all lines of the longer kind, and no other holds more.
+    length = max(grid.rows, grid.cols)
     for lane in range(at.lanes):
         largest = vectors.integers[LARGEST, lane]
         is_constant = largest == vectors.integers[LEAST, lane] and largest < infinity(vectors)
         if is_constant and (waiting >> lane) & 1:
-            row = (np.int64(1) << task.n) - 1
-            for i in range(task.m):
-                vectors.words[word(at, at.bits, i, lane)] = row
-                # Each row is the one before, rotated by one; bits from m on are not looked at.
-                row = (row << 1) | ((row >> (task.m - 1)) & 1)
-                # Potentials of zero prove every such mask.
-                vectors.numbers[at.v + i, lane] = 0
+            for i in range(grid.rows):
+                end = i + task.n
+                for number in range(at.row_words):
+                    before = number * WORD_BITS
+                    row = _ones(min(end, length) - before) & ~_ones(i - before) | _ones(end - length - before)
+                    vectors.words[word(at, at.bits, i * at.row_words + number, lane)] = row
+            # Full rows are proven by potentials of zero, full columns by those that are worth all of their entries.
+            potential = 0.0 if grid.cols == length else vectors.numbers[ENTRIES, lane]
+            for j in range(grid.cols):
+                vectors.numbers[at.v + j, lane] = potential
             _store(code, task, vectors, tiles[first + lane], lane, 0.0)
             waiting &= ~(1 << lane)
     return waiting
+
+
+@inner_kernel
+def _ones(count):
+    """Return a word of which the first bits are set, `count` or what of them is there."""
+    if count >= WORD_BITS:
+        return np.int64(-1)
+    return (np.int64(1) << max(count, 0)) - 1
 
 
 @inner_kernel
@@ -140,15 +226,21 @@ def store_proven(code, task, vectors, tiles, first, proven, clamp, least, roundi
             lowest = work[LOWEST, lane]
             passes = work[least, lane] + lowest > rounding * work[LARGEST, lane]
         elif clamp and not task.at_most:
-            passes = vectors.integers[SHORT, lane] == 0 or fill_with_zeros(
-                vectors.words,
-                word(at, at.bits, 0, lane),
-                word(at, at.zero_bits, 0, lane),
-                at.lanes,
-                word(at, at.scratch, 0, 0),
-                task.n,
-                task.m,
-            )
+            passes = vectors.integers[SHORT, lane] == 0
+            # It knows rows of one word.
+            if not passes and at.row_words == 1:
+                passes = fill_with_zeros(
+                    vectors.words,
+                    word(at, at.bits, 0, lane),
+                    word(at, at.zero_bits, 0, lane),
+                    at.lanes,
+                    word(at, at.scratch, 0, 0),
+                    task.n,
+                    task.m,
+                    task.grid.rows,
+                    task.grid.cols,
+                    task.exact_rows,
+                )
         if passes:
             # Under "at most n", potentials less the least of them are not negative, and neither are the rows' with it.
             _store(code, task, vectors, tiles[first + lane], lane, lowest)
@@ -225,7 +317,7 @@ def proven_lanes(task, vectors, lanes):
 @inner_kernel
 def is_full_of_zeros(task, vectors, lane):
     """Return whether so many entries are zero that the tile is better solved as "at most n" first."""
-    return vectors.numbers[ZEROS, lane] >= _FULL_OF_ZEROS * task.m * task.m
+    return vectors.numbers[ZEROS, lane] >= _FULL_OF_ZEROS * task.grid.rows * task.grid.cols
 
 
 @inner_kernel

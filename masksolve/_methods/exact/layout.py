@@ -18,9 +18,10 @@ from masksolve._methods.exact.machine_code import VECTOR_BYTES
 
 # The vectors that come first, whatever the size of tiles: one number or integer per lane.
 #
-# STRICT, LARGEST, LEAST: integers: not 0 where the choice is strictly best in every row and puts n in every column;
-#     the largest and the least bit pattern of an entry, which for floats that are not negative grow with the value,
-#     infinity and NaN last.
+# STRICT, STRICT_ROWS: integers: not 0 where the choice is strictly best in every row and puts n in every column; and
+#     where it is strictly best in every row.
+# LARGEST, LEAST: integers: the largest and the least bit pattern of an entry, which for floats that are not negative
+#     grow with the value, infinity and NaN last.
 # SHORT: integers: not 0 where a row that was to be filled holds fewer than n.
 # WORST, LOWEST: the least n-th best of all rows, and the least column potential.
 # ZEROS, QUANTUM, SMALLEST: how many entries are 0; the largest power of two that divides them all; the smallest other
@@ -30,10 +31,12 @@ from masksolve._methods.exact.machine_code import VECTOR_BYTES
 # WRONG, CLEARANCE, THRESHOLD: of the choice, judged without the perturbation: by how much entries lie on the wrong
 #     side of the middle of their row, altogether; how far the others lie on the right side, at least; the least middle.
 # OFFSETS: words: where the lane's tile is.
-STRICT, LARGEST, LEAST, SHORT, WORST, LOWEST, ZEROS, QUANTUM, SMALLEST = range(9)
-NONZERO, ZERO, LESS_NONZERO, LESS_ZERO, WRONG, CLEARANCE, THRESHOLD, OFFSETS = range(9, 17)
+STRICT, STRICT_ROWS, LARGEST, LEAST, SHORT, WORST, LOWEST, ZEROS, QUANTUM, SMALLEST = range(10)
+NONZERO, ZERO, LESS_NONZERO, LESS_ZERO, WRONG, CLEARANCE, THRESHOLD, OFFSETS = range(10, 18)
 # Words of all lanes take up to two vectors. Then come the entries of a tile, row by row.
 ENTRIES = OFFSETS + 2
+# Entries of a line whose bits a word holds.
+WORD_BITS = 64
 
 
 class Layout(NamedTuple):
@@ -46,11 +49,11 @@ class Layout(NamedTuple):
     counts
         Integers, one per column: how often it is chosen.
     bits, zero_bits
-        Words: the choice of each row, and its zeros.
+        Words, `row_words` for each row: the choice, and the zeros.
     scratch
-        Room for 4 m words.
-    size, lanes, words
-        Vectors in all; numbers, and words, in a vector.
+        Room for 4 m words, and for m + 2 numbers.
+    size, lanes, words, row_words
+        Vectors in all; numbers, and words, in a vector; words that hold the bits of a row.
     """
 
     u: int
@@ -63,38 +66,45 @@ class Layout(NamedTuple):
     size: int
     lanes: int
     words: int
+    row_words: int
 
 
 @cache
 def layout(m: int, itemsize: int) -> Layout:
     """Return the layout for m x m tiles of numbers of 4 or 8 bytes."""
-    word = 8 // itemsize
+    row_words = -(-m // WORD_BITS)
+    bits = m * row_words * 8 // itemsize
     starts = [ENTRIES + m * m]
-    for size in (m, m, 2 * m, m, m * word, m * word, m):
+    for size in (m, m, 2 * m, m, bits, bits, m + 2):
         starts.append(starts[-1] + size)
-    return Layout(*[*starts, VECTOR_BYTES // itemsize, VECTOR_BYTES // 8])
+    return Layout(*[*starts, VECTOR_BYTES // itemsize, VECTOR_BYTES // 8, row_words])
 
 
 class Code(NamedTuple):
     """The functions for one pattern, by the addresses that `call` knows them by, and what each takes as a, b, c and x.
 
+    Clamped ones are for lines that may hold fewer than n: their potentials stay at 0 or above.
+
     load
         a: address of the weights, b: elements from one row of a tile to the next. Fills the entries with abs(weights).
     move_rows, move_columns
-        x: how far each potential moves towards the middle between the n-th and the (n+1)-th largest reduced entry
-        of its line, in units of the way.
+        c: how many rows or columns there are, x: how far the potential of each moves towards the middle between the
+        n-th and the (n+1)-th largest reduced entry, in units of the way.
     choose
-        The n best entries of every row. Under clamp only those above 0, and columns may hold fewer than n; what
-        their potentials miss is WRONG.
+        c: how many rows there are. The n best entries of every row; clamped, only those above 0. Then as `judge`.
+    judge
+        Whether each column holds n of the choice; clamped, it may hold fewer, and what the potentials miss by that is
+        WRONG. Fills LOWEST. To be called after `choose` where rows and columns are not clamped alike.
     fill
-        Adds zeros to the choice in rows and columns that hold fewer than n, as long as both have room.
+        c: how many rows there are. Adds zeros to the choice in rows and columns that hold fewer than n, as long as both
+        have room.
     find_zeros, measure
         Fill ZEROS and the `zero_bits`; QUANTUM and SMALLEST.
     perturb
         Adds shares (a: their address) times b, a vector, to entries up to ZERO, and times c, a vector, to those
         above.
     weigh
-        a: the address of the shares. Fills CLEARANCE and THRESHOLD, and adds to WRONG.
+        a: the address of the shares, c: how many rows there are. Fills CLEARANCE and THRESHOLD, and adds to WRONG.
     store
         a: address of a tile's mask, b: bytes from row to row, c: the lane. Writes the chosen bits as bytes, 0 or 1.
     """
@@ -103,6 +113,7 @@ class Code(NamedTuple):
     move_rows: int
     move_columns: int
     choose: int
+    judge: int
     fill: int
     find_zeros: int
     measure: int
@@ -115,6 +126,15 @@ def new_program(addresses: list[int], n: int, m: int, itemsize: int) -> NDArray[
     """Return, for `unpack`, the addresses of all functions of `Code` without and with clamp, the layout, n and m."""
     # An array, since Numba takes longer to look at the 32 numbers of a tuple than to solve a tile.
     return np.array([*addresses, *layout(m, itemsize), n, m], np.int64)
+
+
+def clamped_on_one_side(program: NDArray[np.int64], rows: bool) -> NDArray[np.int64]:
+    """Return a program whose code without clamp clamps rows, or else columns: for tiles of which these may be short."""
+    changed = program.copy()
+    for name in ("move_rows", "choose", "weigh") if rows else ("move_columns", "judge"):
+        function = Code._fields.index(name)
+        changed[function] = program[_CODE + function]
+    return changed
 
 
 @inner_kernel
@@ -139,6 +159,7 @@ def _code_in(program: NDArray[np.int64], start: int) -> Code:
         program[start + 7],
         program[start + 8],
         program[start + 9],
+        program[start + 10],
     )
 
 
@@ -156,6 +177,7 @@ def layout_in(program: NDArray[np.int64], start: int) -> Layout:
         program[start + 7],
         program[start + 8],
         program[start + 9],
+        program[start + 10],
     )
 
 

@@ -13,11 +13,15 @@ from masksolve._methods.exact.lanes import (
     Grid,
     Task,
     Tiles,
+    choose,
     clamp_potentials,
     count_bits,
     dequeue,
     enqueue,
+    fill,
     load,
+    move_columns,
+    move_rows,
     shift_to_at_most,
     store_proven,
     strict_lanes,
@@ -42,8 +46,9 @@ from masksolve._methods.exact.layout import (
 _COARSE_GRID = 2.0**-30
 _ZERO_DELTA = 2.0**-10
 _REFINE = 2.0**-4
-# Far above the rounding of all reduced costs of a tile together, as a share of its largest weight.
-_ROUNDING = 2.0**-33
+# Far above the rounding of all reduced costs of a tile of at most so many entries together, as a share of its largest
+# weight; it grows with the entries.
+_ROUNDING, _ROUNDED = 2.0**-33, 64 * 64
 # Perturbations stay above this share of the largest weight; weights out of this range are not perturbed:
 # differences of floats are exact to their last bit only as long as nothing overflows or gets subnormal.
 _LEAST_DELTA = 2.0**-44
@@ -73,7 +78,8 @@ def equilibrate_perturbed(
     remaining_potentials,
     remaining_stages,
     queued,
-    at_most,
+    exact_rows,
+    exact_columns,
 ):
     """Solve tiles in float64, perturbed where they tie; return how many remain.
 
@@ -93,7 +99,10 @@ def equilibrate_perturbed(
     The other parameters are those of `equilibrate_strict`.
     """
     code, clamped, at, n, m = unpack(program)
-    task = Task(at, n, m, Grid(*grid), potentials, at_most)
+    grid = Grid(*grid)
+    at_most = not (exact_rows or exact_columns)
+    task = Task(at, n, m, grid, potentials, at_most, exact_rows, exact_columns, grid.rows < m or grid.cols < m)
+    rounding = _ROUNDING * max(1.0, m * m / _ROUNDED)
     rounds = PerturbedRounds(*rounds)
     vectors = Vectors(numbers, integers, words)
     queue = Tiles(remaining[0], remaining_potentials[0], remaining_stages)
@@ -123,19 +132,19 @@ def equilibrate_perturbed(
             for round_ in range(rounds.last + 1):
                 if count_bits(waiting) <= (STRAGGLERS * at.lanes if defer_stragglers else 0):
                     break
-                call(moves.move_rows, vectors, 0, 0, 0, relaxation if round_ > 0 else 1.0)
-                call(moves.move_columns, vectors, 0, 0, 0, relaxation)
+                move_rows(moves, task, vectors, relaxation if round_ > 0 else 1.0)
+                move_columns(moves, task, vectors, relaxation)
                 if round_ < rounds.first_check or (round_ - rounds.first_check) % rounds.between_checks != 0:
                     continue
-                call(moves.choose, vectors, 0, 0, 0, 0.0)
+                choose(moves, task, vectors)
                 candidates = strict_lanes(task, vectors, waiting)
                 if candidates == 0:
                     continue
-                call(moves.weigh, vectors, shares_address, 0, 0, 0.0)
+                call(moves.weigh, vectors, shares_address, 0, grid.rows, 0.0)
                 if clamp and not at_most:
-                    call(code.fill, vectors, 0, 0, 0, 0.0)
-                certain = _proven_unperturbed(task, vectors, candidates)
-                failed = store_proven(code, task, vectors, batch, first, certain, clamp, THRESHOLD, _ROUNDING)
+                    fill(code, task, vectors)
+                certain = _proven_unperturbed(task, vectors, candidates, rounding)
+                failed = store_proven(code, task, vectors, batch, first, certain, clamp, THRESHOLD, rounding)
                 waiting &= ~certain
                 for lane in range(in_group):
                     if (failed >> lane) & 1:
@@ -152,27 +161,27 @@ def equilibrate_perturbed(
 
 
 @inner_kernel
-def _proven_unperturbed(task, vectors, lanes):
+def _proven_unperturbed(task, vectors, lanes, rounding):
     """Return those of some lanes, strictly best for the perturbed tile, that are proven optimal for the tile itself."""
     at, proven = task.at, 0
     for lane in range(at.lanes):
-        if (lanes >> lane) & 1 and _is_proven_unperturbed(at, vectors.numbers, lane, task.m):
+        if (lanes >> lane) & 1 and _is_proven_unperturbed(at, vectors.numbers, lane, task.m, rounding):
             proven |= 1 << lane
     return proven
 
 
 @inner_kernel
-def _is_proven_unperturbed(at, work, lane, m):
+def _is_proven_unperturbed(at, work, lane, m, rounding):
     top = work[LARGEST, lane]
     wrong = work[WRONG, lane]
     if work[NONZERO, lane] == 0 and work[ZERO, lane] == 0:
         # Not perturbed: the strict order is that of the tile itself, and proves it however reduced costs are rounded.
         return wrong == 0
     for j in range(m):
-        # _ROUNDING holds for potentials up to this, and NaN is not.
+        # `rounding` holds for potentials up to this, and NaN is not.
         if not abs(work[at.v + j, lane]) <= 8 * top:
             return False
-    rounding = top * _ROUNDING
+    rounding *= top
     # (b) of the proof: whoever exchanges more than zeros loses more than `wrong`, which is all that can be gained.
     is_clear = work[CLEARANCE, lane] > 2 * wrong + rounding
     # (a): masks differ by multiples of the quantum, and none gains as much.

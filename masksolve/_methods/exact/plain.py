@@ -28,7 +28,9 @@ from masksolve._methods.exact.layout import (
     SHORT,
     SMALLEST,
     STRICT,
+    STRICT_ROWS,
     THRESHOLD,
+    WORD_BITS,
     WORST,
     WRONG,
     ZERO,
@@ -40,7 +42,7 @@ from masksolve._methods.exact.layout import (
     word,
 )
 
-_LOAD, _MOVE_ROWS, _MOVE_COLUMNS, _CHOOSE, _FILL, _FIND_ZEROS, _MEASURE, _PERTURB, _WEIGH, _STORE = range(10)
+_LOAD, _MOVE_ROWS, _MOVE_COLUMNS, _CHOOSE, _JUDGE, _FILL, _FIND_ZEROS, _MEASURE, _PERTURB, _WEIGH, _STORE = range(11)
 
 # What the functions need to know of a pattern: the layout, n, m, the size of a weight, which values of the selection
 # network are its outputs, and its steps, three numbers each.
@@ -105,11 +107,13 @@ def _run(which, clamp, pattern, vectors, a, b, c, x):
     if which == _LOAD:
         _load(pattern, vectors, a, b)
     elif which in (_MOVE_ROWS, _MOVE_COLUMNS):
-        _move(pattern, vectors, clamp, which == _MOVE_ROWS, x)
+        _move(pattern, vectors, clamp, which == _MOVE_ROWS, c, x)
     elif which == _CHOOSE:
-        _choose(pattern, vectors, clamp)
+        _choose(pattern, vectors, clamp, c)
+    elif which == _JUDGE:
+        _judge(pattern, vectors, clamp)
     elif which == _FILL:
-        _fill(pattern, vectors)
+        _fill(pattern, vectors, c)
     elif which == _FIND_ZEROS:
         _find_zeros(pattern, vectors)
     elif which == _MEASURE:
@@ -117,7 +121,7 @@ def _run(which, clamp, pattern, vectors, a, b, c, x):
     elif which == _PERTURB:
         _perturb(pattern, vectors, a, b, c)
     elif which == _WEIGH:
-        _weigh(pattern, vectors, clamp, a)
+        _weigh(pattern, vectors, clamp, a, c)
     else:
         _store(pattern, vectors, a, b, c)
 
@@ -192,12 +196,12 @@ def _is_chosen(clamp, value, nth):
 
 
 @inner_kernel
-def _move(pattern, vectors, clamp, rows, x):
+def _move(pattern, vectors, clamp, rows, count, x):
     at, work = layout_in(pattern, 0), vectors.numbers
     number = work.dtype.type
     share = number(x)
     wires = _new_wires(pattern, vectors)
-    for line in range(pattern[_M]):
+    for line in range(count):
         _reduced(pattern, vectors, wires, line, rows)
         potential = (at.u if rows else at.v) + line
         for lane in range(at.lanes):
@@ -208,17 +212,17 @@ def _move(pattern, vectors, clamp, rows, x):
 
 
 @inner_kernel
-def _choose(pattern, vectors, clamp):
-    n, m, at = pattern[_N], pattern[_M], layout_in(pattern, 0)
+def _choose(pattern, vectors, clamp, rows):
+    m, at = pattern[_M], layout_in(pattern, 0)
     work, integers, words = vectors.numbers, vectors.integers, vectors.words
-    lanes, number = at.lanes, work.dtype.type
+    lanes = at.lanes
     wires = _new_wires(pattern, vectors)
     for lane in range(lanes):
-        integers[STRICT, lane] = -1
+        integers[STRICT_ROWS, lane] = -1
         work[WORST, lane] = np.inf
         for k in range(m):
             integers[at.counts + k, lane] = 0
-    for row in range(m):
+    for row in range(rows):
         _reduced(pattern, vectors, wires, row, True)
         best = at.best + 2 * row
         for lane in range(lanes):
@@ -227,16 +231,35 @@ def _choose(pattern, vectors, clamp):
             work[best + 1, lane] = _middle(vectors, clamp, nth, following)
             # A row that takes fewer than n takes all that is above 0: there is nothing to tie with.
             if not (nth > following or (clamp and nth <= 0)):
-                integers[STRICT, lane] = 0
-            bits = np.int64(0)
+                integers[STRICT_ROWS, lane] = 0
+            for number in range(at.row_words):
+                words[_row_word(at, at.bits, row, number, lane)] = 0
             for k in range(m):
                 if _is_chosen(clamp, wires[k, lane], nth):
                     integers[at.counts + k, lane] += 1
-                    bits |= np.int64(1) << k
-            words[word(at, at.bits, row, lane)] = bits
+                    words[_row_word(at, at.bits, row, k // WORD_BITS, lane)] |= _bit(k)
             work[WORST, lane] = _pick(False, work[WORST, lane], nth)
-    for lane in range(lanes):
+    _judge(pattern, vectors, clamp)
+
+
+@inner_kernel
+def _row_word(at, vector, row, number, lane):
+    return word(at, vector, row * at.row_words + number, lane)
+
+
+@inner_kernel
+def _bit(k):
+    return np.int64(1) << (k % WORD_BITS)
+
+
+@inner_kernel
+def _judge(pattern, vectors, clamp):
+    n, m, at = pattern[_N], pattern[_M], layout_in(pattern, 0)
+    work, integers = vectors.numbers, vectors.integers
+    number = work.dtype.type
+    for lane in range(at.lanes):
         lowest, wrong = number(np.inf), number(0)
+        integers[STRICT, lane] = integers[STRICT_ROWS, lane]
         for k in range(m):
             potential = work[at.v + k, lane]
             count = integers[at.counts + k, lane]
@@ -249,29 +272,28 @@ def _choose(pattern, vectors, clamp):
 
 
 @inner_kernel
-def _fill(pattern, vectors):
+def _fill(pattern, vectors, rows):
     n, m, at = pattern[_N], pattern[_M], layout_in(pattern, 0)
     integers, words = vectors.integers, vectors.words
     for lane in range(at.lanes):
         short = np.int64(0)
-        for row in range(m):
-            bits = words[word(at, at.bits, row, lane)]
-            free = words[word(at, at.zero_bits, row, lane)] & ~bits
+        for row in range(rows):
             room = n
-            ones = bits
-            while ones != 0:
-                room -= 1
-                ones &= ones - 1
+            for number in range(at.row_words):
+                ones = words[_row_word(at, at.bits, row, number, lane)]
+                while ones != 0:
+                    room -= 1
+                    ones &= ones - 1
             # Each row starts at another column, or the first columns would be full before the last rows come.
             for k in range(m):
                 column = (row + k) % m
                 counts = at.counts + column
-                bit = np.int64(1) << column
-                if free & bit != 0 and room > 0 and integers[counts, lane] < n:
-                    bits |= bit
+                place = _row_word(at, at.bits, row, column // WORD_BITS, lane)
+                free = words[_row_word(at, at.zero_bits, row, column // WORD_BITS, lane)] & ~words[place]
+                if free & _bit(column) != 0 and room > 0 and integers[counts, lane] < n:
+                    words[place] |= _bit(column)
                     room -= 1
                     integers[counts, lane] += 1
-            words[word(at, at.bits, row, lane)] = bits
             short |= room
         integers[SHORT, lane] = short
 
@@ -282,12 +304,12 @@ def _find_zeros(pattern, vectors):
     for lane in range(at.lanes):
         count = 0
         for i in range(m):
-            bits = np.int64(0)
+            for number in range(at.row_words):
+                vectors.words[_row_word(at, at.zero_bits, i, number, lane)] = 0
             for j in range(m):
-                if work[ENTRIES + i * m + j, lane] <= 0:
+                if work[ENTRIES + i * m + j, lane] == 0:
                     count += 1
-                    bits |= np.int64(1) << j
-            vectors.words[word(at, at.zero_bits, i, lane)] = bits
+                    vectors.words[_row_word(at, at.zero_bits, i, j // WORD_BITS, lane)] |= _bit(j)
         work[ZEROS, lane] = count
 
 
@@ -324,14 +346,14 @@ def _perturb(pattern, vectors, address, zero, nonzero):
 
 
 @inner_kernel
-def _weigh(pattern, vectors, clamp, address):
+def _weigh(pattern, vectors, clamp, address, rows):
     m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
     lanes, number = at.lanes, work.dtype.type
     shares = carray(_pointer_(address), (m * m,), work.dtype)
     wires = _new_wires(pattern, vectors)
     for lane in range(lanes):
         work[CLEARANCE, lane] = work[THRESHOLD, lane] = np.inf
-    for row in range(m):
+    for row in range(rows):
         _reduced(pattern, vectors, wires, row, True)
         best = at.best + 2 * row
         for lane in range(lanes):
@@ -356,7 +378,7 @@ def _weigh(pattern, vectors, clamp, address):
 def _store(pattern, vectors, address, row_step, lane):
     m, at = pattern[_M], layout_in(pattern, 0)
     for i in range(m):
-        bits = vectors.words[word(at, at.bits, i, lane)]
         row = carray(_pointer_(address + i * row_step), (m,), np.uint8)
         for j in range(m):
-            row[j] = (bits >> j) & 1
+            bits = vectors.words[_row_word(at, at.bits, i, j // WORD_BITS, lane)]
+            row[j] = (bits >> (j % WORD_BITS)) & 1

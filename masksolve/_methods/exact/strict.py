@@ -14,13 +14,17 @@ from masksolve._methods.exact.lanes import (
     Grid,
     Task,
     Tiles,
+    choose,
     clamp_potentials,
     count_bits,
     dequeue,
     enqueue,
+    fill,
     infinity,
     is_full_of_zeros,
     load,
+    move_columns,
+    move_rows,
     proven_lanes,
     shift_to_at_most,
     solve_constant,
@@ -28,8 +32,10 @@ from masksolve._methods.exact.lanes import (
 )
 from masksolve._methods.exact.layout import LARGEST, WORST, Vectors, unpack
 
-# Stages, and whether stragglers are deferred. The first is that of all tiles; none goes back to an earlier one.
+# Stages, and whether stragglers are deferred. The first is that of all tiles; none goes back to an earlier one. Partial
+# tiles of which no line has to be full are solved "at most n" from the start: their lines cannot all be full.
 _PASSES = ((AS_EXACTLY, True), (AS_EXACTLY, False), (AS_AT_MOST, True), (AS_AT_MOST, False))
+_FIRST, _FIRST_AT_MOST = 0, 2
 # Checks in a row that certify no tile, after which those of a group that are not yet certified are taken to tie. Unless
 # they are nearly all of it, which more often need a few rounds more: then it goes on.
 _PATIENCE = 3
@@ -85,7 +91,8 @@ def equilibrate_strict(
     remaining,
     remaining_potentials,
     remaining_stages,
-    at_most,
+    exact_rows,
+    exact_columns,
 ):
     """Solve tiles of a grid that have one optimum; return how many remain, or -1 for weights that are not finite.
 
@@ -108,20 +115,24 @@ def equilibrate_strict(
     remaining, remaining_potentials, remaining_stages
         (2, k), (2, k, m), (k): [0] is filled with the tiles that remain, [0] with their column potentials, and the last
         with what is to become of them; the rest is overwritten.
-    at_most
-        Whether lines may hold fewer than n.
+    exact_rows, exact_columns
+        Whether rows, and columns, hold exactly n. Where it is one of the two, `program` clamps the others always.
     """
     code, clamped, at, n, m = unpack(program)
     # Named here, not by the caller, who would pay for it (`equilibrate_tiles` says why).
-    task = Task(at, n, m, Grid(*grid), potentials, at_most)
+    grid = Grid(*grid)
+    is_partial, at_most = grid.rows < m or grid.cols < m, not (exact_rows or exact_columns)
+    task = Task(at, n, m, grid, potentials, at_most, exact_rows, exact_columns, is_partial)
     rounds, relaxations = Rounds(*rounds), Relaxations(*relaxations)
     vectors = Vectors(numbers, integers, words)
     queue = Tiles(remaining[0], remaining_potentials[0], remaining_stages)
     batch, batch_start, count, queued = tiles, start, len(tiles), 0
 
-    for number in range(len(_PASSES)):
+    starts_clamped = is_partial and at_most
+    first_pass = _FIRST_AT_MOST if starts_clamped else _FIRST
+    for number in range(first_pass, len(_PASSES)):
         stage, defer_stragglers = _PASSES[number]
-        is_first = number == 0
+        is_first = number == first_pass
         if not is_first:
             batch, batch_start = remaining[1], remaining_potentials[1]
             count = dequeue(stage, queue, queued, batch, batch_start)
@@ -137,13 +148,14 @@ def equilibrate_strict(
             clamp, ties = stage == AS_AT_MOST, False
             if clamp and not at_most:
                 call(code.find_zeros, vectors, 0, 0, 0, 0.0)
-            if tied_groups >= _TIED_GROUPS and not clamp:
+            if tied_groups >= _TIED_GROUPS and (starts_clamped or not clamp):
                 waiting = solve_constant(code, task, vectors, batch, first, waiting)
                 if waiting == 0:
                     continue
-                call(code.find_zeros, vectors, 0, 0, 0, 0.0)
-                clamp = 2 * _count_full_of_zeros(task, vectors) > at.lanes
-                ties = not clamp
+                if not starts_clamped:
+                    call(code.find_zeros, vectors, 0, 0, 0, 0.0)
+                    clamp = 2 * _count_full_of_zeros(task, vectors) > at.lanes
+                ties = starts_clamped or not clamp
             if clamp:
                 clamp_potentials(task, vectors)
             first_check, last = rounds.first_check, rounds.last
@@ -171,7 +183,7 @@ def equilibrate_strict(
 
             if not _is_finite(task, vectors):
                 return -1
-            if not clamp:
+            if starts_clamped or not clamp:
                 mostly_unsolved = 2 * count_bits(waiting | failed) > at.lanes
                 tied_groups = tied_groups + 1 if mostly_unsolved else 0
             if waiting | failed == 0:
@@ -185,6 +197,8 @@ def equilibrate_strict(
                     following = AS_AT_MOST if at_most else TIES_EXACTLY
                 elif not (waiting >> lane) & 1:
                     continue
+                elif starts_clamped:
+                    following = AS_AT_MOST if only_stragglers else TIES_AT_MOST
                 elif clamp:
                     following = TIES_AT_MOST if stage == AS_AT_MOST and not defer_stragglers else AS_AT_MOST
                 elif only_stragglers:
@@ -221,14 +235,16 @@ def _do_rounds(
     Return the lanes that still wait, as bits, and those whose masks turned out not to satisfy the constraint.
     """
     fills = clamp and not task.at_most
+    # Lines that may be short start from potentials of 0: from too large ones they come down slowly, all together.
+    only_rows_exact = task.exact_rows and not task.exact_columns
     # Halfway leaves the rows their half of what "at most n" shares out.
     step = 0.5 if clamp else 1.0
     uncertain, stalled, failed = count_bits(waiting), 0, 0
     for round_ in range(last + 1):
-        if round_ > 0 or not warm:
-            call(code.move_columns, vectors, 0, 0, 0, step)
+        if round_ > 0 or not (warm or only_rows_exact):
+            move_columns(code, task, vectors, step)
         if round_ >= first_check:
-            call(code.choose, vectors, 0, 0, 0, 0.0)
+            choose(code, task, vectors)
             certain = proven_lanes(task, vectors, waiting)
             before, uncertain = uncertain, count_bits(waiting & ~certain)
             stalled = stalled + 1 if uncertain == before else 0
@@ -237,7 +253,7 @@ def _do_rounds(
             # To fill takes longer than a round; most that are proven now will be so in the end.
             if is_last or not fills:
                 if fills:
-                    call(code.fill, vectors, 0, 0, 0, 0.0)
+                    fill(code, task, vectors)
                 failed |= store_proven(code, task, vectors, tiles, first, certain, clamp, WORST, 0.0)
                 waiting &= ~certain
             if is_last:
@@ -248,7 +264,7 @@ def _do_rounds(
             step = min(relaxations.largest, relaxations.first + relaxations.growth * round_)
         else:
             step = relaxations.largest
-        call(code.move_rows, vectors, 0, 0, 0, step if round_ > 0 else 1.0)
+        move_rows(code, task, vectors, step if round_ > 0 else 1.0)
     return waiting, failed
 
 
