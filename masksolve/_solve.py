@@ -222,8 +222,8 @@ def solve_matrix(
     mask = _solve(array, pattern, method, saturated, direction, threads, options, found, warm)
     if not return_potentials or found is None:
         return mask
-    # Those of weights near the end of a float may lie beyond it.
-    return mask, np.nan_to_num(found, copy=False)
+    # Those of weights near the end of a float may lie beyond it. NumPy takes long to change what need not be.
+    return mask, found if np.isfinite(found).all() else np.nan_to_num(found, copy=False)
 
 
 def _solve(

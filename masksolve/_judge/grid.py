@@ -19,8 +19,9 @@ from masksolve._methods import exact
 from masksolve._threads import Piece, importance_of, pieces_of, run_pieces
 from masksolve._tiles import Margins
 
-# Weights that are solved and judged at once, which stay in the cache in between: from where they lie, from a converted
-# copy, and of tiles that are solved one at a time.
+# Weights that are judged at once: where potentials are known; that are solved first, and stay in the cache in between;
+# those of a converted copy; and of tiles that are solved one at a time.
+_WEIGHTS_JUDGED = 1 << 20
 _WEIGHTS_IN_PLACE = 1 << 17
 _WEIGHTS_CONVERTED = 1 << 16
 _WEIGHTS_ONE_BY_ONE = 1 << 13
@@ -93,7 +94,9 @@ def judge_grid(
             known = None if potentials is None else np.ascontiguousarray(potentials[piece], dtype)
             _judge_tiles(part, part_masks, margins, shift, known, part_verdicts, buffers)
 
-    at_once = _WEIGHTS_IN_PLACE if in_place else _WEIGHTS_CONVERTED
+    at_once = _WEIGHTS_CONVERTED
+    if in_place:
+        at_once = _WEIGHTS_IN_PLACE if potentials is None else _WEIGHTS_JUDGED
     if max(tiles.shape[2:]) > LARGEST_TILE and not is_line:
         at_once = _WEIGHTS_ONE_BY_ONE
     run_pieces(work, pieces_of(tiles.shape, at_once), threads)

@@ -106,17 +106,20 @@ def judge(
         importance += float(found.importance.sum())
         kept += float(found.kept.sum())
         bound += float(found.upper_bound.sum())
-        with np.errstate(invalid="ignore"):
-            lost = np.nan_to_num(1 - found.kept / found.importance)
+        share = np.divide(found.kept, found.importance, out=np.ones(found.kept.shape), where=found.importance > 0)
         # A tile that is not proven optimal is never counted with those that are.
-        gap = np.where(found.optimal, 0.0, np.maximum(found.gap, _SMALLEST_GAP))
-        gaps += np.bincount(np.searchsorted(GAP_CLASSES, gap.ravel()), minlength=len(gaps))
+        bad = ~found.optimal
+        gap = np.zeros(bad.shape)
+        gap[bad] = np.maximum(relative_gap(found.kept[bad], found.upper_bound[bad], False), _SMALLEST_GAP)
+        classes = np.bincount(np.searchsorted(GAP_CLASSES, gap[bad]), minlength=len(gaps))
+        gaps += classes
+        gaps[0] += gap.size - classes.sum()
         height, width = region.tile_shape
         # Any tile with a gap is worse than all without one.
-        for *kernel, p, q in _largest(np.where(gap > 0, 1 + gap, lost)):
+        for *kernel, p, q in _largest(np.where(bad, 1 + gap, -share)):
             at = (*kernel, p, q)
             row, column = region.rows.start + p * height, region.columns.start + q * width
-            ones = mask[tuple(kernel)][row : row + height, column : column + width].astype(int)
+            ones = mask[tuple(kernel)][row : row + height, column : column + width]
             with np.errstate(over="ignore"):
                 scaled = np.ldexp((found.importance[at], found.kept[at]), shift)
             lead, own_row = unit.tensor.matrix_of(piece.rows.start + row)
@@ -125,7 +128,7 @@ def judge(
                     matrix=(*lead, *kernel),
                     row=own_row,
                     column=piece.columns.start + column,
-                    mask=tuple("".join(map(str, line)) for line in ones),
+                    mask=tuple(line.tobytes().decode("ascii") for line in ones + np.uint8(ord("0"))),
                     importance=float(scaled[0]),
                     kept=float(scaled[1]),
                     gap=float(gap[at]),

@@ -29,6 +29,7 @@ from masksolve.checkpoint._units import (
     read_piece,
     read_weights,
     shape_of,
+    start_sync,
     sync,
     weights_place,
     write_piece,
@@ -162,6 +163,8 @@ def prune_unit(job: Job, unit: Unit, target: Target, fingerprint: str) -> UnitRe
                 if output is not None:
                     _zero_pruned(weights, mask)
                     write_piece(output, weights_place(unit.tensor), piece, weights)
+                    # The disk works while the next piece is solved.
+                    start_sync(output)
                     written.update(as_bytes(weights))
                 if masks is not None and unit.masks is not None:
                     packed = pack(mask)
