@@ -9,7 +9,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from masksolve._jit import kernel
+from masksolve._jit import inner_kernel, kernel
+from masksolve._methods.exact.layout import WORD_BITS
 
 
 def _lowest_bit(typingctx: Any, word: Any) -> tuple[Any, Any]:
@@ -32,6 +33,7 @@ def fill_with_zeros(
     bits: int,
     zero_bits: int,
     stride: int,
+    row_words: int,
     scratch: int,
     n: int,
     m: int,
@@ -41,52 +43,63 @@ def fill_with_zeros(
 ) -> bool:
     """Fill a mask up to n ones per line with weights of zero, along alternating paths; False if it cannot be done.
 
-    Row i's mask is words[bits + i * stride], and its zeros are words[zero_bits + i * stride]; 4 m words from
-    words[scratch] on are overwritten. Of rows x cols tiles, all rows have to be full, or else all columns.
+    Word w of row i's mask is words[bits + (i * row_words + w) * stride], and its zeros are words[zero_bits + ...];
+    4 m + 2 row_words words from words[scratch] on are overwritten. Of rows x cols tiles, all rows have to be full, or
+    else all columns.
     """
-    memory = words[scratch : scratch + 4 * m]
+    memory = words[scratch : scratch + 4 * m + 2 * row_words]
     room, reached_by, from_row, queue = 0, m, 2 * m, 3 * m
+    has_room, seen = 4 * m, 4 * m + row_words
+    row_stride = row_words * stride
     for j in range(m):
         memory[room + j] = n
     for i in range(rows):
-        row = words[bits + i * stride]
-        while row != 0:
-            memory[room + lowest_bit(row)] -= 1
-            row &= row - 1
-    has_room = np.int64(0)
+        for w in range(row_words):
+            row = words[bits + i * row_stride + w * stride]
+            while row != 0:
+                memory[room + w * WORD_BITS + lowest_bit(row)] -= 1
+                row &= row - 1
+    for w in range(row_words):
+        memory[has_room + w] = 0
     for j in range(cols):
         if memory[room + j] > 0:
-            has_room |= np.int64(1) << j
+            memory[has_room + j // WORD_BITS] |= _bit(j)
     for short in range(rows):
         missing = n
-        row = words[bits + short * stride]
-        while row != 0:
-            missing -= 1
-            row &= row - 1
+        for w in range(row_words):
+            row = words[bits + short * row_stride + w * stride]
+            while row != 0:
+                missing -= 1
+                row &= row - 1
         for _ in range(missing):
             for i in range(rows):
                 memory[reached_by + i] = -1
+            for w in range(row_words):
+                memory[seen + w] = 0
             memory[queue] = short
             head, tail, end = 0, 1, -1
-            seen = np.int64(0)
-            while head < tail:
+            while head < tail and end < 0:
                 i = memory[queue + head]
                 head += 1
-                free = words[zero_bits + i * stride] & ~words[bits + i * stride] & ~seen
-                if free & has_room != 0:
-                    end = lowest_bit(free & has_room)
-                    memory[from_row + end] = i
-                    break
-                seen |= free
-                for k in range(rows):
-                    given = words[zero_bits + k * stride] & words[bits + k * stride] & free
-                    if given != 0 and k != short and memory[reached_by + k] < 0:
-                        memory[reached_by + k] = lowest_bit(given)
-                        memory[queue + tail] = k
-                        tail += 1
-                while free != 0:
-                    memory[from_row + lowest_bit(free)] = i
-                    free &= free - 1
+                for w in range(row_words):
+                    place = i * row_stride + w * stride
+                    free = words[zero_bits + place] & ~words[bits + place] & ~memory[seen + w]
+                    is_end = free & memory[has_room + w]
+                    if is_end != 0:
+                        end = w * WORD_BITS + lowest_bit(is_end)
+                        memory[from_row + end] = i
+                        break
+                    memory[seen + w] |= free
+                    for k in range(rows):
+                        place = k * row_stride + w * stride
+                        given = words[zero_bits + place] & words[bits + place] & free
+                        if given != 0 and k != short and memory[reached_by + k] < 0:
+                            memory[reached_by + k] = w * WORD_BITS + lowest_bit(given)
+                            memory[queue + tail] = k
+                            tail += 1
+                    while free != 0:
+                        memory[from_row + w * WORD_BITS + lowest_bit(free)] = i
+                        free &= free - 1
             if end < 0:
                 if exact_rows:
                     return False
@@ -94,13 +107,21 @@ def fill_with_zeros(
                 break
             memory[room + end] -= 1
             if memory[room + end] == 0:
-                has_room &= ~(np.int64(1) << end)
+                memory[has_room + end // WORD_BITS] &= ~_bit(end)
             j = end
             while True:
                 i = memory[from_row + j]
-                words[bits + i * stride] |= np.int64(1) << j
+                words[bits + i * row_stride + j // WORD_BITS * stride] |= _bit(j)
                 if i == short:
                     break
                 j = memory[reached_by + i]
-                words[bits + i * stride] &= ~(np.int64(1) << j)
-    return exact_rows or has_room == 0
+                words[bits + i * row_stride + j // WORD_BITS * stride] &= ~_bit(j)
+    short_columns = np.int64(0)
+    for w in range(row_words):
+        short_columns |= memory[has_room + w]
+    return exact_rows or short_columns == 0
+
+
+@inner_kernel
+def _bit(column: int) -> np.int64:
+    return np.int64(1) << (column % WORD_BITS)

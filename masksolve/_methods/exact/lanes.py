@@ -226,21 +226,19 @@ def store_proven(code, task, vectors, tiles, first, proven, clamp, least, roundi
             lowest = work[LOWEST, lane]
             passes = work[least, lane] + lowest > rounding * work[LARGEST, lane]
         elif clamp and not task.at_most:
-            passes = vectors.integers[SHORT, lane] == 0
-            # It knows rows of one word.
-            if not passes and at.row_words == 1:
-                passes = fill_with_zeros(
-                    vectors.words,
-                    word(at, at.bits, 0, lane),
-                    word(at, at.zero_bits, 0, lane),
-                    at.lanes,
-                    word(at, at.scratch, 0, 0),
-                    task.n,
-                    task.m,
-                    task.grid.rows,
-                    task.grid.cols,
-                    task.exact_rows,
-                )
+            passes = vectors.integers[SHORT, lane] == 0 or fill_with_zeros(
+                vectors.words,
+                word(at, at.bits, 0, lane),
+                word(at, at.zero_bits, 0, lane),
+                at.lanes,
+                at.row_words,
+                word(at, at.scratch, 0, 0),
+                task.n,
+                task.m,
+                task.grid.rows,
+                task.grid.cols,
+                task.exact_rows,
+            )
         if passes:
             # Under "at most n", potentials less the least of them are not negative, and neither are the rows' with it.
             _store(code, task, vectors, tiles[first + lane], lane, lowest)

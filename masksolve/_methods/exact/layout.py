@@ -51,7 +51,7 @@ class Layout(NamedTuple):
     bits, zero_bits
         Words, `row_words` for each row: the choice, and the zeros.
     scratch
-        Room for 4 m words, and for m + 2 numbers.
+        Room for 4 m words and 2 `row_words`, and for m + 2 numbers.
     size, lanes, words, row_words
         Vectors in all; numbers, and words, in a vector; words that hold the bits of a row.
     """

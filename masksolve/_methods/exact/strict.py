@@ -30,7 +30,7 @@ from masksolve._methods.exact.lanes import (
     solve_constant,
     store_proven,
 )
-from masksolve._methods.exact.layout import LARGEST, WORST, Vectors, unpack
+from masksolve._methods.exact.layout import LARGEST, QUANTUM, WORST, Vectors, unpack
 
 # Stages, and whether stragglers are deferred. The first is that of all tiles; none goes back to an earlier one. Partial
 # tiles of which no line has to be full are solved "at most n" from the start: their lines cannot all be full.
@@ -148,14 +148,16 @@ def equilibrate_strict(
             clamp, ties = stage == AS_AT_MOST, False
             if clamp and not at_most:
                 call(code.find_zeros, vectors, 0, 0, 0, 0.0)
-            if tied_groups >= _TIED_GROUPS and (starts_clamped or not clamp):
+            is_known_to_tie = tied_groups >= _TIED_GROUPS
+            # Large tiles are looked at beforehand: that costs little beside their rounds, and few come in a call.
+            if (is_known_to_tie or at.row_words > 1) and (starts_clamped or not clamp):
                 waiting = solve_constant(code, task, vectors, batch, first, waiting)
                 if waiting == 0:
                     continue
                 if not starts_clamped:
                     call(code.find_zeros, vectors, 0, 0, 0, 0.0)
                     clamp = 2 * _count_full_of_zeros(task, vectors) > at.lanes
-                ties = starts_clamped or not clamp
+                ties = (starts_clamped or not clamp) and (is_known_to_tie or _is_coarse(code, task, vectors))
             if clamp:
                 clamp_potentials(task, vectors)
             first_check, last = rounds.first_check, rounds.last
@@ -274,6 +276,16 @@ def _is_finite(task, vectors):
     for lane in range(at.lanes):
         largest = max(largest, vectors.integers[LARGEST, lane])
     return largest < infinity(vectors)
+
+
+@inner_kernel
+def _is_coarse(code, task, vectors):
+    """Return whether most tiles have so few different weights that some must tie."""
+    call(code.measure, vectors, 0, 0, 0, 0.0)
+    work, count = vectors.numbers, 0
+    for lane in range(task.at.lanes):
+        count += work[LARGEST, lane] <= work[QUANTUM, lane] * (task.m * task.m)
+    return 2 * count > task.at.lanes
 
 
 @inner_kernel
