@@ -10,6 +10,9 @@ shifted potentials are not negative; only the other tiles are equilibrated again
 Where zeros abound, "exactly N" is solved as "at most N" first, in which zeros do not tie, and filled up with zeros.
 Tiles that more rounds do not certify go on in float64 (`perturbed`): most of them tie, and are perturbed until the
 optimum is unique. What that does not prove is left to augmenting paths.
+
+Partial tiles are whole ones whose missing entries no line chooses. Where their rows are full and their columns may be
+short, or the other way round, the potentials of the latter are clamped in every pass.
 """
 
 from __future__ import annotations
