@@ -33,6 +33,8 @@ _LARGEST_EQUILIBRATED = 128
 # Weights that one call of a kernel takes: from where they lie, from a converted copy, and of tiles that are solved one
 # at a time. An interrupt waits for the end of such a call.
 _WEIGHTS_IN_PLACE = 1 << 18
+# Fewer large tiles than these are too few for slow ones to be deferred.
+_WEIGHTS_IN_LARGE_TILES = 1 << 20
 _WEIGHTS_CONVERTED = 1 << 17
 _WEIGHTS_ONE_BY_ONE = 1 << 13
 # Smaller tiles that are solved one at a time are solved sooner than potentials are found to start from.
@@ -151,7 +153,9 @@ def _equilibrate(
         if remaining is not None:
             _solve_remaining(remaining, part, part_masks, margins, part_potentials)
 
-    at_once = _WEIGHTS_IN_PLACE if in_place else _WEIGHTS_CONVERTED
+    at_once = _WEIGHTS_CONVERTED
+    if in_place:
+        at_once = _WEIGHTS_IN_PLACE if m <= 64 else _WEIGHTS_IN_LARGE_TILES
     if tiles.size <= at_once:
         work(tiles, masks, potentials)
     else:

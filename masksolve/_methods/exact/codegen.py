@@ -296,8 +296,8 @@ class _Writer:
 
     def entries(self, line: ir.Value, rows: bool) -> list[ir.Value]:
         """Return the vector numbers of a line's entries."""
-        first = self.times(line, self.m, ENTRIES) if rows else self.times(line, 1, ENTRIES)
-        return [self.builder.add(first, _I64(k if rows else k * self.m)) for k in range(self.m)]
+        first = self.times(line, self.at.pitch if rows else 1, ENTRIES)
+        return [self.builder.add(first, _I64(k if rows else k * self.at.pitch)) for k in range(self.m)]
 
     def reduced(self, line: ir.Value, rows: bool) -> list[ir.Value]:
         """Return a line's entries, less the potentials of the lines across."""

@@ -125,7 +125,7 @@ def _load_nothing_beyond(task, vectors):
     for i in range(m):
         for j in range(0 if i >= rows else cols, m):
             for lane in range(task.at.lanes):
-                vectors.numbers[ENTRIES + i * m + j, lane] = -np.inf
+                vectors.numbers[ENTRIES + i * task.at.pitch + j, lane] = -np.inf
 
 
 @inner_kernel

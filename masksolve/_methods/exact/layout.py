@@ -54,6 +54,8 @@ class Layout(NamedTuple):
         Room for 4 m words and 2 `row_words`, and for m + 2 numbers.
     size, lanes, words, row_words
         Vectors in all; numbers, and words, in a vector; words that hold the bits of a row.
+    pitch
+        Vectors from one row of entries to the next.
     """
 
     u: int
@@ -67,6 +69,7 @@ class Layout(NamedTuple):
     lanes: int
     words: int
     row_words: int
+    pitch: int
 
 
 @cache
@@ -74,10 +77,12 @@ def layout(m: int, itemsize: int) -> Layout:
     """Return the layout for m x m tiles of numbers of 4 or 8 bytes."""
     row_words = -(-m // WORD_BITS)
     bits = m * row_words * 8 // itemsize
-    starts = [ENTRIES + m * m]
+    # A column whose entries lie a power of two apart finds room in a few places of the cache only.
+    pitch = m if m <= 64 or m % 2 else m + 1
+    starts = [ENTRIES + m * pitch]
     for size in (m, m, 2 * m, m, bits, bits, m + 2):
         starts.append(starts[-1] + size)
-    return Layout(*[*starts, VECTOR_BYTES // itemsize, VECTOR_BYTES // 8, row_words])
+    return Layout(*[*starts, VECTOR_BYTES // itemsize, VECTOR_BYTES // 8, row_words, pitch])
 
 
 class Code(NamedTuple):
@@ -178,6 +183,7 @@ def layout_in(program: NDArray[np.int64], start: int) -> Layout:
         program[start + 8],
         program[start + 9],
         program[start + 10],
+        program[start + 11],
     )
 
 

@@ -134,7 +134,7 @@ def _load(pattern, vectors, address, row_step):
         first = address + vectors.words[word(at, OFFSETS, 0, lane)] * size
         largest, least = 0, np.iinfo(np.int64).max
         for i in range(m):
-            row = ENTRIES + i * m
+            row = ENTRIES + i * at.pitch
             start = _pointer_(first + i * row_step * size)
             for j in range(m):
                 if size == 4:
@@ -164,7 +164,7 @@ def _reduced(pattern, vectors, wires, line, rows):
     """
     m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
     for k in range(m):
-        entry = ENTRIES + (line * m + k if rows else k * m + line)
+        entry = ENTRIES + (line * at.pitch + k if rows else k * at.pitch + line)
         potential = (at.v if rows else at.u) + k
         for lane in range(at.lanes):
             wires[k, lane] = work[entry, lane] - work[potential, lane]
@@ -307,7 +307,7 @@ def _find_zeros(pattern, vectors):
             for number in range(at.row_words):
                 vectors.words[_row_word(at, at.zero_bits, i, number, lane)] = 0
             for j in range(m):
-                if work[ENTRIES + i * m + j, lane] == 0:
+                if work[ENTRIES + i * at.pitch + j, lane] == 0:
                     count += 1
                     vectors.words[_row_word(at, at.zero_bits, i, j // WORD_BITS, lane)] |= _bit(j)
         work[ZEROS, lane] = count
@@ -315,12 +315,13 @@ def _find_zeros(pattern, vectors):
 
 @inner_kernel
 def _measure(pattern, vectors):
-    at, work, integers = layout_in(pattern, 0), vectors.numbers, vectors.integers
+    m, at, work, integers = pattern[_M], layout_in(pattern, 0), vectors.numbers, vectors.integers
     mantissa_bits = 23 if work.itemsize == 4 else 52
     for lane in range(at.lanes):
         quantum = smallest = work.dtype.type(np.inf)
-        for k in range(pattern[_M] ** 2):
-            entry, bits = work[ENTRIES + k, lane], integers[ENTRIES + k, lane]
+        for k in range(m * m):
+            place = ENTRIES + k // m * at.pitch + k % m
+            entry, bits = work[place, lane], integers[place, lane]
             if entry <= 0:
                 continue
             # Without the lowest bit of its mantissa, a float has lost just the largest power of two that divides it.
@@ -339,10 +340,11 @@ def _perturb(pattern, vectors, address, zero, nonzero):
     m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
     shares = carray(_pointer_(address), (m * m,), work.dtype)
     for k in range(m * m):
+        place = ENTRIES + k // m * at.pitch + k % m
         for lane in range(at.lanes):
-            entry = work[ENTRIES + k, lane]
+            entry = work[place, lane]
             delta = work[zero if entry <= work[ZERO, lane] else nonzero, lane]
-            work[ENTRIES + k, lane] = entry + shares[k] * delta
+            work[place, lane] = entry + shares[k] * delta
 
 
 @inner_kernel
@@ -361,7 +363,7 @@ def _weigh(pattern, vectors, clamp, address, rows):
             nth, threshold = work[best, lane], work[best + 1, lane]
             wrong, clearance = work[WRONG, lane], work[CLEARANCE, lane]
             for k in range(m):
-                is_zero = work[ENTRIES + row * m + k, lane] <= zero
+                is_zero = work[ENTRIES + row * at.pitch + k, lane] <= zero
                 perturbation = shares[row * m + k] * (zero if is_zero else nonzero)
                 right = (wires[k, lane] - threshold) - perturbation
                 if not _is_chosen(clamp, wires[k, lane], nth):
