@@ -27,7 +27,9 @@ from benchmarks.environment import ROOT, header, pin_threads
 _CONSTANTS = {
     "masksolve._methods.exact.equilibrate": (
         *("_ROUNDS", "_RELAXATIONS", "_PERTURBED_ROUNDS", "_PERTURBED_RELAXATIONS"),
+        *("_FIRST_PASS", "_LATER_PASSES", "_WARM_ROUNDS"),
     ),
+    "masksolve._methods.exact.narrow.passes": ("_WORTH_TRYING", "_WORTH_REFINING"),
     "masksolve._methods.exact.lanes": ("FEW", "STRAGGLERS", "_FULL_OF_ZEROS"),
     "masksolve._methods.exact.strict": ("_PATIENCE", "_NEARLY_ALL", "_TIED_GROUPS"),
     "masksolve._methods.exact.perturbed": ("_COARSE_GRID", "_ZERO_DELTA", "_REFINE"),
@@ -96,7 +98,7 @@ class Constant:
     @property
     def is_compiled(self) -> bool:
         """Whether kernels are compiled with the value."""
-        return self.size is None and self.module.rpartition(".")[2] in ("lanes", "strict", "perturbed")
+        return self.size is None and self.module.rpartition(".")[2] in ("lanes", "strict", "perturbed", "passes")
 
     def candidates(self) -> list[float]:
         """Values around today's: powers of two by factors of two, others in small steps."""

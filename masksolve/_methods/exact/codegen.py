@@ -54,12 +54,12 @@ _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
 
 
-def _pointer_to(kind: ir.Type) -> ir.Type:
+def pointer_to(kind: ir.Type) -> ir.Type:
     """Return a pointer type: without a target from LLVM 17 on; llvmlite 0.44, with LLVM 15, reads typed ones."""
     return ir.PointerType() if binding.llvm_version_info >= (17,) else kind.as_pointer()
 
 
-_ADDRESS = _pointer_to(_BYTE)
+_ADDRESS = pointer_to(_BYTE)
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [_ADDRESS, _I64, _I64, _I64, ir.DoubleType()])
 
 
@@ -185,7 +185,7 @@ class _Writer:
         self.integers = ir.VectorType(ir.IntType(self.bits), self.lanes)
         self.words = ir.VectorType(_I64, self.lanes)
         self.zero = self.constant(0.0)
-        self.work = builder.bitcast(memory, _pointer_to(self.vector))
+        self.work = builder.bitcast(memory, pointer_to(self.vector))
 
     # Values and memory
 
@@ -223,7 +223,7 @@ class _Writer:
 
     def place(self, vector: ir.Value | int, kind: ir.Type) -> ir.Value:
         place = self.builder.gep(self.work, [self.index(vector)], source_etype=self.vector)
-        return self.builder.bitcast(place, _pointer_to(kind))
+        return self.builder.bitcast(place, pointer_to(kind))
 
     def load_vector(self, vector: ir.Value | int, kind: ir.Type | None = None) -> ir.Value:
         kind = kind or self.vector
@@ -312,7 +312,7 @@ class _Writer:
     def load(self, source_itemsize: int) -> None:
         builder = self.builder
         source = _number(source_itemsize)
-        base = builder.inttoptr(self.a, _pointer_to(source))
+        base = builder.inttoptr(self.a, pointer_to(source))
         offsets = self.load_vector(OFFSETS, self.words)
         tiles = [
             builder.gep(base, [builder.extract_element(offsets, _I32(lane))], source_etype=source)
@@ -331,7 +331,7 @@ class _Writer:
                 piece = ir.VectorType(source, width)
                 pieces = []
                 for start in starts:
-                    place = builder.bitcast(builder.gep(start, [_I64(k)], source_etype=source), _pointer_to(piece))
+                    place = builder.bitcast(builder.gep(start, [_I64(k)], source_etype=source), pointer_to(piece))
                     part = builder.load(place, align=source_itemsize, typ=piece)
                     widens = source_itemsize * 8 < self.bits
                     pieces.append(builder.fpext(part, ir.VectorType(self.number, width)) if widens else part)
@@ -505,7 +505,7 @@ class _Writer:
     def shares_of(self, row: ir.Value) -> list[ir.Value]:
         """Return the shares of a row's entries, numbers of this type at address a, each in all lanes."""
         number = self.number
-        base = self.builder.inttoptr(self.a, _pointer_to(number))
+        base = self.builder.inttoptr(self.a, pointer_to(number))
         places = [self.builder.gep(base, [self.times(row, self.m, k)], source_etype=number) for k in range(self.m)]
         return [self.splat(self.builder.load(place, typ=number)) for place in places]
 
@@ -565,7 +565,7 @@ class _Writer:
                 ones = builder.zext(bits, ir.VectorType(_BYTE, width))
                 spread = ir.VectorType(_BYTE, length)
                 kept = ir.Constant(ir.VectorType(_I32, length), list(range(length)))
-                place = builder.inttoptr(builder.add(start, _I64(first)), _pointer_to(spread))
+                place = builder.inttoptr(builder.add(start, _I64(first)), pointer_to(spread))
                 builder.store(builder.shuffle_vector(ones, ones, kept), place, align=1)
 
         self.for_each_line(store_row)

@@ -5,7 +5,8 @@ column, and in every row the N-th and the (N+1)-th largest differ, the mask is p
 docs/proof.md says why, in floating point too. The potentials are found by moving every line's, in turn, to the middle
 between its N-th and its (N+1)-th largest reduced entry, a bit too far, and again. No sorting, no branches.
 
-Tiles go through passes. First come all, as "exactly N" (`strict`). Under "at most N" a mask is optimal too where
+Tiles go through passes. First come all, as "exactly N", in 16-bit integers (`narrow`), and those that are not proven
+again, finer; then the others in the dtype of the weights (`strict`). Under "at most N" a mask is optimal too where
 shifted potentials are not negative; only the other tiles are equilibrated again, with potentials clamped at zero.
 Where zeros abound, "exactly N" is solved as "at most N" first, in which zeros do not tie, and filled up with zeros.
 Tiles that more rounds do not certify go on in float64 (`perturbed`): most of them tie, and are perturbed until the
@@ -20,15 +21,17 @@ from __future__ import annotations
 import functools
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from masksolve._errors import UnusableWeightError
-from masksolve._methods.exact.inner_loops import program
-from masksolve._methods.exact.lanes import Tiles
+from masksolve._methods.exact.inner_loops import narrow_program, program
+from masksolve._methods.exact.lanes import AS_AT_MOST, AS_EXACTLY, Tiles
 from masksolve._methods.exact.layout import Vectors, clamped_on_one_side, is_large_enough, new_memory, vectors_in
+from masksolve._methods.exact.narrow import layout as narrow_layout
+from masksolve._methods.exact.narrow.passes import Pass, equilibrate_narrow
 from masksolve._methods.exact.perturbed import PerturbedRounds, equilibrate_perturbed
 from masksolve._methods.exact.strict import Relaxations, Rounds, equilibrate_strict
 from masksolve._tiles import Margins
@@ -60,17 +63,23 @@ def equilibrate_tiles(
     strides = (tiles.strides[0] // itemsize, tiles.strides[1] // itemsize, tiles.strides[2] // itemsize)
     # Numbers for kernels go as plain tuples: Numba takes four times as long over the type of a named one.
     grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across, *shape)
-    schedule, count = _schedule(m), down * across
-    remaining, start, stages = (
-        np.empty((2, count), np.int64),
-        np.empty((2, count, m), tiles.dtype),
-        np.empty(count, np.int8),
-    )
+    schedule = _schedule(m)
+    if shape == (m, m) and _SMALLEST_NARROW <= m <= _LARGEST_NARROW:
+        queue = _equilibrate_narrow(tiles, grid, margins, schedule, found, warm)
+    else:
+        # Partial tiles are few, and of three shapes, each of which would have to be compiled.
+        stage = AS_AT_MOST if shape != (m, m) and not any(exact) else AS_EXACTLY
+        queue = _Queue(_all_tiles(down, across), found if warm else None, np.full(down * across, stage, np.int8), warm)
+    count = len(queue.where)
+    if count == 0:
+        return None
+    remaining, start, stages = np.empty((2, count), np.int64), np.zeros((2, count, m), tiles.dtype), queue.stages
+    remaining[0] = queue.where
+    if queue.potentials is not None:
+        start[0] = queue.potentials
     count = equilibrate_strict(
         _program(n, m, itemsize, itemsize, *exact),
         grid,
-        _all_tiles(down, across),
-        found if warm else nothing,
         *_vectors_of(m, itemsize),
         schedule.rounds,
         schedule.relaxations,
@@ -78,13 +87,15 @@ def equilibrate_tiles(
         remaining,
         start,
         stages,
+        count,
+        queue.tried,
         *exact,
     )
     if count < 0:
         raise UnusableWeightError
     if count > 0:
-        narrow, start = start, np.empty((2, count, m))
-        start[0] = narrow[0, :count]
+        previous, start = start, np.empty((2, count, m))
+        start[0] = previous[0, :count]
         count = equilibrate_perturbed(
             _program(n, m, 8, itemsize, *exact),
             grid,
@@ -100,6 +111,62 @@ def equilibrate_tiles(
             *exact,
         )
     return Tiles(remaining[0, :count], start[0, :count], stages[:count]) if count > 0 else None
+
+
+class _Queue(NamedTuple):
+    """Tiles that are not solved yet: where they are, column potentials to start from or None, and their stages.
+
+    `tried` says whether the potentials are nearly optimal.
+    """
+
+    where: NDArray[np.int64]
+    potentials: NDArray[Any] | None
+    stages: NDArray[np.int8]
+    tried: bool
+
+
+def _equilibrate_narrow(
+    tiles: NDArray[Any],
+    grid: tuple[int, ...],
+    margins: Margins,
+    schedule: _Schedule,
+    found: NDArray[Any],
+    warm: bool,
+) -> _Queue:
+    """Solve what 16-bit integers can solve of whole tiles (P, Q, m, m); return the others."""
+    down, across, m, _ = tiles.shape
+    n, count, at_most = margins.kept, down * across, not margins.exact_rows
+    where, columns, rows = (
+        np.empty((2, count), np.int64),
+        np.empty((2, count, m), np.float32),
+        np.empty((2, count, m), np.float32),
+    )
+    exactly = narrow_program(n, m, m, False, False, tiles.itemsize)
+    left, others = equilibrate_narrow(
+        exactly,
+        narrow_program(n, m, m, True, True, tiles.itemsize) if at_most else exactly,
+        grid,
+        _all_tiles(down, across),
+        found if warm else _NO_POTENTIALS[tiles.itemsize],
+        _narrow_memory(m),
+        schedule.warm_passes if warm else schedule.passes,
+        schedule.clamped_passes,
+        found,
+        where,
+        columns,
+        rows,
+        at_most,
+    )
+    if left < 0:
+        raise UnusableWeightError
+    stages = np.full(left + others, AS_EXACTLY, np.int8)
+    stages[left:] = AS_AT_MOST
+    potentials = np.concatenate([columns[0, :left], columns[1, :others]])
+    # Those of weights near the ends of float32 may lie beyond it.
+    potentials[~np.isfinite(potentials)] = 0
+    # Of ties, hardly any is proven; they are better begun from the start.
+    tried = warm or 2 * len(stages) < count
+    return _Queue(np.concatenate([where[0, :left], where[1, :others]]), potentials, stages, tried)
 
 
 @functools.cache
@@ -132,6 +199,15 @@ def _vectors_of(m: int, itemsize: int) -> Vectors:
     return vectors
 
 
+def _narrow_memory(m: int) -> NDArray[np.int8]:
+    """Return the memory of a group of tiles in 16-bit lanes, which is that of the vectors: they are used after it."""
+    size = narrow_layout.layout(m, m).size
+    if _memory.block.nbytes < size:
+        _memory.block = narrow_layout.new_memory(m, m)
+        _memory.vectors.clear()
+    return _memory.block[:size]
+
+
 @functools.lru_cache(maxsize=8)
 def _all_tiles(down: int, across: int) -> NDArray[np.int64]:
     """Return tile row * 2**32 + tile column of every tile of a grid."""
@@ -151,7 +227,8 @@ _NO_POTENTIALS: dict[int, NDArray[Any]] = {4: np.empty((0, 1), np.float32), 8: n
 class _Schedule:
     """The schedule of equilibration, as plain tuples of what `Rounds`, `Relaxations` and `PerturbedRounds` hold.
 
-    `shares` (m * m): the perturbation of each entry, between 0 and 1 times what the tile allows.
+    `passes`, `warm_passes` and `clamped_passes` are what `equilibrate_narrow` takes. `shares` (m * m): the perturbation
+    of each entry, between 0 and 1 times what the tile allows.
     """
 
     rounds: tuple[int, ...]
@@ -159,7 +236,14 @@ class _Schedule:
     perturbed_rounds: tuple[int, ...]
     perturbed_relaxation: float
     shares: NDArray[np.float64]
+    passes: NDArray[np.float64]
+    warm_passes: NDArray[np.float64]
+    clamped_passes: NDArray[np.float64]
 
+
+# For larger tiles the selection networks take too long to compile in two widths; smaller ones take so few rounds that
+# loading and storing is nearly all.
+_SMALLEST_NARROW, _LARGEST_NARROW = 5, 64
 
 # By the largest m that they are for. Measured on Gaussian tiles (`python -m benchmarks.tune`): larger ones need more
 # rounds, and to go further beyond the middle, at first less so.
@@ -189,11 +273,29 @@ _PERTURBED_ROUNDS = {
     128: PerturbedRounds(first_check=12, last=30, between_checks=6),
 }
 _PERTURBED_RELAXATIONS = {4: 1.4, 8: 1.4, 16: 1.4, 32: 1.65, 64: 1.6, 128: 1.75}
+# Of 16-bit passes: the first, those that are 6 and 12 bits finer, and the rounds of the first if it starts warm.
+_FIRST_PASS = {
+    8: Pass(rounds=6, relaxation=1.2, growth=0.02, largest=1.4),
+    16: Pass(rounds=9, relaxation=1.2, growth=0.07, largest=1.4),
+    32: Pass(rounds=13, relaxation=1.3, growth=0.04, largest=1.55),
+    64: Pass(rounds=20, relaxation=1.2, growth=0.07, largest=1.7),
+}
+_LATER_PASSES = {
+    8: Pass(rounds=6, relaxation=1.4, growth=0.0, largest=1.4),
+    16: Pass(rounds=8, relaxation=1.4, growth=0.0, largest=1.4),
+    32: Pass(rounds=12, relaxation=1.5, growth=0.0, largest=1.5),
+    64: Pass(rounds=20, relaxation=1.6, growth=0.0, largest=1.6),
+}
+_WARM_ROUNDS = {8: 3, 16: 4, 32: 6, 64: 8}
+_FINER = (6, 12)
 
 
 @functools.cache
 def _schedule(m: int) -> _Schedule:
     size = next(largest for largest in _ROUNDS if m <= largest)
+    narrow_size = min(max(size, 8), _LARGEST_NARROW)
+    later = _LATER_PASSES[narrow_size]
+    finer = [(bits, later) for bits in _FINER]
     return _Schedule(
         tuple(_ROUNDS[size]),
         tuple(_RELAXATIONS[size]),
@@ -201,4 +303,15 @@ def _schedule(m: int) -> _Schedule:
         _PERTURBED_RELAXATIONS[size],
         # Any fixed numbers without a pattern will do.
         shares=0.25 + 0.749 * np.random.default_rng(7).random(m * m),
+        passes=_passes((0, _FIRST_PASS[narrow_size]), *finer),
+        # Most tiles keep their mask from one step of training to the next; what proves it is there already.
+        warm_passes=_passes(
+            (0, later._replace(rounds=0)), (0, later._replace(rounds=_WARM_ROUNDS[narrow_size])), *finer
+        ),
+        clamped_passes=_passes((0, later), *finer),
     )
+
+
+def _passes(*passes: tuple[int, Pass]) -> NDArray[np.float64]:
+    """Return passes as rows: by how many bits each is finer than the first, and what its `Pass` holds."""
+    return np.array([(finer, *each) for finer, each in passes], np.float64)

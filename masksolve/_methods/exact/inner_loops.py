@@ -1,7 +1,7 @@
 """The inner loops of equilibration: as machine code where that can be had, in plain Numba otherwise.
 
-Both have the same two functions: `program` makes the functions of `Code` for a pattern, which `unpack` finds in it, and
-`call` calls one of them.
+Both have the same functions: `program` makes the functions of `Code` for a pattern, which `unpack` finds in it, and
+`call` calls one of them; `narrow_program` and `narrow_call` do so for 16-bit integers.
 """
 
 from __future__ import annotations
@@ -12,22 +12,28 @@ from typing import Any
 from masksolve import _jit
 
 
-def _import_inner_loops() -> ModuleType:
+def _import_inner_loops() -> tuple[ModuleType, ModuleType]:
     if _jit.internals is not None:
         try:
             from masksolve._methods.exact import codegen
+            from masksolve._methods.exact.narrow import codegen as narrow_codegen
 
             # The least of all patterns: whatever LLVM has against the code, it has it here.
             codegen.program(1, 2, 4, 4)
+            narrow_codegen.program(1, 2, 2, False, False, 4)
         except Exception as error:
             _jit.go_on_in_plain_numba(error)
         else:
-            return codegen
+            return codegen, narrow_codegen
     # Only now: how its functions are compiled, and those that call them, depends on it.
     from masksolve._methods.exact import plain
+    from masksolve._methods.exact.narrow import plain as narrow_plain
 
-    return plain
+    return plain, narrow_plain
 
 
-_loops: Any = _import_inner_loops()
+_loops: Any
+_narrow_loops: Any
+_loops, _narrow_loops = _import_inner_loops()
 program, call = _loops.program, _loops.call
+narrow_program, narrow_call = _narrow_loops.program, _narrow_loops.call

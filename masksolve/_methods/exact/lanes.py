@@ -97,20 +97,19 @@ def dequeue(stage, queue, count, batch, batch_potentials):
 
 
 @inner_kernel
-def load(code, task, vectors, tiles, start, first, in_group, warm):
+def load(code, task, vectors, tiles, start, first, in_group):
     """Load a group of tiles, the last of them also into lanes that would be empty, and the potentials to start from."""
     at, grid, work = task.at, task.grid, vectors.numbers
     for lane in range(at.lanes):
         given = first + min(lane, in_group - 1)
         vectors.words[word(at, OFFSETS, 0, lane)] = _place(tiles[given], grid.weights_down, grid.weights_across)
-        if warm:
-            for j in range(task.m):
-                work[at.v + j, lane] = start[given, j]
+        for j in range(task.m):
+            work[at.v + j, lane] = start[given, j]
     call(code.load, vectors, grid.weights, grid.weights_row, 0, 0.0)
     if task.is_partial:
         _load_nothing_beyond(task, vectors)
-    # Of the vectors of `Layout`, v comes after u, and best after v.
-    for potential in range(at.u, at.v if warm else at.best):
+    # Of the vectors of `Layout`, v comes after u.
+    for potential in range(at.u, at.v):
         for lane in range(at.lanes):
             work[potential, lane] = 0
 

@@ -121,7 +121,7 @@ def equilibrate_perturbed(
         for first in range(0, count, at.lanes):
             in_group = min(at.lanes, count - first)
             waiting = (1 << in_group) - 1
-            load(code, task, vectors, batch, batch_start, first, in_group, True)
+            load(code, task, vectors, batch, batch_start, first, in_group)
             if clamp:
                 clamp_potentials(task, vectors)
             call(code.measure, vectors, 0, 0, 0, 0.0)

@@ -89,15 +89,15 @@ def _pointer(typingctx, address):
     return types.voidptr(types.int64), codegen
 
 
-_pointer_: Any = intrinsic(_pointer)
+pointer: Any = intrinsic(_pointer)
 
 
 @inner_kernel
 def call(function, vectors, a, b, c, x):
     """Call one of the functions of `Code`."""
-    numbers = carray(_pointer_(function), (4,), np.int64)
+    numbers = carray(pointer(function), (4,), np.int64)
     found = _Function(numbers[0], numbers[1] != 0, numbers[2], numbers[3])
-    pattern = carray(_pointer_(found.pattern), (found.pattern_length,), np.int64)
+    pattern = carray(pointer(found.pattern), (found.pattern_length,), np.int64)
     # As integers of one type, or Numba would compile it for every constant that it is called with.
     _run(found.which, found.clamp, pattern, vectors, np.int64(a), np.int64(b), np.int64(c), x)
 
@@ -135,7 +135,7 @@ def _load(pattern, vectors, address, row_step):
         largest, least = 0, np.iinfo(np.int64).max
         for i in range(m):
             row = ENTRIES + i * at.pitch
-            start = _pointer_(first + i * row_step * size)
+            start = pointer(first + i * row_step * size)
             for j in range(m):
                 if size == 4:
                     numbers[row + j, lane] = abs(carray(start, (m,), np.float32)[j])
@@ -149,7 +149,7 @@ def _load(pattern, vectors, address, row_step):
 
 
 @inner_kernel
-def _pick(is_max, a, b):
+def pick(is_max, a, b):
     """Return max or min, as the instructions have it: b where neither is larger, or one is NaN."""
     if is_max:
         return a if a > b else b
@@ -172,7 +172,7 @@ def _reduced(pattern, vectors, wires, line, rows):
         step = _STEPS + 3 * (k - m)
         is_max, a, b = pattern[step] != 0, pattern[step + 1], pattern[step + 2]
         for lane in range(at.lanes):
-            wires[k, lane] = _pick(is_max, wires[a, lane], wires[b, lane])
+            wires[k, lane] = pick(is_max, wires[a, lane], wires[b, lane])
 
 
 @inner_kernel
@@ -186,7 +186,7 @@ def _new_wires(pattern, vectors):
 def _middle(vectors, clamp, nth, following):
     number = vectors.numbers.dtype.type
     if clamp:
-        nth, following = _pick(True, nth, number(0)), _pick(True, following, number(0))
+        nth, following = pick(True, nth, number(0)), pick(True, following, number(0))
     return (nth + following) * number(0.5)
 
 
@@ -208,7 +208,7 @@ def _move(pattern, vectors, clamp, rows, count, x):
             middle = _middle(vectors, clamp, wires[pattern[_NTH], lane], wires[pattern[_FOLLOWING], lane])
             old = work[potential, lane]
             new = old + share * (middle - old)
-            work[potential, lane] = _pick(True, new, number(0)) if clamp else new
+            work[potential, lane] = pick(True, new, number(0)) if clamp else new
 
 
 @inner_kernel
@@ -238,7 +238,7 @@ def _choose(pattern, vectors, clamp, rows):
                 if _is_chosen(clamp, wires[k, lane], nth):
                     integers[at.counts + k, lane] += 1
                     words[_row_word(at, at.bits, row, k // WORD_BITS, lane)] |= _bit(k)
-            work[WORST, lane] = _pick(False, work[WORST, lane], nth)
+            work[WORST, lane] = pick(False, work[WORST, lane], nth)
     _judge(pattern, vectors, clamp)
 
 
@@ -266,7 +266,7 @@ def _judge(pattern, vectors, clamp):
             if not (count <= n and potential >= 0 if clamp else count == n):
                 integers[STRICT, lane] = 0
             wrong += number(n - count) * potential
-            lowest = _pick(False, lowest, potential)
+            lowest = pick(False, lowest, potential)
         work[LOWEST, lane] = lowest
         work[WRONG, lane] = wrong if clamp else number(0)
 
@@ -329,8 +329,8 @@ def _measure(pattern, vectors):
             integers[at.scratch, lane] = bits & (bits - 1)
             is_power = bits & ((1 << mantissa_bits) - 1) == 0
             divisor = entry if is_power else entry - work[at.scratch, lane]
-            quantum = _pick(False, quantum, divisor)
-            smallest = _pick(False, smallest, entry)
+            quantum = pick(False, quantum, divisor)
+            smallest = pick(False, smallest, entry)
         work[QUANTUM, lane] = quantum
         work[SMALLEST, lane] = smallest
 
@@ -338,7 +338,7 @@ def _measure(pattern, vectors):
 @inner_kernel
 def _perturb(pattern, vectors, address, zero, nonzero):
     m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
-    shares = carray(_pointer_(address), (m * m,), work.dtype)
+    shares = carray(pointer(address), (m * m,), work.dtype)
     for k in range(m * m):
         place = ENTRIES + k // m * at.pitch + k % m
         for lane in range(at.lanes):
@@ -351,7 +351,7 @@ def _perturb(pattern, vectors, address, zero, nonzero):
 def _weigh(pattern, vectors, clamp, address, rows):
     m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
     lanes, number = at.lanes, work.dtype.type
-    shares = carray(_pointer_(address), (m * m,), work.dtype)
+    shares = carray(pointer(address), (m * m,), work.dtype)
     wires = _new_wires(pattern, vectors)
     for lane in range(lanes):
         work[CLEARANCE, lane] = work[THRESHOLD, lane] = np.inf
@@ -368,19 +368,19 @@ def _weigh(pattern, vectors, clamp, address, rows):
                 right = (wires[k, lane] - threshold) - perturbation
                 if not _is_chosen(clamp, wires[k, lane], nth):
                     right = number(0) - right
-                wrong = wrong - _pick(False, right, number(0))
+                wrong = wrong - pick(False, right, number(0))
                 if not is_zero:
-                    clearance = _pick(False, clearance, right)
+                    clearance = pick(False, clearance, right)
             work[WRONG, lane] = wrong
             work[CLEARANCE, lane] = clearance
-            work[THRESHOLD, lane] = _pick(False, work[THRESHOLD, lane], threshold)
+            work[THRESHOLD, lane] = pick(False, work[THRESHOLD, lane], threshold)
 
 
 @inner_kernel
 def _store(pattern, vectors, address, row_step, lane):
     m, at = pattern[_M], layout_in(pattern, 0)
     for i in range(m):
-        row = carray(_pointer_(address + i * row_step), (m,), np.uint8)
+        row = carray(pointer(address + i * row_step), (m,), np.uint8)
         for j in range(m):
             bits = vectors.words[_row_word(at, at.bits, i, j // WORD_BITS, lane)]
             row[j] = (bits >> (j % WORD_BITS)) & 1

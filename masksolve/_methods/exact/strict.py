@@ -80,8 +80,6 @@ class Relaxations(NamedTuple):
 def equilibrate_strict(
     program,
     grid,
-    tiles,
-    start,
     numbers,
     integers,
     words,
@@ -91,6 +89,8 @@ def equilibrate_strict(
     remaining,
     remaining_potentials,
     remaining_stages,
+    queued,
+    tried,
     exact_rows,
     exact_columns,
 ):
@@ -102,10 +102,6 @@ def equilibrate_strict(
         `inner_loops.program` for numbers of the dtype of the weights.
     grid
         What `Grid` holds.
-    tiles
-        (k): where the tiles are, tile row * 2**32 + tile column.
-    start
-        (k, m): column potentials to start from; or empty.
     numbers, integers, words
         `layout.new_vectors`.
     rounds, relaxations
@@ -113,8 +109,12 @@ def equilibrate_strict(
     potentials
         (tiles in the grid, m): where column potentials found are written; or empty.
     remaining, remaining_potentials, remaining_stages
-        (2, k), (2, k, m), (k): [0] is filled with the tiles that remain, [0] with their column potentials, and the last
-        with what is to become of them; the rest is overwritten.
+        (2, k), (2, k, m), (k): [0] holds the tiles, tile row * 2**32 + tile column, [0] the column potentials to start
+        from, and the last what is to become of them; then those that remain. The rest is overwritten.
+    queued
+        How many tiles.
+    tried
+        Whether their potentials are nearly optimal.
     exact_rows, exact_columns
         Whether rows, and columns, hold exactly n. Where it is one of the two, `program` clamps the others always.
     """
@@ -126,25 +126,22 @@ def equilibrate_strict(
     rounds, relaxations = Rounds(*rounds), Relaxations(*relaxations)
     vectors = Vectors(numbers, integers, words)
     queue = Tiles(remaining[0], remaining_potentials[0], remaining_stages)
-    batch, batch_start, count, queued = tiles, start, len(tiles), 0
+    batch, batch_start = remaining[1], remaining_potentials[1]
 
     starts_clamped = is_partial and at_most
     first_pass = _FIRST_AT_MOST if starts_clamped else _FIRST
     for number in range(first_pass, len(_PASSES)):
         stage, defer_stragglers = _PASSES[number]
         is_first = number == first_pass
-        if not is_first:
-            batch, batch_start = remaining[1], remaining_potentials[1]
-            count = dequeue(stage, queue, queued, batch, batch_start)
-            queued -= count
+        count = dequeue(stage, queue, queued, batch, batch_start)
+        queued -= count
         defer_stragglers &= count > FEW
-        warm = not is_first or len(start) > 0
         tied_groups = 0
 
         for first in range(0, count, at.lanes):
             in_group = min(at.lanes, count - first)
             waiting = (1 << in_group) - 1
-            load(code, task, vectors, batch, batch_start, first, in_group, warm)
+            load(code, task, vectors, batch, batch_start, first, in_group)
             clamp, ties = stage == AS_AT_MOST, False
             if clamp and not at_most:
                 call(code.find_zeros, vectors, 0, 0, 0, 0.0)
@@ -165,7 +162,7 @@ def equilibrate_strict(
                 first_check = last = rounds.if_tied
             if not is_first:
                 first_check = rounds.first_check_deferred
-            elif warm:
+            elif tried:
                 first_check = 0
             waiting, failed = _do_rounds(
                 clamped if clamp else code,
@@ -177,7 +174,7 @@ def equilibrate_strict(
                 first_check,
                 last,
                 relaxations,
-                warm,
+                tried or not is_first,
                 is_first,
                 defer_stragglers,
                 clamp,

@@ -1,0 +1,586 @@
+"""The functions of `Code` as machine code: explicit vectors of 16-bit integers, with one tile in each lane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from masksolve import _networks
+from masksolve._jit import inner_kernel, internals
+from masksolve._methods.exact import codegen as wide_codegen
+from masksolve._methods.exact.machine_code import compiler_identity, stored, target_machine
+from masksolve._methods.exact.narrow import layout as memory_layout
+from masksolve._methods.exact.narrow.layout import HALF, KEEP_COLUMNS, KEEP_ROWS, LANES, Code, layout, new_program
+
+_BIT = ir.IntType(1)
+_BYTE = ir.IntType(8)
+_I16 = ir.IntType(16)
+_I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
+_FLOAT = ir.FloatType()
+_DOUBLE = ir.DoubleType()
+_VECTOR = ir.VectorType(_I16, LANES)
+_VECTOR_BYTES = 2 * LANES
+# Weights of tiles that fit in the first-level cache, whatever lies between their rows: they are looked at one by one.
+_TILE_BY_TILE = 256
+
+_pointer_to = wide_codegen.pointer_to
+_PROTOTYPE = ir.FunctionType(ir.VoidType(), [_pointer_to(_BYTE), _I64, _I64, _I64, _I64])
+
+
+def _call_address(typingctx: Any, address: Any, memory: Any, a: Any, b: Any, c: Any, d: Any) -> tuple[Any, Any]:
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        # In llvmlite, only the type of a pointer says what function is called.
+        function = builder.inttoptr(arguments[0], _PROTOTYPE.as_pointer())
+        builder.call(function, [builder.inttoptr(arguments[1], _pointer_to(_BYTE)), *arguments[2:]])
+        return _I64(0)
+
+    return types.int64(*[types.int64] * 6), codegen
+
+
+_call_address_: Any = intrinsic(_call_address)
+
+
+@inner_kernel
+def call(address: int, memory: NDArray[np.int8], a: int, b: int, c: int, d: int) -> None:
+    """Call one of the functions of `Code`."""
+    _call_address_(address, memory.ctypes.data, a, b, c, d)
+
+
+@cache
+def program(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: bool, itemsize: int) -> NDArray[np.int64]:
+    """Return, for `unpack`, the functions for r x c tiles of weights of this size, with clamps at 0 or without."""
+    with internals.global_compiler_lock:
+        engine = _engine_of(n, rows, cols, clamp_rows, clamp_columns, itemsize)
+        return new_program([engine.get_function_address(name) for name in Code._fields], rows, cols)
+
+
+@cache
+def _engine_of(
+    n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: bool, itemsize: int
+) -> binding.ExecutionEngine:
+    """Return the owner of the machine code, which has to live as long as the process."""
+    machine = target_machine()
+
+    def compiled() -> bytes:
+        module = binding.parse_assembly(write_module(n, rows, cols, clamp_rows, clamp_columns, itemsize))
+        code: bytes = machine.emit_object(module)
+        return code
+
+    arguments = n, rows, cols, int(clamp_rows), int(clamp_columns), itemsize
+    try:
+        sources = [
+            Path(file).read_bytes()
+            for file in (__file__, memory_layout.__file__, wide_codegen.__file__, _networks.__file__)
+        ]
+    except OSError:  # imported from an archive, or without sources
+        code = compiled()
+    else:
+        key = b"".join([*sources, compiler_identity(), str(arguments).encode()])
+        name = "-".join(map(str, ("narrow", *arguments)))
+        code = stored(_engine_of.__wrapped__, name, key, compiled)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine
+
+
+def write_module(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: bool, itemsize: int) -> str:
+    """Return the LLVM IR of the functions of `Code`."""
+    module = ir.Module()
+    writers: dict[str, Callable[[_Writer], None]] = {
+        "load": _Writer.load,
+        "move_rows": lambda write: write.move(along_rows=True),
+        "move_columns": lambda write: write.move(along_rows=False),
+        "prove": _Writer.prove,
+    }
+    for name, write in writers.items():
+        function = ir.Function(module, _PROTOTYPE, name)
+        builder = ir.IRBuilder(function.append_basic_block())
+        write(_Writer(builder, function.args, n, rows, cols, clamp_rows, clamp_columns, itemsize))
+        builder.ret_void()
+    return str(module)
+
+
+class _Writer:
+    """Writes the code of one function where the builder stands."""
+
+    def __init__(
+        self,
+        builder: ir.IRBuilder,
+        arguments: Sequence[ir.Value],
+        n: int,
+        rows: int,
+        cols: int,
+        clamp_rows: bool,
+        clamp_columns: bool,
+        itemsize: int,
+    ) -> None:
+        self.builder = builder
+        self.memory, self.a, self.b, self.c, self.d = arguments
+        self.n, self.rows, self.cols = n, rows, cols
+        self.clamp_rows, self.clamp_columns = clamp_rows, clamp_columns
+        self.at = layout(rows, cols)
+        self.itemsize = itemsize
+        self.source = _FLOAT if itemsize == 4 else _DOUBLE
+
+    # Values and memory
+
+    def constant(self, kind: ir.Type, value: float, count: int) -> ir.Value:
+        return ir.Constant(ir.VectorType(kind, count), [value] * count)
+
+    def splat(self, scalar: ir.Value, count: int) -> ir.Value:
+        undefined = ir.Constant(ir.VectorType(scalar.type, count), ir.Undefined)
+        one = self.builder.insert_element(undefined, scalar, _I32(0))
+        return self.picked(one, one, [0] * count)
+
+    def picked(self, a: ir.Value, b: ir.Value, order: Sequence[int]) -> ir.Value:
+        """Return the elements of two vectors, numbered through, in this order."""
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(order)), list(order)))
+
+    def filled_up(self, value: ir.Value, count: int) -> ir.Value:
+        """Return a vector with zeros at its end."""
+        have = value.type.count
+        if have == count:
+            return value
+        zeros = ir.Constant(value.type, [0.0 if value.type.element in (_FLOAT, _DOUBLE) else 0] * have)
+        return self.picked(value, zeros, [k if k < have else have for k in range(count)])
+
+    def place(self, offset: int | ir.Value, kind: ir.Type) -> ir.Value:
+        offset = _I64(offset) if isinstance(offset, int) else offset
+        return self.builder.bitcast(self.builder.gep(self.memory, [offset], source_etype=_BYTE), _pointer_to(kind))
+
+    def get(self, offset: int | ir.Value, kind: ir.Type, align: int = 4) -> ir.Value:
+        return self.builder.load(self.place(offset, kind), align=align, typ=kind)
+
+    def put(self, value: ir.Value, offset: int | ir.Value, align: int = 4) -> None:
+        self.builder.store(value, self.place(offset, value.type), align=align)
+
+    def offset(self, base: int, index: ir.Value, step: int) -> ir.Value:
+        return self.builder.add(self.builder.mul(index, _I64(step)), _I64(base))
+
+    def for_each(self, count: int, body: Callable[[ir.Value], None]) -> None:
+        """Write a loop over 0 ... count - 1."""
+        builder = self.builder
+        before = builder.block
+        loop, after = builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        index = builder.phi(_I64)
+        index.add_incoming(_I64(0), before)
+        body(index)
+        following = builder.add(index, _I64(1))
+        index.add_incoming(following, builder.block)
+        builder.cbranch(builder.icmp_unsigned("<", following, _I64(count)), loop, after)
+        builder.position_at_end(after)
+
+    def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[ir.Value]) -> ir.Value:
+        declared = self.builder.module.globals
+        if name not in declared:
+            ir.Function(self.builder.module, ir.FunctionType(result, [each.type for each in arguments]), name)
+        return self.builder.call(declared[name], arguments)
+
+    def saturated(self, what: str, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.intrinsic(f"llvm.{what}.sat.v{LANES}i16", _VECTOR, [a, b])
+
+    def larger(self, a: ir.Value, b: ir.Value, is_max: bool = True) -> ir.Value:
+        return self.builder.select(self.builder.icmp_signed(">" if is_max else "<", a, b), a, b)
+
+    # Weights as they lie
+
+    def sources(self) -> list[ir.Value]:
+        """Return where the weights of each tile begin."""
+        base = self.builder.inttoptr(self.a, _pointer_to(self.source))
+        return [
+            self.builder.gep(base, [self.get(self.at.weights + 8 * lane, _I64)], source_etype=self.source)
+            for lane in range(LANES)
+        ]
+
+    def start_of_row(self, tile: ir.Value, row: ir.Value) -> ir.Value:
+        return self.builder.gep(tile, [self.builder.mul(row, self.b)], source_etype=self.source)
+
+    def magnitudes(self, start: ir.Value, first: int, count: int) -> ir.Value:
+        kind = ir.VectorType(self.source, count)
+        place = self.builder.gep(start, [_I64(first)], source_etype=self.source)
+        value = self.builder.load(self.builder.bitcast(place, _pointer_to(kind)), align=self.itemsize, typ=kind)
+        bits = ir.IntType(8 * self.itemsize)
+        without_sign = self.constant(bits, (1 << (8 * self.itemsize - 1)) - 1, count)
+        kept = self.builder.and_(self.builder.bitcast(value, ir.VectorType(bits, count)), without_sign)
+        return self.builder.bitcast(kept, kind)
+
+    def pieces(self) -> list[tuple[int, int]]:
+        """Return where each eight of the columns begin, and how many they are."""
+        return [(first, min(8, self.cols - first)) for first in range(0, self.cols, 8)]
+
+    def leading_bits(self, magnitudes: ir.Value) -> ir.Value:
+        """Return the first 32 bits of numbers that are not negative, which grow with them, infinity and NaN last."""
+        count = magnitudes.type.count
+        if self.itemsize == 4:
+            return self.builder.bitcast(magnitudes, ir.VectorType(_I32, count))
+        bits = self.builder.bitcast(magnitudes, ir.VectorType(_I64, count))
+        return self.builder.trunc(self.builder.lshr(bits, self.constant(_I64, 32, count)), ir.VectorType(_I32, count))
+
+    def as_floats(self, value: ir.Value) -> ir.Value:
+        if self.itemsize == 4:
+            return value
+        return self.builder.fptrunc(value, ir.VectorType(_FLOAT, value.type.count))
+
+    # From tiles to lanes and back
+
+    def in_lanes(self, eight_of: Callable[[int], ir.Value]) -> list[ir.Value]:
+        """Return eight vectors of 16-bit integers over the lanes, from eight float32 of each lane's tile."""
+        builder = self.builder
+        vectors = []
+        for k in range(8):
+            parts = [eight_of(lane) for lane in range(k, LANES, 8)]
+            whole = [
+                builder.fptosi(self.intrinsic("llvm.rint.v8f32", part.type, [part]), ir.VectorType(_I32, 8))
+                for part in parts
+            ]
+            while len(whole) > 1:
+                count = 2 * whole[0].type.count
+                whole = [self.picked(a, b, range(count)) for a, b in zip(whole[::2], whole[1::2], strict=True)]
+            most, least = self.constant(_I32, 32767, LANES), self.constant(_I32, -32768, LANES)
+            vectors.append(builder.trunc(self.larger(self.larger(whole[0], most, False), least), _VECTOR))
+        return self.transposed(vectors)
+
+    def transposed(self, vectors: list[ir.Value]) -> list[ir.Value]:
+        """Exchange the number of a vector with the place in each eight of its elements."""
+        for width, stride in ((1, 1), (2, 2), (4, 4)):
+            joined: list[ir.Value] = [None] * 8
+            # Vectors hold `width` vectors' elements each, of the `8 // width` next to each other.
+            for first in range(0, 8, 2 * stride):
+                for k in range(stride):
+                    low, high = vectors[first + k], vectors[first + stride + k]
+                    joined[first + 2 * k] = self.interleaved(low, high, width, 0)
+                    joined[first + 2 * k + 1] = self.interleaved(low, high, width, 4)
+            vectors = joined
+        return vectors
+
+    def interleaved(self, a: ir.Value, b: ir.Value, width: int, start: int) -> ir.Value:
+        """Return elements from `start` on of each eight of a and b, four of each, `width` of a, `width` of b, ..."""
+        order: list[int] = []
+        for group in range(start, LANES, 8):
+            for k in range(group, group + 4, width):
+                order += [*range(k, k + width), *range(LANES + k, LANES + k + width)]
+        return self.picked(a, b, order)
+
+    # Functions
+
+    def load(self) -> None:
+        builder, at = self.builder, self.at
+        eight = ir.VectorType(_I32, 8)
+        tiles = self.sources()
+        for lane in range(LANES):
+            self.put(ir.Constant(eight, [0] * 8), at.scratch + 32 * lane)
+
+        # Row after row of all tiles, which lie side by side: one tile after the other would be a row here, a row there.
+        def measure_row(row: ir.Value) -> None:
+            for lane, tile in enumerate(tiles):
+                start = self.start_of_row(tile, row)
+                largest = self.get(at.scratch + 32 * lane, eight)
+                for first, count in self.pieces():
+                    bits = self.leading_bits(self.magnitudes(start, first, count))
+                    largest = self.larger(self.filled_up(bits, 8), largest)
+                self.put(largest, at.scratch + 32 * lane)
+
+        self.for_each(self.rows, measure_row)
+        keeps_columns, keeps_rows = (
+            builder.icmp_unsigned("!=", builder.and_(self.c, _I64(bit)), _I64(0)) for bit in (KEEP_COLUMNS, KEEP_ROWS)
+        )
+        finer = builder.trunc(builder.and_(self.c, _I64(KEEP_COLUMNS - 1)), _I32)
+
+        def measure(lane: ir.Value) -> None:
+            of_eight = self.get(self.offset(at.scratch, lane, 32), eight)
+            largest = self.intrinsic("llvm.vector.reduce.smax.v8i32", _I32, [of_eight])
+            if self.itemsize == 8:
+                # As those of a float32 of the same exponent, or of the nearest that there is.
+                exponent = builder.lshr(largest, _I32(20))
+                is_finite = builder.icmp_signed("<", exponent, _I32(2047))
+                exponent = self.larger(builder.sub(exponent, _I32(1023 - 127)), _I32(0))
+                exponent = builder.select(is_finite, self.larger(exponent, _I32(254), False), _I32(255))
+                largest = builder.shl(exponent, _I32(23))
+            self.put(largest, self.offset(at.largest, lane, 4))
+            # Of both powers of two the exponent has to be that of a normal number.
+            exponent = self.larger(builder.lshr(largest, _I32(23)), _I32(40))
+            exponent = builder.sub(self.larger(exponent, _I32(254), False), finer)
+            scale = builder.bitcast(builder.shl(builder.sub(_I32(268), exponent), _I32(23)), _FLOAT)
+            unit = builder.bitcast(builder.shl(builder.sub(exponent, _I32(14)), _I32(23)), _FLOAT)
+            self.put(scale, self.offset(at.scales, lane, 4))
+            self.put(unit, self.offset(at.units, lane, 4))
+            middle = builder.fmul(unit, ir.Constant(_FLOAT, float(HALF)))
+            for keeps, start, width, value in (
+                (keeps_columns, at.columns, at.column_width, ir.Constant(_FLOAT, 0.0)),
+                (keeps_rows, at.rows, at.row_width, middle),
+            ):
+                place = self.offset(start, lane, 4 * width)
+                kept = self.get(place, ir.VectorType(_FLOAT, width))
+                self.put(builder.select(keeps, kept, self.splat(value, width)), place)
+
+        self.for_each(LANES, measure)
+        for lane in range(LANES):
+            for column in range(self.cols, at.column_width):
+                self.put(ir.Constant(_FLOAT, float("inf")), at.columns + 4 * (lane * at.column_width + column))
+        scales = [self.splat(self.get(at.scales + 4 * lane, _FLOAT), 8) for lane in range(LANES)]
+
+        def load_row(row: ir.Value) -> None:
+            starts = [self.start_of_row(tile, row) for tile in tiles]
+            for first, count in self.pieces():
+
+                def eight_of(lane: int, first: int = first, count: int = count) -> ir.Value:
+                    columns = at.columns + 4 * (lane * at.column_width + first)
+                    values = self.magnitudes(starts[lane], first, count)
+                    above = self.get(columns, ir.VectorType(_FLOAT, count))
+                    potential = self.get(self.offset(at.rows + 4 * lane * at.row_width, row, 4), _FLOAT)
+                    if self.itemsize == 8:
+                        above = builder.fpext(above, values.type)
+                        potential = builder.fpext(potential, _DOUBLE)
+                    rest = builder.fsub(builder.fsub(values, above), self.splat(potential, count))
+                    return builder.fmul(self.filled_up(self.as_floats(rest), 8), scales[lane])
+
+                for k, vector in enumerate(self.in_lanes(eight_of)[:count]):
+                    entry = at.entries + _VECTOR_BYTES * (first + k)
+                    self.put(vector, self.offset(entry, row, _VECTOR_BYTES * self.cols))
+
+        self.for_each(self.rows, load_row)
+        zero = ir.Constant(_VECTOR, [0] * LANES)
+        for start, width in ((at.u, at.row_width), (at.v, at.column_width)):
+            for k in range(width):
+                self.put(zero, start + _VECTOR_BYTES * k)
+        for clamp, floats, width, count, floor in (
+            (self.clamp_rows, at.rows, at.row_width, self.rows, at.floor_u),
+            (self.clamp_columns, at.columns, at.column_width, self.cols, at.floor_v),
+        ):
+            for first in range(0, count, 8) if clamp else ():
+
+                def floors_of(lane: int, floats: int = floats, width: int = width, first: int = first) -> ir.Value:
+                    above = self.get(floats + 4 * (lane * width + first), ir.VectorType(_FLOAT, 8))
+                    return builder.fmul(builder.fsub(self.constant(_FLOAT, 0.0, 8), above), scales[lane])
+
+                for k, vector in enumerate(self.in_lanes(floors_of)):
+                    self.put(vector, floor + _VECTOR_BYTES * (first + k))
+
+    def best_two(self, values: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
+        """Return the n-th and the (n+1)-th largest."""
+        network = _networks.selection_network(self.n, len(values))
+        wires = list(values)
+        for is_max, a, b in network.steps:
+            wires.append(self.larger(wires[a], wires[b], is_max))
+        return wires[network.nth], wires[network.following]
+
+    def reduced(self, line: ir.Value, along_rows: bool) -> list[ir.Value]:
+        """Return a line's entries, less the potentials of the lines across."""
+        row = _VECTOR_BYTES * self.cols
+        step, next_line, count = (_VECTOR_BYTES, row, self.cols) if along_rows else (row, _VECTOR_BYTES, self.rows)
+        across = self.at.v if along_rows else self.at.u
+        return [
+            self.saturated(
+                "ssub",
+                self.get(self.offset(self.at.entries + step * k, line, next_line), _VECTOR),
+                self.get(across + _VECTOR_BYTES * k, _VECTOR),
+            )
+            for k in range(count)
+        ]
+
+    def move(self, along_rows: bool) -> None:
+        builder = self.builder
+        wide = ir.VectorType(_I32, LANES)
+        share = self.splat(builder.trunc(self.a, _I16), LANES)
+        clamp = self.clamp_rows if along_rows else self.clamp_columns
+        potentials, floors = (self.at.u, self.at.floor_u) if along_rows else (self.at.v, self.at.floor_v)
+        sixteen = self.constant(_I32, 16, LANES)
+
+        def move_line(line: ir.Value) -> None:
+            nth, following = self.best_two(self.reduced(line, along_rows))
+            both, one_of_them = builder.and_(nth, following), builder.xor(nth, following)
+            middle = builder.add(both, builder.ashr(one_of_them, self.constant(_I16, 1, LANES)))
+            place = self.offset(potentials, line, _VECTOR_BYTES)
+            way = self.saturated("ssub", middle, self.get(place, _VECTOR))
+            # The upper half of a product: an instruction of its own, if all of it stands in one block.
+            product = builder.mul(builder.sext(self.saturated("sadd", way, way), wide), builder.sext(share, wide))
+            rounded = builder.trunc(builder.lshr(product, sixteen), _VECTOR)
+            new = self.saturated("sadd", middle, rounded)
+            if clamp:
+                new = self.larger(new, self.get(self.offset(floors, line, _VECTOR_BYTES), _VECTOR))
+            self.put(new, place)
+
+        self.for_each(self.rows if along_rows else self.cols, move_line)
+
+    def prove(self) -> None:
+        self.choose_best()
+        self.add_potentials()
+        self.store_masks()
+
+    def choose_best(self) -> None:
+        at = self.at
+
+        def choose(row: ir.Value) -> None:
+            nth, following = self.best_two(self.reduced(row, along_rows=True))
+            self.put(nth, self.offset(at.best, row, _VECTOR_BYTES))
+            self.put(following, self.offset(at.best + _VECTOR_BYTES * at.row_width, row, _VECTOR_BYTES))
+
+        self.for_each(self.rows, choose)
+        place, widths = at.scratch, (at.column_width, at.row_width, at.row_width)
+        for start, width in zip((at.v, at.best, at.best + _VECTOR_BYTES * at.row_width), widths, strict=True):
+            for first in range(0, width, 8):
+                eight = [self.get(start + _VECTOR_BYTES * (first + k), _VECTOR) for k in range(8)]
+                for k, vector in enumerate(self.transposed(eight)):
+                    for lane in range(k, LANES, 8):
+                        part = self.picked(vector, vector, range(lane - k, lane - k + 8))
+                        self.put(part, place + 2 * (lane * width + first), 2)
+            place += 2 * LANES * width
+
+    def add_potentials(self) -> None:
+        at, builder = self.at, self.builder
+        nth_at = at.scratch + 2 * LANES * at.column_width
+        following_at = nth_at + 2 * LANES * at.row_width
+
+        def of_tile(start: int, lane: ir.Value, width: int) -> ir.Value:
+            narrow = self.get(self.offset(start, lane, 2 * width), ir.VectorType(_I16, width), 2)
+            return builder.sext(narrow, ir.VectorType(_I32, width))
+
+        def add(lane: ir.Value) -> None:
+            unit = self.get(self.offset(at.units, lane, 4), _FLOAT)
+            both = builder.add(of_tile(nth_at, lane, at.row_width), of_tile(following_at, lane, at.row_width))
+            half = builder.fmul(unit, ir.Constant(_FLOAT, 0.5))
+            for start, width, number, times, clamp in (
+                (at.columns, at.column_width, of_tile(at.scratch, lane, at.column_width), unit, self.clamp_columns),
+                (at.rows, at.row_width, both, half, self.clamp_rows),
+            ):
+                floats = ir.VectorType(_FLOAT, width)
+                place = self.offset(start, lane, 4 * width)
+                taken = builder.fmul(builder.sitofp(number, floats), self.splat(times, width))
+                new = builder.fadd(self.get(place, floats), taken)
+                if clamp:
+                    # Less than a unit is as good as nothing, and lets a line be short.
+                    small = builder.fcmp_ordered("<", new, self.splat(unit, width))
+                    new = builder.select(small, self.constant(_FLOAT, 0.0, width), new)
+                self.put(new, place)
+
+        self.for_each(LANES, add)
+
+    def store_masks(self) -> None:
+        at, builder, width = self.at, self.builder, self.at.column_width
+        bytes_, bits = ir.VectorType(_BYTE, width), ir.IntType(width)
+        counts_at, wrong_at = at.scratch, at.scratch + width * LANES
+
+        def judge(lane: ir.Value, counts: ir.Value, wrong_rows: ir.Value) -> None:
+            potentials = self.get(self.offset(at.columns, lane, 4 * width), ir.VectorType(_FLOAT, width))
+            full = ir.Constant(bytes_, [self.n if column < self.cols else 0 for column in range(width)])
+            wrong = builder.bitcast(self.is_wrong(counts, full, potentials, self.clamp_columns), bits)
+            if self.clamp_columns and self.cols < width:
+                # Columns that there are not have infinite potentials.
+                wrong = builder.and_(wrong, bits((1 << self.cols) - 1))
+            proven = builder.and_(builder.icmp_unsigned("==", wrong, bits(0)), builder.not_(wrong_rows))
+            self.put(builder.zext(proven, _I32), self.offset(at.proven, lane, 4))
+
+        if self.rows * self.cols <= _TILE_BY_TILE:
+            at_once = max(1, 2 * LANES // width)
+
+            def store_tile(lane: ir.Value) -> None:
+                base = builder.inttoptr(self.a, _pointer_to(self.source))
+                tile = builder.gep(base, [self.get(self.offset(at.weights, lane, 8), _I64)], source_etype=self.source)
+                mask = builder.add(self.d, self.get(self.offset(at.masks, lane, 8), _I64))
+                counts, wrong = ir.Constant(bytes_, [0] * width), _BIT(0)
+                for first in range(0, self.rows, at_once):
+                    rows = range(first, min(first + at_once, self.rows))
+                    ones, is_wrong = self.store_rows(tile, mask, lane, [_I64(row) for row in rows])
+                    wrong = builder.or_(wrong, is_wrong)
+                    while ones.type.count > width:
+                        half = ones.type.count // 2
+                        ones = builder.add(
+                            self.picked(ones, ones, range(half)), self.picked(ones, ones, range(half, 2 * half))
+                        )
+                    counts = builder.add(counts, ones)
+                judge(lane, counts, wrong)
+
+            self.for_each(LANES, store_tile)
+            return
+
+        tiles = self.sources()
+        masks = [builder.add(self.d, self.get(at.masks + 8 * lane, _I64)) for lane in range(LANES)]
+        for lane in range(LANES):
+            self.put(ir.Constant(bytes_, [0] * width), counts_at + width * lane)
+            self.put(_I64(0), wrong_at + 8 * lane)
+
+        def store_row(row: ir.Value) -> None:
+            for lane, tile in enumerate(tiles):
+                ones, is_wrong = self.store_rows(tile, masks[lane], _I64(lane), [row])
+                wrong = builder.or_(self.get(wrong_at + 8 * lane, _I64), builder.zext(is_wrong, _I64))
+                self.put(wrong, wrong_at + 8 * lane)
+                self.put(builder.add(self.get(counts_at + width * lane, bytes_), ones), counts_at + width * lane)
+
+        self.for_each(self.rows, store_row)
+
+        def judge_lane(lane: ir.Value) -> None:
+            counts = self.get(self.offset(counts_at, lane, width), bytes_)
+            wrong = self.get(self.offset(wrong_at, lane, 8), _I64)
+            judge(lane, counts, builder.icmp_unsigned("!=", wrong, _I64(0)))
+
+        self.for_each(LANES, judge_lane)
+
+    def store_rows(
+        self, tile: ir.Value, mask: ir.Value, lane: ir.Value, rows: list[ir.Value]
+    ) -> tuple[ir.Value, ir.Value]:
+        """Store the mask of some rows; return it as bytes, filled up, and whether a row holds what it may not."""
+        at, builder, cols, width = self.at, self.builder, self.cols, self.at.column_width
+        count = 1 << (len(rows) - 1).bit_length()
+        values, thresholds = [], []
+        for row in rows:
+            values.append(self.filled_up(self.magnitudes(self.start_of_row(tile, row), 0, cols), width))
+            place = self.offset(at.rows, builder.add(builder.mul(lane, _I64(at.row_width)), row), 4)
+            thresholds.append(self.get(place, _FLOAT))
+        # Rows that there are not hold nothing: their thresholds are infinite.
+        values += values[-1:] * (count - len(rows))
+        thresholds += [ir.Constant(_FLOAT, float("inf"))] * (count - len(rows))
+        potentials = self.get(self.offset(at.columns, lane, 4 * width), ir.VectorType(_FLOAT, width))
+        levels = [self.splat(threshold, width) for threshold in thresholds]
+        columns = [potentials] * count
+        while len(values) > 1:
+            both = range(2 * values[0].type.count)
+            values, levels, columns = (
+                [self.picked(a, b, both) for a, b in zip(each[::2], each[1::2], strict=True)]
+                for each in (values, levels, columns)
+            )
+        level, column = levels[0], columns[0]
+        if self.itemsize == 8:
+            wide = ir.VectorType(_DOUBLE, count * width)
+            level, column = builder.fpext(level, wide), builder.fpext(column, wide)
+        chosen = builder.fcmp_ordered(">", builder.fsub(values[0], column), level)
+        ones = builder.zext(chosen, ir.VectorType(_BYTE, count * width))
+        for number, row in enumerate(rows):
+            start = builder.add(mask, builder.mul(row, self.c))
+            part = self.picked(ones, ones, range(number * width, number * width + cols))
+            builder.store(part, builder.inttoptr(start, _pointer_to(part.type)), align=1)
+        number_type = ir.IntType(width)
+        if count == 1:
+            kept = self.intrinsic(f"llvm.ctpop.i{width}", number_type, [builder.bitcast(chosen, number_type)])
+            return ones, self.is_wrong(kept, number_type(self.n), thresholds[0], self.clamp_rows)
+        numbers = ir.VectorType(number_type, count)
+        kept = self.intrinsic(f"llvm.ctpop.v{count}i{width}", numbers, [builder.bitcast(chosen, numbers)])
+        full = ir.Constant(numbers, [self.n] * len(rows) + [0] * (count - len(rows)))
+        each = ir.Constant(ir.VectorType(_FLOAT, count), ir.Undefined)
+        if self.clamp_rows:
+            for number, threshold in enumerate(thresholds):
+                each = builder.insert_element(each, threshold, _I32(number))
+        wrong = builder.bitcast(self.is_wrong(kept, full, each, self.clamp_rows), ir.IntType(count))
+        return ones, builder.icmp_unsigned("!=", wrong, ir.IntType(count)(0))
+
+    def is_wrong(self, count: ir.Value, full: ir.Value, potential: ir.Value, clamp: bool) -> ir.Value:
+        """Return whether a line holds more than it may, or fewer: which it may where its potential is 0."""
+        builder = self.builder
+        wrong = builder.icmp_unsigned("!=", count, full)
+        if clamp:
+            is_vector = isinstance(potential.type, ir.VectorType)
+            zero = ir.Constant(potential.type, [0.0] * potential.type.count if is_vector else 0.0)
+            wrong = builder.and_(wrong, builder.fcmp_unordered("!=", potential, zero))
+            wrong = builder.or_(wrong, builder.icmp_unsigned(">", count, full))
+        return wrong

@@ -1,0 +1,155 @@
+"""The memory of a group of tiles in 16-bit lanes, and the functions that work on it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksolve._jit import inner_kernel
+from masksolve._methods.exact.machine_code import VECTOR_BYTES
+
+LANES = VECTOR_BYTES // 2
+# A tile's largest magnitude is rounded to less than 2**15; half of that is taken from all, so that what potentials take
+# from them fits 16 bits.
+HALF = 1 << 14
+# What `Code.load` takes as c: how many bits finer than that weights are to be, and whether the potentials of columns
+# and of rows stand in `columns` and `rows`, or are to be set to 0 and to the middle of all weights.
+KEEP_COLUMNS, KEEP_ROWS = 1 << 8, 1 << 9
+
+
+class Layout(NamedTuple):
+    """Where what belongs to a group of r x c tiles lies, in bytes.
+
+    weights, masks
+        int64 (lanes): the place of each tile, in elements, and of its mask, in bytes.
+    largest
+        int32 (lanes): the bits of its largest magnitude, as a float32.
+    units, scales
+        float32 (lanes): the weight that is 1 in the lanes, and its inverse; powers of two.
+    proven
+        int32 (lanes): not 0 where the mask that is stored is proven.
+    columns, rows
+        float32 (lanes, column_width), (lanes, row_width): potentials in units of the weights. Those of columns that
+        there are not are infinite, so that these are never chosen.
+    scratch
+        What else is needed tile by tile.
+    u, v, floor_u, floor_v, best, entries
+        int16, a vector each: what potentials of rows and of columns take beyond those above, and have to take at
+        least; the n-th best and the following reduced entry of each row, one after the other; the entries less the
+        potentials above.
+    size
+        Bytes in all.
+    column_width, row_width
+        The columns and the rows, filled up to a power of two, and to a multiple of 8.
+    """
+
+    weights: int
+    masks: int
+    largest: int
+    units: int
+    scales: int
+    proven: int
+    columns: int
+    rows: int
+    scratch: int
+    u: int
+    v: int
+    floor_u: int
+    floor_v: int
+    best: int
+    entries: int
+    size: int
+    column_width: int
+    row_width: int
+
+
+@cache
+def layout(rows: int, cols: int) -> Layout:
+    """Return the layout for tiles of this shape."""
+    column_width, row_width = max(8, 1 << (cols - 1).bit_length()), -(-rows // 8) * 8
+    vector = 2 * LANES
+    scratch = max(
+        # 32 bytes of maxima
+        32 * LANES,
+        # potentials and the two best of each row, tile by tile
+        2 * LANES * (column_width + 2 * row_width),
+        # a byte for each column, and a word
+        (column_width + 8) * LANES,
+    )
+    sizes = (
+        *(8 * LANES, 8 * LANES, 4 * LANES, 4 * LANES, 4 * LANES, 4 * LANES),
+        *(4 * LANES * column_width, 4 * LANES * row_width, scratch),
+        *(vector * row_width, vector * column_width, vector * row_width, vector * column_width, vector * 2 * row_width),
+        vector * rows * cols,
+    )
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + -(-size // VECTOR_BYTES) * VECTOR_BYTES)
+    return Layout(*[*starts, column_width, row_width])
+
+
+class Code(NamedTuple):
+    """The functions for one shape and its margins, by address, and what each takes as a, b, c and d.
+
+    load
+        a: address of the weights, b: elements from one row of a tile to the next, c: see `KEEP_COLUMNS`. Fills
+        `largest` to `scales`, the entries and the floors, and sets u and v to 0.
+    move_rows, move_columns
+        a: how far each potential moves beyond the middle between the n-th and the (n+1)-th largest reduced entry of
+        its line, in units of the way times 2**-15: less than the way.
+    prove
+        a, b: as for `load`, c: bytes from row to row of a mask, d: address of the masks. Fills `columns`, `rows` and
+        `proven`, and stores masks.
+    """
+
+    load: int
+    move_rows: int
+    move_columns: int
+    prove: int
+
+
+@inner_kernel
+def unpack(program: NDArray[np.int64]) -> tuple[Code, Layout]:
+    """Return the code and the layout of a program."""
+    return Code(program[0], program[1], program[2], program[3]), layout_in(program, 4)
+
+
+@inner_kernel
+def layout_in(program: NDArray[np.int64], start: int) -> Layout:
+    """Return the layout that stands in a program from `start` on."""
+    return Layout(
+        program[start],
+        program[start + 1],
+        program[start + 2],
+        program[start + 3],
+        program[start + 4],
+        program[start + 5],
+        program[start + 6],
+        program[start + 7],
+        program[start + 8],
+        program[start + 9],
+        program[start + 10],
+        program[start + 11],
+        program[start + 12],
+        program[start + 13],
+        program[start + 14],
+        program[start + 15],
+        program[start + 16],
+        program[start + 17],
+    )
+
+
+def new_program(addresses: list[int], rows: int, cols: int) -> NDArray[np.int64]:
+    """Return, for `unpack`, the addresses of all functions of `Code` and the layout."""
+    return np.array([*addresses, *layout(rows, cols)], np.int64)
+
+
+def new_memory(rows: int, cols: int) -> NDArray[np.int8]:
+    """Return memory for a group of tiles, from a multiple of the vectors' size on."""
+    size = layout(rows, cols).size
+    memory = np.zeros(size + VECTOR_BYTES, np.int8)
+    first = -memory.ctypes.data % VECTOR_BYTES
+    return memory[first : first + size]

@@ -1,0 +1,139 @@
+"""Equilibration in 16-bit integers: what it calls proven is optimal, whatever potentials it starts from."""
+
+from __future__ import annotations
+
+import platform
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from llvmlite import binding
+from numpy.typing import NDArray
+
+from masksolve._methods import exact
+from masksolve._methods.exact.inner_loops import narrow_program
+from masksolve._methods.exact.machine_code import target_machine
+from masksolve._methods.exact.narrow.codegen import write_module
+from masksolve._methods.exact.narrow.layout import LANES, new_memory
+from masksolve._methods.exact.narrow.passes import equilibrate_narrow
+from masksolve._networks import selection_network
+from masksolve._tiles import Margins
+from tests import processes
+from tests.tables import FAMILIES, PATTERNS, weights_of
+
+# n, rows and columns of tiles.
+SQUARES = [(n, m, m) for n, m in PATTERNS if n < m]
+RECTANGLES = [(2, 3, 5, False, True), (2, 5, 3, True, False), (7, 31, 9, False, False)]
+# Augmenting paths, which judge, take seconds for others of this size.
+LARGE_TILES = ["gaussian float32", "gaussian float64", "int8", "half zero"]
+# Rounds of a pass, and by how many bits each is finer than the first.
+FEW_ROUNDS, PASSES = [(1, 0)], [(12, 0), (8, 6), (8, 12)]
+
+
+def proven_masks(
+    tiles: NDArray[Any], margins: Margins, passes: list[tuple[int, int]], start: NDArray[Any] | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks of tiles (k, r, c) of float32 or float64, and which of them are called proven."""
+    count, rows, cols = tiles.shape
+    masks = np.zeros(tiles.shape, np.bool_)
+    program = narrow_program(
+        margins.kept, rows, cols, not margins.exact_rows, not margins.exact_columns, tiles.itemsize
+    )
+    schedule = np.array([(finer, rounds, 1.2, 0.02, 1.5) for rounds, finer in passes])
+    grid = (tiles.ctypes.data, rows * cols, 0, cols, masks.ctypes.data, rows * cols, 0, cols, 1, rows, cols)
+    where = np.empty((2, count), np.int64)
+    if start is not None:
+        with np.errstate(all="ignore"):
+            start = start.astype(tiles.dtype)
+    left, others = equilibrate_narrow(
+        program,
+        program,
+        grid,
+        np.arange(count) << 32,
+        np.empty((0, 1), tiles.dtype) if start is None else start,
+        new_memory(rows, cols),
+        schedule,
+        schedule,
+        np.empty((0, 1), tiles.dtype),
+        where,
+        np.empty((2, count, cols), np.float32),
+        np.empty((2, count, rows), np.float32),
+        False,
+    )
+    assert others == 0
+    proven = np.ones(count, np.bool_)
+    proven[where[0, :left] >> 32] = False
+    return masks, proven
+
+
+def tiles_of(family: str, count: int, rows: int, cols: int) -> NDArray[Any]:
+    weights = weights_of(family, (count * rows, cols)).astype(np.float64)
+    tiles = weights.reshape(count, rows, cols)
+    with np.errstate(all="ignore"):
+        narrowed = tiles.astype(np.float32)
+    return narrowed if (narrowed == tiles).all() else tiles
+
+
+@pytest.mark.parametrize(
+    ("n", "rows", "cols", "exact_rows", "exact_columns"),
+    [(*square, exact_, exact_) for square in SQUARES for exact_ in (True, False)] + RECTANGLES,
+    ids=str,
+)
+def test_what_is_called_proven_is_optimal(n: int, rows: int, cols: int, exact_rows: bool, exact_columns: bool) -> None:
+    margins = Margins(n, exact_rows, exact_columns)
+    rng = np.random.default_rng(0)
+    for family in FAMILIES if cols <= 16 else LARGE_TILES:
+        tiles = tiles_of(family, LANES + 3, rows, cols)
+        somewhere = rng.standard_normal((len(tiles), cols)) * (np.abs(tiles).max() / 2**20)
+        for start, passes in ((None, FEW_ROUNDS), (None, PASSES), (somewhere, FEW_ROUNDS), (somewhere * 2**18, PASSES)):
+            masks, proven = proven_masks(tiles, margins, passes, start)
+            if proven.any():
+                importance = np.abs(tiles[proven].astype(np.float64))[np.newaxis]
+                _, _, optimal = exact.solve_importance(importance, margins, None, masks[proven][np.newaxis])
+                assert optimal.all(), (family, passes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "rows", "cols"), SQUARES, ids=str)
+def test_nearly_all_gaussian_tiles_are_proven(n: int, rows: int, cols: int, dtype: type) -> None:
+    tiles = np.random.default_rng(0).standard_normal((10 * LANES, rows, cols)).astype(dtype)
+    passes = [(max(rounds, rows // 2), finer) for rounds, finer in PASSES]
+    _, proven = proven_masks(tiles, Margins(n, True, True), passes)
+    assert proven.mean() > 0.95
+
+
+def test_selection_is_packed_min_and_max_of_sixteen_bits_alone() -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("the instructions' names are those of x86-64")
+    assembly = target_machine().emit_assembly(binding.parse_assembly(write_module(3, 7, 7, False, False, 4)))
+    moves = assembly.split("\nmove_rows:")[1].split(".size")[0]
+    assert len(re.findall(r"\bv?p(?:min|max)sw\b", moves)) == len(selection_network(3, 7).steps)
+    assert len(re.findall(r"\bv?pmulhw\b", moves)) == 1
+
+
+@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512"])
+def test_tiles_of_every_size_can_be_loaded_and_proven_on_every_kind_of_processor(processor: str) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("the processors are of x86-64")
+    # In a process of its own: LLVM ends the process where it cannot compile.
+    script = f"""
+from llvmlite import binding, ir
+from masksolve._methods.exact.narrow import codegen
+
+binding.initialize_native_target()
+binding.initialize_native_asmprinter()
+target = binding.Target.from_default_triple()
+machine = target.create_target_machine(cpu={processor!r}, features="", opt=0, jit=True)
+for size in [*range(2, 34), 47, 63, 64]:
+    module = ir.Module()
+    for name in ("load", "prove"):
+        function = ir.Function(module, codegen._PROTOTYPE, name)
+        builder = ir.IRBuilder(function.append_basic_block())
+        writer = codegen._Writer(builder, function.args, 1, 3, size, size % 2 == 0, size % 3 == 0, 4)
+        getattr(writer, name)()
+        builder.ret_void()
+    machine.emit_object(binding.parse_assembly(str(module)))
+print("compiled")
+"""
+    assert processes.run(script) == "compiled\n"
