@@ -1,10 +1,11 @@
 """What a tile costs the exact solver at least, counted and not timed: `python -m benchmarks.bounds`.
 
 The solver runs in the Python interpreter, which notes every call of the machine code that is compiled for the pattern.
-How many instructions a call executes stands in the assembly: each function is one loop over the lines of a tile. Set
-against them are the two vector instructions, two loads and one store, of 64 bytes each, that Intel's server cores start
-in one clock at best. Left out are the scalar instructions, of a tile's bookkeeping and of compiled Python, all waiting,
-and caches: at that clock less time is impossible, and twice as much would be no surprise.
+How many instructions a call executes stands in the assembly: functions consist of loops over the lines of a tile or
+over the tiles of a group. Set against them are the two vector instructions, two loads and one store, of 64 bytes each,
+that Intel's server cores start in one clock at best. Left out are the scalar instructions, of a tile's bookkeeping and
+of compiled Python, all waiting, and caches: at that clock less time is impossible, and twice as much would be no
+surprise.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ _KINDS = ("min/max", "vector", "loads", "stores", "spills")
 _A_CLOCK = {"vector": 2, "loads": 2, "stores": 1}
 # What the machine of the README's figures states; cores may run above it for a while.
 _HERTZ = 2.6e9
-# A function's name and instructions, and the loop in them.
+# A function's name and instructions, and the loops in them.
 _BODY = re.compile(r"^(\w+):\n\s*\.cfi_startproc\n(.*?)^\.Lfunc_end", re.MULTILINE | re.DOTALL)
 _LOOP = re.compile(r"^\.LBB\w+:\n(.*?)\n\tj\w+\s+\.LBB\w+$", re.MULTILINE | re.DOTALL)
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_double)
+_NARROW_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 4)
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,13 @@ def count(n: int, m: int, family: str, saturated: bool) -> Count:
     from masksolve._methods.exact.machine_code import VECTOR_BYTES
 
     calls: Counter[tuple[int, str]] = Counter()
-    kernels = {name: getattr(equilibrate, name) for name in ("equilibrate_strict", "equilibrate_perturbed")}
+    kernels = {
+        name: getattr(equilibrate, name)
+        for name in ("equilibrate_narrow", "equilibrate_strict", "equilibrate_perturbed")
+    }
     for name, kernel in kernels.items():
-        setattr(equilibrate, name, _interpreted(kernel, calls))
+        replaced = _replaced_narrow(calls) if name == "equilibrate_narrow" else _replaced(calls)
+        setattr(equilibrate, name, _interpreted(kernel, replaced))
     try:
         ms.solve_matrix(random_matrix(family, _SIDE), n, m, saturated=saturated, threads=1)
     finally:
@@ -94,9 +100,8 @@ def count(n: int, m: int, family: str, saturated: bool) -> Count:
     tiles = (_SIDE // m) ** 2
     instructions: Counter[str] = Counter()
     rounds = 0.0
-    for itemsize in (4, 8):
-        functions = functions_of(n, m, itemsize)
-        for name, each in functions.items():
+    for itemsize in (2, 4, 8):
+        for name, each in functions_of(n, m, itemsize).items():
             times = calls[itemsize, name]
             instructions.update({kind: number * times / tiles for kind, number in each.items()})
             if name.endswith("move_rows"):
@@ -107,22 +112,41 @@ def count(n: int, m: int, family: str, saturated: bool) -> Count:
 
 
 def functions_of(n: int, m: int, itemsize: int) -> dict[str, Counter[str]]:
-    """Count the instructions, by kind, that one call of each function compiled for float32 weights executes."""
+    """Count the instructions, by kind, that one call of each function compiled for float32 weights executes.
+
+    Numbers in lanes have 2, 4 or 8 bytes.
+    """
+    from masksolve._methods.exact.codegen import write_module
+    from masksolve._methods.exact.narrow import codegen as narrow
+
+    if itemsize > 2:
+        return {name: _instructions(body, [m]) for name, body in _bodies(write_module(n, m, itemsize, 4))}
+    lanes = narrow.LANES
+    store = [lanes] if m * m <= narrow.TILE_BY_TILE else [m, lanes]
+    times = {"load": [m, lanes, lanes, m], "move_rows": [m], "move_columns": [m], "prove": [m, lanes, *store]}
+    return {
+        prefix + name: _instructions(body, times[name])
+        for prefix, clamp in (("", False), ("clamped_", True))
+        for name, body in _bodies(narrow.write_module(n, m, m, clamp, clamp, 4))
+    }
+
+
+def _bodies(module: str) -> list[tuple[str, str]]:
     from llvmlite import binding
 
-    from masksolve._methods.exact.codegen import write_module
     from masksolve._methods.exact.machine_code import target_machine
 
-    assembly = target_machine().emit_assembly(binding.parse_assembly(write_module(n, m, itemsize, 4)))
-    return {name: _instructions(body, m) for name, body in _BODY.findall(assembly)}
+    return _BODY.findall(target_machine().emit_assembly(binding.parse_assembly(module)))
 
 
-def _instructions(body: str, m: int) -> Counter[str]:
-    before, loop, after = _LOOP.split(body)
+def _instructions(body: str, times: list[int]) -> Counter[str]:
+    """Count the instructions of a function, of which each loop is run so many times; a function may have none."""
+    parts = _LOOP.split(body)
+    assert len(parts) in (1, 2 * len(times) + 1), "a loop that nobody knows"
     total: Counter[str] = Counter()
-    for part, times in ((before, 1), (loop, m), (after, 1)):
+    for number, part in enumerate(parts):
         for line in part.splitlines():
-            total.update(dict.fromkeys(_kinds_of(line), times))
+            total.update(dict.fromkeys(_kinds_of(line), times[number // 2] if number % 2 else 1))
     return total
 
 
@@ -140,15 +164,13 @@ def _kinds_of(line: str) -> list[str]:
             kinds.append("spills")
     if not (is_move and "(" in operands):
         kinds.append("vector")
-    if re.match(r"v(min|max)p[sd]$", code):
+    if re.match(r"v(min|max)p[sd]$|vp(min|max)sw$", code):
         kinds.append("min/max")
     return kinds
 
 
-def _interpreted(kernel: Any, calls: Counter[tuple[int, str]]) -> FunctionType:
-    """Turn the kernel, and those that it calls, into Python functions that note the calls of machine code."""
-    from numba.extending import is_jitted
-
+def _replaced(calls: Counter[tuple[int, str]]) -> dict[str, Any]:
+    """Return what takes the place of what calls machine code, and notes the calls."""
     from masksolve._methods.exact.layout import Code, Layout
 
     names: dict[int, str] = {}
@@ -165,7 +187,34 @@ def _interpreted(kernel: Any, calls: Counter[tuple[int, str]]) -> FunctionType:
         calls[vectors.numbers.itemsize, names[address]] += 1
         _FUNCTION(address)(vectors.numbers.ctypes.data, int(a), int(b), int(c), float(x))
 
-    instead = {"unpack": unpack, "call": call, "lowest_bit": lambda word: (int(word) & -int(word)).bit_length() - 1}
+    return {"unpack": unpack, "call": call, "lowest_bit": lambda word: (int(word) & -int(word)).bit_length() - 1}
+
+
+def _replaced_narrow(calls: Counter[tuple[int, str]]) -> dict[str, Any]:
+    """Return the same for 16-bit integers."""
+    from masksolve._methods.exact.narrow.layout import Code, Layout
+
+    names: dict[int, str] = {}
+
+    def unpack(program: Any) -> tuple[Code, Layout]:
+        numbers = [int(number) for number in program]
+        code = Code(*numbers[: len(Code._fields)])
+        # The functions without clamps come first.
+        prefix = "clamped_" if names else ""
+        names.update({address: prefix + name for name, address in code._asdict().items() if address not in names})
+        return code, Layout(*numbers[len(Code._fields) :])
+
+    def call(address: int, memory: Any, a: int, b: int, c: int, d: int) -> None:
+        calls[2, names[address]] += 1
+        _NARROW_FUNCTION(address)(memory.ctypes.data, int(a), int(b), int(c), int(d))
+
+    return {"unpack": unpack, "call": call}
+
+
+def _interpreted(kernel: Any, instead: dict[str, Any]) -> FunctionType:
+    """Turn the kernel, and those that it calls, into Python functions, some of which are replaced."""
+    from numba.extending import is_jitted
+
     scopes: dict[str, dict[str, Any]] = {}
 
     def scope_of(module: dict[str, Any]) -> dict[str, Any]:

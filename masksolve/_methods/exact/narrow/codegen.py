@@ -30,7 +30,7 @@ _DOUBLE = ir.DoubleType()
 _VECTOR = ir.VectorType(_I16, LANES)
 _VECTOR_BYTES = 2 * LANES
 # Weights of tiles that fit in the first-level cache, whatever lies between their rows: they are looked at one by one.
-_TILE_BY_TILE = 256
+TILE_BY_TILE = 256
 
 _pointer_to = wide_codegen.pointer_to
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [_pointer_to(_BYTE), _I64, _I64, _I64, _I64])
@@ -293,39 +293,30 @@ class _Writer:
                 self.put(largest, at.scratch + 32 * lane)
 
         self.for_each(self.rows, measure_row)
-        keeps_columns, keeps_rows = (
-            builder.icmp_unsigned("!=", builder.and_(self.c, _I64(bit)), _I64(0)) for bit in (KEEP_COLUMNS, KEEP_ROWS)
-        )
-        finer = builder.trunc(builder.and_(self.c, _I64(KEEP_COLUMNS - 1)), _I32)
 
-        def measure(lane: ir.Value) -> None:
+        def reduce(lane: ir.Value) -> None:
             of_eight = self.get(self.offset(at.scratch, lane, 32), eight)
             largest = self.intrinsic("llvm.vector.reduce.smax.v8i32", _I32, [of_eight])
-            if self.itemsize == 8:
-                # As those of a float32 of the same exponent, or of the nearest that there is.
-                exponent = builder.lshr(largest, _I32(20))
-                is_finite = builder.icmp_signed("<", exponent, _I32(2047))
-                exponent = self.larger(builder.sub(exponent, _I32(1023 - 127)), _I32(0))
-                exponent = builder.select(is_finite, self.larger(exponent, _I32(254), False), _I32(255))
-                largest = builder.shl(exponent, _I32(23))
             self.put(largest, self.offset(at.largest, lane, 4))
-            # Of both powers of two the exponent has to be that of a normal number.
-            exponent = self.larger(builder.lshr(largest, _I32(23)), _I32(40))
-            exponent = builder.sub(self.larger(exponent, _I32(254), False), finer)
-            scale = builder.bitcast(builder.shl(builder.sub(_I32(268), exponent), _I32(23)), _FLOAT)
-            unit = builder.bitcast(builder.shl(builder.sub(exponent, _I32(14)), _I32(23)), _FLOAT)
-            self.put(scale, self.offset(at.scales, lane, 4))
-            self.put(unit, self.offset(at.units, lane, 4))
-            middle = builder.fmul(unit, ir.Constant(_FLOAT, float(HALF)))
-            for keeps, start, width, value in (
-                (keeps_columns, at.columns, at.column_width, ir.Constant(_FLOAT, 0.0)),
-                (keeps_rows, at.rows, at.row_width, middle),
+
+        self.for_each(LANES, reduce)
+        self.choose_units()
+        middle = ir.Constant(_FLOAT, float(HALF))
+
+        def begin(lane: ir.Value) -> None:
+            unit = self.get(self.offset(at.units, lane, 4), _FLOAT)
+            for bit, start, width, value in (
+                (KEEP_COLUMNS, at.columns, at.column_width, ir.Constant(_FLOAT, 0.0)),
+                (KEEP_ROWS, at.rows, at.row_width, builder.fmul(unit, middle)),
             ):
                 place = self.offset(start, lane, 4 * width)
+                # Lane by lane, as a choice of all at once would be a jump.
+                bits = self.splat(builder.and_(builder.trunc(self.c, _I32), _I32(bit)), width)
+                keeps = builder.icmp_unsigned("!=", bits, self.constant(_I32, 0, width))
                 kept = self.get(place, ir.VectorType(_FLOAT, width))
                 self.put(builder.select(keeps, kept, self.splat(value, width)), place)
 
-        self.for_each(LANES, measure)
+        self.for_each(LANES, begin)
         for lane in range(LANES):
             for column in range(self.cols, at.column_width):
                 self.put(ir.Constant(_FLOAT, float("inf")), at.columns + 4 * (lane * at.column_width + column))
@@ -367,6 +358,30 @@ class _Writer:
 
                 for k, vector in enumerate(self.in_lanes(floors_of)):
                     self.put(vector, floor + _VECTOR_BYTES * (first + k))
+
+    def choose_units(self) -> None:
+        """Fill `units` and `scales` from `largest`, which is made that of float32."""
+        builder, at = self.builder, self.at
+        kind = ir.VectorType(_I32, LANES)
+
+        def number(value: int) -> ir.Value:
+            return self.constant(_I32, value, LANES)
+
+        largest = self.get(at.largest, kind)
+        if self.itemsize == 8:
+            # The bits of a float32 of the same exponent, or of the nearest that there is.
+            exponent = builder.lshr(largest, number(20))
+            is_finite = builder.icmp_signed("<", exponent, number(2047))
+            exponent = self.larger(builder.sub(exponent, number(1023 - 127)), number(0))
+            exponent = builder.select(is_finite, self.larger(exponent, number(254), False), number(255))
+            largest = builder.shl(exponent, number(23))
+            self.put(largest, at.largest)
+        # Of both powers of two the exponent has to be that of a normal number.
+        exponent = self.larger(builder.lshr(largest, number(23)), number(40))
+        finer = self.splat(builder.trunc(builder.and_(self.c, _I64(KEEP_COLUMNS - 1)), _I32), LANES)
+        exponent = builder.sub(self.larger(exponent, number(254), False), finer)
+        self.put(builder.shl(builder.sub(number(268), exponent), number(23)), at.scales)
+        self.put(builder.shl(builder.sub(exponent, number(14)), number(23)), at.units)
 
     def best_two(self, values: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
         """Return the n-th and the (n+1)-th largest."""
@@ -482,7 +497,7 @@ class _Writer:
             proven = builder.and_(builder.icmp_unsigned("==", wrong, bits(0)), builder.not_(wrong_rows))
             self.put(builder.zext(proven, _I32), self.offset(at.proven, lane, 4))
 
-        if self.rows * self.cols <= _TILE_BY_TILE:
+        if self.rows * self.cols <= TILE_BY_TILE:
             at_once = max(1, 2 * LANES // width)
 
             def store_tile(lane: ir.Value) -> None:
