@@ -64,7 +64,7 @@ def equilibrate_tiles(
     # Numbers for kernels go as plain tuples: Numba takes four times as long over the type of a named one.
     grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across, *shape)
     schedule = _schedule(m)
-    if shape == (m, m) and _SMALLEST_NARROW <= m <= _LARGEST_NARROW:
+    if shape == (m, m) and m <= _LARGEST_NARROW:
         queue = _equilibrate_narrow(tiles, grid, margins, schedule, found, warm)
     else:
         # Partial tiles are few, and of three shapes, each of which would have to be compiled.
@@ -241,9 +241,8 @@ class _Schedule:
     clamped_passes: NDArray[np.float64]
 
 
-# For larger tiles the selection networks take too long to compile in two widths; smaller ones take so few rounds that
-# loading and storing is nearly all.
-_SMALLEST_NARROW, _LARGEST_NARROW = 5, 64
+# For larger tiles the selection networks take too long to compile in two widths.
+_LARGEST_NARROW = 64
 
 # By the largest m that they are for. Measured on Gaussian tiles (`python -m benchmarks.tune`): larger ones need more
 # rounds, and to go further beyond the middle, at first less so.
@@ -275,25 +274,27 @@ _PERTURBED_ROUNDS = {
 _PERTURBED_RELAXATIONS = {4: 1.4, 8: 1.4, 16: 1.4, 32: 1.65, 64: 1.6, 128: 1.75}
 # Of 16-bit passes: the first, those that are 6 and 12 bits finer, and the rounds of the first if it starts warm.
 _FIRST_PASS = {
+    4: Pass(rounds=4, relaxation=1.1, growth=0.02, largest=1.2),
     8: Pass(rounds=6, relaxation=1.2, growth=0.02, largest=1.4),
     16: Pass(rounds=9, relaxation=1.2, growth=0.07, largest=1.4),
     32: Pass(rounds=13, relaxation=1.3, growth=0.04, largest=1.55),
     64: Pass(rounds=20, relaxation=1.2, growth=0.07, largest=1.7),
 }
 _LATER_PASSES = {
+    4: Pass(rounds=4, relaxation=1.2, growth=0.0, largest=1.2),
     8: Pass(rounds=6, relaxation=1.4, growth=0.0, largest=1.4),
     16: Pass(rounds=8, relaxation=1.4, growth=0.0, largest=1.4),
     32: Pass(rounds=12, relaxation=1.5, growth=0.0, largest=1.5),
     64: Pass(rounds=20, relaxation=1.6, growth=0.0, largest=1.6),
 }
-_WARM_ROUNDS = {8: 3, 16: 4, 32: 6, 64: 8}
+_WARM_ROUNDS = {4: 2, 8: 3, 16: 4, 32: 6, 64: 8}
 _FINER = (6, 12)
 
 
 @functools.cache
 def _schedule(m: int) -> _Schedule:
     size = next(largest for largest in _ROUNDS if m <= largest)
-    narrow_size = min(max(size, 8), _LARGEST_NARROW)
+    narrow_size = min(size, _LARGEST_NARROW)
     later = _LATER_PASSES[narrow_size]
     finer = [(bits, later) for bits in _FINER]
     return _Schedule(
@@ -306,7 +307,9 @@ def _schedule(m: int) -> _Schedule:
         passes=_passes((0, _FIRST_PASS[narrow_size]), *finer),
         # Most tiles keep their mask from one step of training to the next; what proves it is there already.
         warm_passes=_passes(
-            (0, later._replace(rounds=0)), (0, later._replace(rounds=_WARM_ROUNDS[narrow_size])), *finer
+            *[(bits, later._replace(rounds=0)) for bits in (0, _FINER[0])],
+            (0, later._replace(rounds=_WARM_ROUNDS[narrow_size])),
+            *finer,
         ),
         clamped_passes=_passes((0, later), *finer),
     )
