@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from llvmlite import binding, ir
@@ -39,7 +38,7 @@ from masksolve._judge.interface import (
     group_of,
     unpack,
 )
-from masksolve._methods.exact.machine_code import VECTOR_BYTES, compiler_identity, stored, target_machine
+from masksolve._methods.exact.machine_code import VECTOR_BYTES, new_engine, pointer_to
 
 _BOOL, _BYTE, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _DOUBLE = ir.DoubleType()
@@ -116,25 +115,9 @@ def program(rows: int, columns: int, itemsize: int) -> Program:
 
 
 @cache
-def _engine_of(columns: int, itemsize: int, group: int) -> binding.ExecutionEngine:
-    """Return the owner of the machine code, which has to live as long as the process."""
-    machine = target_machine()
-
-    def compiled() -> bytes:
-        code: bytes = machine.emit_object(binding.parse_assembly(write_module(columns, itemsize, group)))
-        return code
-
-    try:
-        sources = [Path(file).read_bytes() for file in (__file__, interface.__file__)]
-    except OSError:  # imported from an archive, or without sources
-        code = compiled()
-    else:
-        key = b"".join([*sources, compiler_identity(), str((columns, itemsize, group)).encode()])
-        code = stored(_engine_of.__wrapped__, f"judge-{columns}-{itemsize}-{group}", key, compiled)
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
-    engine.add_object_file(binding.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    return engine
+def _engine_of(*arguments: int) -> binding.ExecutionEngine:
+    columns, _, _ = arguments
+    return new_engine(write_module, arguments, "judge", f"{columns} columns", [__file__, interface.__file__])
 
 
 def write_module(columns: int, itemsize: int, group: int) -> str:
@@ -195,7 +178,7 @@ class _Writer:
             while first < self.columns:
                 width = 1 << ((self.columns - first).bit_length() - 1)
                 part = ir.VectorType(kind, width)
-                place = self.builder.inttoptr(self.builder.add(address, _I64(first * size)), _pointer_to(part))
+                place = self.builder.inttoptr(self.builder.add(address, _I64(first * size)), pointer_to(part))
                 loaded = self.builder.load(place, align=1, typ=part)
                 wide = self.shuffle(
                     loaded, ir.Constant(part, ir.Undefined), [lane % width for lane in range(self.lanes)]
@@ -208,7 +191,7 @@ class _Writer:
         return group
 
     def store(self, value: ir.Value, index: int) -> None:
-        place = self.builder.inttoptr(self.builder.add(self.out, _I64(8 * index)), _pointer_to(_DOUBLE))
+        place = self.builder.inttoptr(self.builder.add(self.out, _I64(8 * index)), pointer_to(_DOUBLE))
         self.builder.store(value, place)
 
     def for_each_group(
@@ -537,11 +520,6 @@ _FUNCTIONS: dict[str, Callable[[_Writer], ir.Value]] = {
     "weigh": _Writer.weigh,
     "differ": _Writer.differ,
 }
-
-
-def _pointer_to(kind: ir.Type) -> ir.Type:
-    """Return a pointer type: without a target from LLVM 17 on; llvmlite 0.44, with LLVM 15, reads typed ones."""
-    return ir.PointerType() if binding.llvm_version_info >= (17,) else kind.as_pointer()
 
 
 def _largest(kind: ir.Type) -> float:

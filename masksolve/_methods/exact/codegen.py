@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from masksolve import _networks
-from masksolve._jit import PLAIN_VARIABLE, inner_kernel, internals
+from masksolve._jit import inner_kernel, internals
 from masksolve._methods.exact import layout as memory_layout
 from masksolve._methods.exact.layout import (
     CLEARANCE,
@@ -46,18 +45,12 @@ from masksolve._methods.exact.layout import (
     layout,
     new_program,
 )
-from masksolve._methods.exact.machine_code import VECTOR_BYTES, compiler_identity, stored, target_machine
+from masksolve._methods.exact.machine_code import VECTOR_BYTES, new_engine, pointer_to
 
 _BOOL = ir.IntType(1)
 _BYTE = ir.IntType(8)
 _I32 = ir.IntType(32)
 _I64 = ir.IntType(64)
-
-
-def pointer_to(kind: ir.Type) -> ir.Type:
-    """Return a pointer type: without a target from LLVM 17 on; llvmlite 0.44, with LLVM 15, reads typed ones."""
-    return ir.PointerType() if binding.llvm_version_info >= (17,) else kind.as_pointer()
-
 
 _ADDRESS = pointer_to(_BYTE)
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [_ADDRESS, _I64, _I64, _I64, ir.DoubleType()])
@@ -96,32 +89,10 @@ def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.i
 
 
 @cache
-def _engine_of(n: int, m: int, itemsize: int, source_itemsize: int) -> binding.ExecutionEngine:
-    """Return the owner of the machine code, which has to live as long as the process."""
-    machine = target_machine()
-
-    def compiled() -> bytes:
-        try:
-            module = binding.parse_assembly(write_module(n, m, itemsize, source_itemsize))
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"LLVM {'.'.join(map(str, binding.llvm_version_info))} does not read the code for {n}:{m}; "
-                f"with the environment variable {PLAIN_VARIABLE}=1 none is needed"
-            ) from error
-        code: bytes = machine.emit_object(module)
-        return code
-
-    try:
-        sources = [Path(file).read_bytes() for file in (__file__, memory_layout.__file__, _networks.__file__)]
-    except OSError:  # imported from an archive, or without sources
-        code = compiled()
-    else:
-        key = b"".join([*sources, compiler_identity(), str((n, m, itemsize, source_itemsize)).encode()])
-        code = stored(_engine_of.__wrapped__, f"vectors-{n}-{m}-{itemsize}-{source_itemsize}", key, compiled)
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
-    engine.add_object_file(binding.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    return engine
+def _engine_of(*arguments: int) -> binding.ExecutionEngine:
+    n, m, _, _ = arguments
+    sources = [__file__, memory_layout.__file__, _networks.__file__]
+    return new_engine(write_module, arguments, "vectors", f"{n}:{m}", sources)
 
 
 def write_module(n: int, m: int, itemsize: int, source_itemsize: int) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import llvmlite
 import numba
-from llvmlite import binding
+from llvmlite import binding, ir
 
-from masksolve._jit import internals
+from masksolve._jit import PLAIN_VARIABLE, internals
 
 # What all machine code in a folder takes together: that of a hundred patterns or so.
 STORED_BYTES = 16 << 20
@@ -75,6 +76,44 @@ VECTOR_BYTES = _vector_bytes()
 def compiler_identity() -> bytes:
     """Return what machine code depends on beyond its source: the versions of the compiler, and the target CPU."""
     return repr((llvmlite.__version__, binding.llvm_version_info, target_machine().triple, target_cpu())).encode()
+
+
+def pointer_to(kind: ir.Type) -> ir.Type:
+    """Return a pointer type: without a target from LLVM 17 on; llvmlite 0.44, with LLVM 15, reads typed ones."""
+    return ir.PointerType() if binding.llvm_version_info >= (17,) else kind.as_pointer()
+
+
+def new_engine(
+    write: Callable[..., str], arguments: tuple[int, ...], name: str, what_for: str, sources: Sequence[str]
+) -> binding.ExecutionEngine:
+    """Return the owner of the machine code of the LLVM IR write(*arguments), which lives as long as the owner does.
+
+    The code is kept on disk beside `write`, under this name, while these source files are the same.
+    """
+    machine = target_machine()
+
+    def compiled() -> bytes:
+        try:
+            module = binding.parse_assembly(write(*arguments))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"LLVM {'.'.join(map(str, binding.llvm_version_info))} does not read the code for {what_for}; "
+                f"with the environment variable {PLAIN_VARIABLE}=1 none is needed"
+            ) from error
+        code: bytes = machine.emit_object(module)
+        return code
+
+    try:
+        made_of = [Path(file).read_bytes() for file in (__file__, *sources)]
+    except OSError:  # imported from an archive, or without sources
+        code = compiled()
+    else:
+        key = b"".join([*made_of, compiler_identity(), str(arguments).encode()])
+        code = stored(write, "-".join(map(str, (name, *map(int, arguments)))), key, compiled)
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine
 
 
 def stored(beside: Callable[..., Any], name: str, made_of: bytes, make: Callable[[], bytes]) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,7 @@ from numpy.typing import NDArray
 
 from masksolve import _networks
 from masksolve._jit import inner_kernel, internals
-from masksolve._methods.exact import codegen as wide_codegen
-from masksolve._methods.exact.machine_code import compiler_identity, stored, target_machine
+from masksolve._methods.exact.machine_code import new_engine, pointer_to
 from masksolve._methods.exact.narrow import layout as memory_layout
 from masksolve._methods.exact.narrow.layout import HALF, KEEP_COLUMNS, KEEP_ROWS, LANES, Code, layout, new_program
 
@@ -32,15 +30,14 @@ _VECTOR_BYTES = 2 * LANES
 # Weights of tiles that fit in the first-level cache, whatever lies between their rows: they are looked at one by one.
 TILE_BY_TILE = 256
 
-_pointer_to = wide_codegen.pointer_to
-_PROTOTYPE = ir.FunctionType(ir.VoidType(), [_pointer_to(_BYTE), _I64, _I64, _I64, _I64])
+_PROTOTYPE = ir.FunctionType(ir.VoidType(), [pointer_to(_BYTE), _I64, _I64, _I64, _I64])
 
 
 def _call_address(typingctx: Any, address: Any, memory: Any, a: Any, b: Any, c: Any, d: Any) -> tuple[Any, Any]:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         # In llvmlite, only the type of a pointer says what function is called.
         function = builder.inttoptr(arguments[0], _PROTOTYPE.as_pointer())
-        builder.call(function, [builder.inttoptr(arguments[1], _pointer_to(_BYTE)), *arguments[2:]])
+        builder.call(function, [builder.inttoptr(arguments[1], pointer_to(_BYTE)), *arguments[2:]])
         return _I64(0)
 
     return types.int64(*[types.int64] * 6), codegen
@@ -64,33 +61,10 @@ def program(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: bool,
 
 
 @cache
-def _engine_of(
-    n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: bool, itemsize: int
-) -> binding.ExecutionEngine:
-    """Return the owner of the machine code, which has to live as long as the process."""
-    machine = target_machine()
-
-    def compiled() -> bytes:
-        module = binding.parse_assembly(write_module(n, rows, cols, clamp_rows, clamp_columns, itemsize))
-        code: bytes = machine.emit_object(module)
-        return code
-
-    arguments = n, rows, cols, int(clamp_rows), int(clamp_columns), itemsize
-    try:
-        sources = [
-            Path(file).read_bytes()
-            for file in (__file__, memory_layout.__file__, wide_codegen.__file__, _networks.__file__)
-        ]
-    except OSError:  # imported from an archive, or without sources
-        code = compiled()
-    else:
-        key = b"".join([*sources, compiler_identity(), str(arguments).encode()])
-        name = "-".join(map(str, ("narrow", *arguments)))
-        code = stored(_engine_of.__wrapped__, name, key, compiled)
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
-    engine.add_object_file(binding.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    return engine
+def _engine_of(*arguments: int) -> binding.ExecutionEngine:
+    n, rows, cols, *_ = arguments
+    sources = [__file__, memory_layout.__file__, _networks.__file__]
+    return new_engine(write_module, arguments, "narrow", f"{n} of each line of {rows}x{cols}", sources)
 
 
 def write_module(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: bool, itemsize: int) -> str:
@@ -156,7 +130,7 @@ class _Writer:
 
     def place(self, offset: int | ir.Value, kind: ir.Type) -> ir.Value:
         offset = _I64(offset) if isinstance(offset, int) else offset
-        return self.builder.bitcast(self.builder.gep(self.memory, [offset], source_etype=_BYTE), _pointer_to(kind))
+        return self.builder.bitcast(self.builder.gep(self.memory, [offset], source_etype=_BYTE), pointer_to(kind))
 
     def get(self, offset: int | ir.Value, kind: ir.Type, align: int = 4) -> ir.Value:
         return self.builder.load(self.place(offset, kind), align=align, typ=kind)
@@ -198,7 +172,7 @@ class _Writer:
 
     def sources(self) -> list[ir.Value]:
         """Return where the weights of each tile begin."""
-        base = self.builder.inttoptr(self.a, _pointer_to(self.source))
+        base = self.builder.inttoptr(self.a, pointer_to(self.source))
         return [
             self.builder.gep(base, [self.get(self.at.weights + 8 * lane, _I64)], source_etype=self.source)
             for lane in range(LANES)
@@ -210,7 +184,7 @@ class _Writer:
     def magnitudes(self, start: ir.Value, first: int, count: int) -> ir.Value:
         kind = ir.VectorType(self.source, count)
         place = self.builder.gep(start, [_I64(first)], source_etype=self.source)
-        value = self.builder.load(self.builder.bitcast(place, _pointer_to(kind)), align=self.itemsize, typ=kind)
+        value = self.builder.load(self.builder.bitcast(place, pointer_to(kind)), align=self.itemsize, typ=kind)
         bits = ir.IntType(8 * self.itemsize)
         without_sign = self.constant(bits, (1 << (8 * self.itemsize - 1)) - 1, count)
         kept = self.builder.and_(self.builder.bitcast(value, ir.VectorType(bits, count)), without_sign)
@@ -501,7 +475,7 @@ class _Writer:
             at_once = max(1, 2 * LANES // width)
 
             def store_tile(lane: ir.Value) -> None:
-                base = builder.inttoptr(self.a, _pointer_to(self.source))
+                base = builder.inttoptr(self.a, pointer_to(self.source))
                 tile = builder.gep(base, [self.get(self.offset(at.weights, lane, 8), _I64)], source_etype=self.source)
                 mask = builder.add(self.d, self.get(self.offset(at.masks, lane, 8), _I64))
                 counts, wrong = ir.Constant(bytes_, [0] * width), _BIT(0)
@@ -574,7 +548,7 @@ class _Writer:
         for number, row in enumerate(rows):
             start = builder.add(mask, builder.mul(row, self.c))
             part = self.picked(ones, ones, range(number * width, number * width + cols))
-            builder.store(part, builder.inttoptr(start, _pointer_to(part.type)), align=1)
+            builder.store(part, builder.inttoptr(start, pointer_to(part.type)), align=1)
         number_type = ir.IntType(width)
         if count == 1:
             kept = self.intrinsic(f"llvm.ctpop.i{width}", number_type, [builder.bitcast(chosen, number_type)])
