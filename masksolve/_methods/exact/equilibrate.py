@@ -65,14 +65,14 @@ def equilibrate_tiles(
     grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across, *shape)
     schedule = _schedule(m)
     if shape == (m, m) and m <= _LARGEST_NARROW:
-        queue = _equilibrate_narrow(tiles, grid, margins, schedule, found, warm)
+        queue: _Queue | None = _equilibrate_narrow(tiles, grid, margins, schedule, found, warm)
     else:
         # Partial tiles are few, and of three shapes, each of which would have to be compiled.
         stage = AS_AT_MOST if shape != (m, m) and not any(exact) else AS_EXACTLY
         queue = _Queue(_all_tiles(down, across), found if warm else None, np.full(down * across, stage, np.int8), warm)
-    count = len(queue.where)
-    if count == 0:
+    if queue is None:
         return None
+    count = len(queue.where)
     remaining, start, stages = np.empty((2, count), np.int64), np.zeros((2, count, m), tiles.dtype), queue.stages
     remaining[0] = queue.where
     if queue.potentials is not None:
@@ -132,8 +132,8 @@ def _equilibrate_narrow(
     schedule: _Schedule,
     found: NDArray[Any],
     warm: bool,
-) -> _Queue:
-    """Solve what 16-bit integers can solve of whole tiles (P, Q, m, m); return the others."""
+) -> _Queue | None:
+    """Solve what 16-bit integers can solve of whole tiles (P, Q, m, m); return the others, None if there are none."""
     down, across, m, _ = tiles.shape
     n, count, at_most = margins.kept, down * across, not margins.exact_rows
     where, columns, rows = (
@@ -159,6 +159,8 @@ def _equilibrate_narrow(
     )
     if left < 0:
         raise UnusableWeightError
+    if left + others == 0:
+        return None
     stages = np.full(left + others, AS_EXACTLY, np.int8)
     stages[left:] = AS_AT_MOST
     potentials = np.concatenate([columns[0, :left], columns[1, :others]])
