@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from masksolve import _networks
 from masksolve._jit import inner_kernel, internals
+from masksolve._methods.exact import vector_writer
 from masksolve._methods.exact.machine_code import new_engine, pointer_to
 from masksolve._methods.exact.narrow import layout as memory_layout
 from masksolve._methods.exact.narrow.layout import HALF, KEEP_COLUMNS, KEEP_ROWS, LANES, Code, layout, new_program
+from masksolve._methods.exact.vector_writer import VectorWriter
 
 _BIT = ir.IntType(1)
 _BYTE = ir.IntType(8)
@@ -63,7 +65,7 @@ def program(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: bool,
 @cache
 def _engine_of(*arguments: int) -> binding.ExecutionEngine:
     n, rows, cols, *_ = arguments
-    sources = [__file__, memory_layout.__file__, _networks.__file__]
+    sources = [__file__, memory_layout.__file__, _networks.__file__, vector_writer.__file__]
     return new_engine(write_module, arguments, "narrow", f"{n} of each line of {rows}x{cols}", sources)
 
 
@@ -84,7 +86,7 @@ def write_module(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: 
     return str(module)
 
 
-class _Writer:
+class _Writer(VectorWriter):
     """Writes the code of one function where the builder stands."""
 
     def __init__(
@@ -98,7 +100,7 @@ class _Writer:
         clamp_columns: bool,
         itemsize: int,
     ) -> None:
-        self.builder = builder
+        super().__init__(builder)
         self.memory, self.a, self.b, self.c, self.d = arguments
         self.n, self.rows, self.cols = n, rows, cols
         self.clamp_rows, self.clamp_columns = clamp_rows, clamp_columns
@@ -107,26 +109,6 @@ class _Writer:
         self.source = _FLOAT if itemsize == 4 else _DOUBLE
 
     # Values and memory
-
-    def constant(self, kind: ir.Type, value: float, count: int) -> ir.Value:
-        return ir.Constant(ir.VectorType(kind, count), [value] * count)
-
-    def splat(self, scalar: ir.Value, count: int) -> ir.Value:
-        undefined = ir.Constant(ir.VectorType(scalar.type, count), ir.Undefined)
-        one = self.builder.insert_element(undefined, scalar, _I32(0))
-        return self.picked(one, one, [0] * count)
-
-    def picked(self, a: ir.Value, b: ir.Value, order: Sequence[int]) -> ir.Value:
-        """Return the elements of two vectors, numbered through, in this order."""
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(order)), list(order)))
-
-    def filled_up(self, value: ir.Value, count: int) -> ir.Value:
-        """Return a vector with zeros at its end."""
-        have = value.type.count
-        if have == count:
-            return value
-        zeros = ir.Constant(value.type, [0.0 if value.type.element in (_FLOAT, _DOUBLE) else 0] * have)
-        return self.picked(value, zeros, [k if k < have else have for k in range(count)])
 
     def place(self, offset: int | ir.Value, kind: ir.Type) -> ir.Value:
         offset = _I64(offset) if isinstance(offset, int) else offset
@@ -141,21 +123,6 @@ class _Writer:
     def offset(self, base: int, index: ir.Value, step: int) -> ir.Value:
         return self.builder.add(self.builder.mul(index, _I64(step)), _I64(base))
 
-    def for_each(self, count: int, body: Callable[[ir.Value], None]) -> None:
-        """Write a loop over 0 ... count - 1."""
-        builder = self.builder
-        before = builder.block
-        loop, after = builder.append_basic_block(), builder.append_basic_block()
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        index = builder.phi(_I64)
-        index.add_incoming(_I64(0), before)
-        body(index)
-        following = builder.add(index, _I64(1))
-        index.add_incoming(following, builder.block)
-        builder.cbranch(builder.icmp_unsigned("<", following, _I64(count)), loop, after)
-        builder.position_at_end(after)
-
     def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[ir.Value]) -> ir.Value:
         declared = self.builder.module.globals
         if name not in declared:
@@ -164,9 +131,6 @@ class _Writer:
 
     def saturated(self, what: str, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.intrinsic(f"llvm.{what}.sat.v{LANES}i16", _VECTOR, [a, b])
-
-    def larger(self, a: ir.Value, b: ir.Value, is_max: bool = True) -> ir.Value:
-        return self.builder.select(self.builder.icmp_signed(">" if is_max else "<", a, b), a, b)
 
     # Weights as they lie
 
@@ -219,33 +183,9 @@ class _Writer:
                 builder.fptosi(self.intrinsic("llvm.rint.v8f32", part.type, [part]), ir.VectorType(_I32, 8))
                 for part in parts
             ]
-            while len(whole) > 1:
-                count = 2 * whole[0].type.count
-                whole = [self.picked(a, b, range(count)) for a, b in zip(whole[::2], whole[1::2], strict=True)]
             most, least = self.constant(_I32, 32767, LANES), self.constant(_I32, -32768, LANES)
-            vectors.append(builder.trunc(self.larger(self.larger(whole[0], most, False), least), _VECTOR))
+            vectors.append(builder.trunc(self.larger(self.larger(self.joined(whole), most, False), least), _VECTOR))
         return self.transposed(vectors)
-
-    def transposed(self, vectors: list[ir.Value]) -> list[ir.Value]:
-        """Exchange the number of a vector with the place in each eight of its elements."""
-        for width, stride in ((1, 1), (2, 2), (4, 4)):
-            joined: list[ir.Value] = [None] * 8
-            # Vectors hold `width` vectors' elements each, of the `8 // width` next to each other.
-            for first in range(0, 8, 2 * stride):
-                for k in range(stride):
-                    low, high = vectors[first + k], vectors[first + stride + k]
-                    joined[first + 2 * k] = self.interleaved(low, high, width, 0)
-                    joined[first + 2 * k + 1] = self.interleaved(low, high, width, 4)
-            vectors = joined
-        return vectors
-
-    def interleaved(self, a: ir.Value, b: ir.Value, width: int, start: int) -> ir.Value:
-        """Return elements from `start` on of each eight of a and b, four of each, `width` of a, `width` of b, ..."""
-        order: list[int] = []
-        for group in range(start, LANES, 8):
-            for k in range(group, group + 4, width):
-                order += [*range(k, k + width), *range(LANES + k, LANES + k + width)]
-        return self.picked(a, b, order)
 
     # Functions
 
@@ -357,14 +297,6 @@ class _Writer:
         self.put(builder.shl(builder.sub(number(268), exponent), number(23)), at.scales)
         self.put(builder.shl(builder.sub(exponent, number(14)), number(23)), at.units)
 
-    def best_two(self, values: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
-        """Return the n-th and the (n+1)-th largest."""
-        network = _networks.selection_network(self.n, len(values))
-        wires = list(values)
-        for is_max, a, b in network.steps:
-            wires.append(self.larger(wires[a], wires[b], is_max))
-        return wires[network.nth], wires[network.following]
-
     def reduced(self, line: ir.Value, along_rows: bool) -> list[ir.Value]:
         """Return a line's entries, less the potentials of the lines across."""
         row = _VECTOR_BYTES * self.cols
@@ -388,7 +320,7 @@ class _Writer:
         sixteen = self.constant(_I32, 16, LANES)
 
         def move_line(line: ir.Value) -> None:
-            nth, following = self.best_two(self.reduced(line, along_rows))
+            nth, following = self.best_two(self.reduced(line, along_rows), self.n)
             both, one_of_them = builder.and_(nth, following), builder.xor(nth, following)
             middle = builder.add(both, builder.ashr(one_of_them, self.constant(_I16, 1, LANES)))
             place = self.offset(potentials, line, _VECTOR_BYTES)
@@ -412,7 +344,7 @@ class _Writer:
         at = self.at
 
         def choose(row: ir.Value) -> None:
-            nth, following = self.best_two(self.reduced(row, along_rows=True))
+            nth, following = self.best_two(self.reduced(row, along_rows=True), self.n)
             self.put(nth, self.offset(at.best, row, _VECTOR_BYTES))
             self.put(following, self.offset(at.best + _VECTOR_BYTES * at.row_width, row, _VECTOR_BYTES))
 
