@@ -80,8 +80,8 @@ def count(n: int, m: int, family: str, saturated: bool) -> Count:
     """Solve a matrix and count what a tile takes on average."""
     import masksolve as ms
     from benchmarks.families import random_matrix
+    from masksolve._machine_code import VECTOR_BYTES
     from masksolve._methods.exact import equilibrate
-    from masksolve._methods.exact.machine_code import VECTOR_BYTES
 
     calls: Counter[tuple[int, str]] = Counter()
     kernels = {
@@ -134,7 +134,7 @@ def functions_of(n: int, m: int, itemsize: int) -> dict[str, Counter[str]]:
 def _bodies(module: str) -> list[tuple[str, str]]:
     from llvmlite import binding
 
-    from masksolve._methods.exact.machine_code import target_machine
+    from masksolve._machine_code import target_machine
 
     return _BODY.findall(target_machine().emit_assembly(binding.parse_assembly(module)))
 

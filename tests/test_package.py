@@ -222,13 +222,12 @@ def test_a_process_forked_while_a_thread_compiles_solves_too() -> None:
 import os, signal, threading
 import numpy as np
 import masksolve as ms
-import masksolve._jit
-from numba.core.compiler_lock import global_compiler_lock
+from masksolve import _machine_code
 
 compiles, forked = threading.Event(), threading.Event()
 
 def compile():
-    with global_compiler_lock:
+    with _machine_code.lock:
         compiles.set()
         forked.wait(0.2)
 

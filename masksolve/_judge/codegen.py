@@ -8,14 +8,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 from llvmlite import binding, ir
-from numba import types
-from numba.extending import intrinsic
 
-from masksolve._jit import inner_kernel, internals
-from masksolve._judge import interface
 from masksolve._judge.interface import (
     CLEARANCE,
     EXACT_COLUMNS,
@@ -38,7 +33,8 @@ from masksolve._judge.interface import (
     group_of,
     unpack,
 )
-from masksolve._methods.exact.machine_code import VECTOR_BYTES, new_engine, pointer_to
+from masksolve._machine_code import VECTOR_BYTES, lock, new_engine, pointer_to
+from masksolve._translated import inner, intrinsic
 
 _BOOL, _BYTE, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _DOUBLE = ir.DoubleType()
@@ -46,20 +42,24 @@ _PROTOTYPE = ir.FunctionType(_I64, [_I64] * 8)
 _INFINITY = float("inf")
 
 
+@intrinsic
 def _call_address(
-    typingctx: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any
-) -> tuple[Any, Any]:
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        # In llvmlite, only the type of a pointer says what function is called.
-        return builder.call(builder.inttoptr(arguments[0], _PROTOTYPE.as_pointer()), arguments[1:])
+    builder: ir.IRBuilder,
+    address: ir.Value,
+    a: ir.Value,
+    b: ir.Value,
+    c: ir.Value,
+    d: ir.Value,
+    e: ir.Value,
+    f: ir.Value,
+    g: ir.Value,
+    h: ir.Value,
+) -> ir.Value:
+    # In llvmlite, only the type of a pointer says what function is called.
+    return builder.call(builder.inttoptr(address, _PROTOTYPE.as_pointer()), [a, b, c, d, e, f, g, h])
 
-    return types.int64(*[types.int64] * 9), codegen
 
-
-_call_address_: Any = intrinsic(_call_address)
-
-
-@inner_kernel
+@inner
 def prove(
     program: tuple[int, ...],
     weights: int,
@@ -72,13 +72,13 @@ def prove(
     out: int,
 ) -> int:
     """See `interface`."""
-    bits: int = _call_address_(
+    bits: int = _call_address(
         unpack(program).prove, weights, weights_row, mask, mask_row, potentials, rows, reading, out
     )
     return bits
 
 
-@inner_kernel
+@inner
 def weigh(
     program: tuple[int, ...],
     weights: int,
@@ -91,16 +91,16 @@ def weigh(
     out: int,
 ) -> int:
     """See `interface`."""
-    bits: int = _call_address_(
+    bits: int = _call_address(
         unpack(program).weigh, weights, weights_row, mask, mask_row, potentials, rows, reading, out
     )
     return bits
 
 
-@inner_kernel
+@inner
 def differ(program: tuple[int, ...], other: int, other_row: int, mask: int, mask_row: int, rows: int) -> int:
     """See `interface`."""
-    bits: int = _call_address_(unpack(program).differ, other, other_row, mask, mask_row, 0, rows, 0, 0)
+    bits: int = _call_address(unpack(program).differ, other, other_row, mask, mask_row, 0, rows, 0, 0)
     return bits
 
 
@@ -108,7 +108,7 @@ def differ(program: tuple[int, ...], other: int, other_row: int, mask: int, mask
 def program(rows: int, columns: int, itemsize: int) -> Program:
     """Return the functions for tiles of this shape, of floats of this size."""
     group = group_of(rows, columns, itemsize)
-    with internals.global_compiler_lock:
+    with lock:
         engine = _engine_of(columns, itemsize, group)
         prove_, weigh_, differ_ = (engine.get_function_address(name) for name in _FUNCTIONS)
     return Program(prove_, weigh_, differ_, columns, itemsize, group)
@@ -117,7 +117,7 @@ def program(rows: int, columns: int, itemsize: int) -> Program:
 @cache
 def _engine_of(*arguments: int) -> binding.ExecutionEngine:
     columns, _, _ = arguments
-    return new_engine(write_module, arguments, "judge", f"{columns} columns", [__file__, interface.__file__])
+    return new_engine(write_module, arguments, "judge", f"{columns} columns")
 
 
 def write_module(columns: int, itemsize: int, group: int) -> str:

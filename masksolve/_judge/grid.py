@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from masksolve._errors import UnusableWeightError
 from masksolve._inputs import potentials_dtype
 from masksolve._judge.inner_loops import program
-from masksolve._judge.interface import LARGEST_TILE
-from masksolve._judge.kernels import add_up, judge_lines, judge_tiles
+from masksolve._judge.interface import LARGEST_TILE, OUTPUTS
+from masksolve._judge.kernels import judge_lines, judge_tiles, line_buffers
 from masksolve._methods import exact
 from masksolve._threads import Piece, importance_of, pieces_of, run_pieces
 from masksolve._tiles import Margins
@@ -115,7 +115,8 @@ def _judge_lines(
         if turned:
             lines, chosen = lines.swapaxes(0, 1), chosen.swapaxes(0, 1)
         sums, optimal = np.empty((2, *lines.shape[:2])), np.empty(lines.shape[:2], np.bool_)
-        if not judge_lines(lines, chosen, margins.kept, must_be_full, shift, sums, optimal):
+        buffers = tuple(line_buffers(lines.shape[2], lines.dtype))
+        if not judge_lines(lines, chosen, margins.kept, must_be_full, shift, sums, optimal, buffers):
             raise UnusableWeightError
         return (sums.swapaxes(1, 2), optimal.T) if turned else (sums, optimal)
 
@@ -159,6 +160,7 @@ def _judge_tiles(
             margins.exact_rows,
             margins.exact_columns,
             undecided,
+            np.empty(OUTPUTS),
         )
         if remaining < 0:
             raise UnusableWeightError
@@ -180,7 +182,8 @@ def _judge_by_paths(
     """Judge some tiles in integers, in which every comparison is exact."""
     importance, judged = importance_of(tiles[where])[np.newaxis], masks[where][np.newaxis]
     best, _, optimal = exact.solve_importance(importance, margins, potentials[where][np.newaxis], judged)
-    of_all, of_judged, of_best = add_up(np.ldexp(importance, -shift), judged, best)
+    scaled = np.ldexp(importance, -shift)
+    of_all, of_judged, of_best = (np.where(kept, scaled, 0).sum((2, 3)) for kept in (True, judged, best))
     # Sums of nearly equal masks are rounded each in its own way; none that is allowed keeps more than the best.
     of_best = np.where(_fills(judged, margins), np.maximum(of_judged, of_best), of_best)
     # The same sum, added up in another order, may differ in its last bits.

@@ -6,9 +6,9 @@ from typing import Any
 
 # Importing them says whether there is machine code.
 import masksolve._methods.exact.inner_loops  # noqa: F401
-from masksolve import _jit
+from masksolve import _translated
 
-if _jit.internals is None:
+if not _translated.has_machine_code:
     from masksolve._judge import plain
 
     functions: Any = plain

@@ -16,14 +16,12 @@ differ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from numba import types
-from numba.extending import intrinsic
+from llvmlite import ir
 
-from masksolve._jit import inner_kernel
-from masksolve._methods.exact.machine_code import VECTOR_BYTES
+from masksolve._machine_code import VECTOR_BYTES, pointer_to
+from masksolve._translated import inner, intrinsic
 
 # In the reading: which lines hold exactly n, and whether entries of weight zero count as not kept.
 EXACT_ROWS, EXACT_COLUMNS, WITHOUT_ZEROS = 1 << 16, 1 << 17, 1 << 18
@@ -68,22 +66,16 @@ class Program(NamedTuple):
     group: int
 
 
-@inner_kernel
+@inner
 def unpack(program: tuple[int, ...]) -> Program:
     """Return the program in the plain tuple that kernels are given: Numba takes longer over the type of a named one."""
     # A kernel here, so that those on the disk are known to depend on the constants above.
     return Program(program[0], program[1], program[2], program[3], program[4], program[5])
 
 
-def _write(typingctx: Any, address: Any, value: Any) -> tuple[Any, Any]:
+@intrinsic
+def write(builder: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
     """Write a number, or a bool as a byte, to an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
-        data = context.data_model_manager[value].as_data(builder, arguments[1])
-        builder.store(data, builder.inttoptr(arguments[0], data.type.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, value), codegen
-
-
-write: Any = intrinsic(_write)
+    if value.type == ir.IntType(1):
+        value = builder.zext(value, ir.IntType(8))
+    builder.store(value, builder.inttoptr(address, pointer_to(value.type)))

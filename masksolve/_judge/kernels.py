@@ -1,10 +1,10 @@
 """Kernels of `certify`: the verdict on every tile of a grid, by potentials that a solver has found (docs/proof.md)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from masksolve._jit import inner_kernel, kernel
 from masksolve._judge.inner_loops import differ, prove, weigh
 from masksolve._judge.interface import (
     CLEARANCE,
@@ -17,7 +17,6 @@ from masksolve._judge.interface import (
     LARGEST,
     NOT_FINITE,
     NOT_NEGATIVE,
-    OUTPUTS,
     OVERFULL,
     PROVEN,
     QUANTUM,
@@ -28,6 +27,7 @@ from masksolve._judge.interface import (
     unpack,
     write,
 )
+from masksolve._translated import inner, translated
 
 # Far above what is rounded in a sum of float64 over a tile, as a share of the sum.
 _ROUNDING_OF_SUMS = 2.0**-37
@@ -76,8 +76,8 @@ class Places(NamedTuple):
     optimal_across: int
 
 
-@kernel
-def judge_tiles(program, places, shape, n, exact_rows, exact_columns, undecided):
+@translated
+def judge_tiles(program, places, shape, n, exact_rows, exact_columns, undecided, out) -> int:
     """Judge the masks of a grid of tiles; return how many are left undecided, or -1 for what cannot be judged.
 
     Parameters
@@ -90,13 +90,14 @@ def judge_tiles(program, places, shape, n, exact_rows, exact_columns, undecided)
         Tile rows, tile columns, and the rows of a tile.
     undecided
         (tiles): filled with the numbers of tiles that potentials do not decide.
+    out
+        (OUTPUTS) float64, is overwritten.
 
     A mask keeps more than n in a line, or a weight is not finite, where -1 is returned.
     """
     at = Places(*places)
     down, across, rows = shape
     reading = n | (EXACT_ROWS if exact_rows else 0) | (EXACT_COLUMNS if exact_columns else 0)
-    out = np.empty(OUTPUTS)
     out_address = out.ctypes.data
     count = 0
     for p in range(down):
@@ -141,7 +142,7 @@ def judge_tiles(program, places, shape, n, exact_rows, exact_columns, undecided)
     return count
 
 
-@inner_kernel
+@inner
 def _prove_ties(program, weights, weights_row, mask, mask_row, v, rows, reading, flags, out):
     """Return whether potentials prove a mask that holds what lines must, though others may be as good.
 
@@ -161,7 +162,7 @@ def _prove_ties(program, weights, weights_row, mask, mask_row, v, rows, reading,
     return False
 
 
-@inner_kernel
+@inner
 def _is_right(out, is_unrounded):
     """Return whether what `weigh` found proves a mask to be optimal ("Ties" in docs/proof.md)."""
     top, wrong = out[LARGEST], out[WRONG]
@@ -174,22 +175,40 @@ def _is_right(out, is_unrounded):
     return top > _SMALLEST_TOP and (wrong + rounding < out[QUANTUM] or out[CLEARANCE] > 2 * wrong + rounding)
 
 
-@kernel
-def judge_lines(lines, masks, n, exact, shift, sums, optimal):
+class LineBuffers(NamedTuple):
+    """What `judge_lines` needs of memory: arrays of a few lines, side by side, and the ends of what magnitudes are."""
+
+    own: NDArray[Any]
+    lowest: NDArray[Any]
+    highest: NDArray[Any]
+    total: NDArray[np.float64]
+    kept: NDArray[np.float64]
+    ones: NDArray[np.int32]
+    keep: NDArray[np.bool_]
+    ends: NDArray[Any]
+
+
+def line_buffers(length: int, dtype: np.dtype[Any]) -> LineBuffers:
+    """Return buffers for lines of this length."""
+    width = max(16, min(_LINES, _BUFFERED // length))
+    # Of the dtype of the weights, or all would be computed in float64.
+    own, lowest, highest = np.zeros((3, width), dtype)
+    total, kept = np.zeros((2, width))
+    ones, keep = np.zeros(width, np.int32), np.zeros(width, np.bool_)
+    return LineBuffers(own, lowest, highest, total, kept, ones, keep, np.array([np.inf, -1], dtype))
+
+
+@translated
+def judge_lines(lines, masks, n, exact, shift, sums, optimal, buffers) -> bool:
     """Judge the masks of lines (p, q, k), each by itself: it keeps the n largest, or all that is not zero.
 
     `exact` is whether a line holds n, `sums` (2, p, q) is filled with all importance and what is kept, `optimal` (p, q)
-    with the verdicts. Sums are times 2**-shift. Return whether they can be judged: no mask keeps more than n, and all
-    weights are finite.
+    with the verdicts, `buffers` is what `LineBuffers` holds. Sums are times 2**-shift. Return whether they can be
+    judged: no mask keeps more than n, and all weights are finite.
     """
     down, across, length = lines.shape
-    width = max(16, min(_LINES, _BUFFERED // length))
-    # Of the dtype of the weights, or all would be computed in float64.
-    number = lines.dtype.type
-    above, below, scale = number(np.inf), number(-1), 2.0**-shift
-    own, keep = np.zeros(width, lines.dtype), np.zeros(width, np.bool_)
-    lowest, highest, ones = np.empty(width, lines.dtype), np.empty(width, lines.dtype), np.empty(width, np.int32)
-    total, kept = np.empty(width), np.empty(width)
+    own, lowest, highest, total, kept, ones, keep, ends = buffers
+    width, above, below, scale = len(own), ends[0], ends[1], np.ldexp(1.0, -shift)
     bad = 0
     for p in range(down):
         for first in range(0, across, width):
@@ -215,21 +234,3 @@ def judge_lines(lines, masks, n, exact, shift, sums, optimal):
                 sums[0, p, first + lane], sums[1, p, first + lane] = total[lane], kept[lane]
                 optimal[p, first + lane] = is_best
     return bad == 0
-
-
-@kernel
-def add_up(importance, masks, best):
-    """Return all importance of tiles (p, q, r, c), and what the masks and the best masks keep of it, each (p, q)."""
-    down, across, rows, cols = importance.shape
-    total = np.zeros((down, across))
-    kept = np.zeros((down, across))
-    best_kept = np.zeros((down, across))
-    for p in range(down):
-        for q in range(across):
-            for i in range(rows):
-                for j in range(cols):
-                    c = importance[p, q, i, j]
-                    total[p, q] += c
-                    kept[p, q] += c if masks[p, q, i, j] else 0.0
-                    best_kept[p, q] += c if best[p, q, i, j] else 0.0
-    return total, kept, best_kept

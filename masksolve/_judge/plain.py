@@ -10,7 +10,6 @@ import numpy as np
 from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
-from masksolve._jit import kernel
 from masksolve._judge.interface import (
     CLEARANCE,
     EXACT_COLUMNS,
@@ -34,6 +33,7 @@ from masksolve._judge.interface import (
     group_of,
     unpack,
 )
+from masksolve._translated import inner
 
 
 @cache
@@ -52,26 +52,26 @@ def _pointer(typingctx, address):
 _pointer_: Any = intrinsic(_pointer)
 
 
-@kernel
+@inner
 def _number(address, index, itemsize):
     if itemsize == 4:
         return np.float64(carray(_pointer_(address + 4 * index), (1,), np.float32)[0])
     return carray(_pointer_(address + 8 * index), (1,), np.float64)[0]
 
 
-@kernel
+@inner
 def _is_one(address, index):
     return carray(_pointer_(address + index), (1,), np.uint8)[0] != 0
 
 
-@kernel
+@inner
 def _difference(c, v, itemsize):
     if itemsize == 4:
         return np.float64(np.float32(c) - np.float32(v))
     return c - v
 
 
-@kernel
+@inner
 def _sum(lanes):
     """Add up as a vector does: its halves, again and again."""
     half = len(lanes) // 2
@@ -82,7 +82,7 @@ def _sum(lanes):
     return lanes[0]
 
 
-@kernel
+@inner
 def _width(columns):
     width = 1
     while width < columns:
@@ -90,7 +90,7 @@ def _width(columns):
     return width
 
 
-@kernel
+@inner
 def prove(program, weights, weights_row, mask, mask_row, potentials, rows, reading, out):
     """See `interface`."""
     program = unpack(program)
@@ -151,7 +151,7 @@ def prove(program, weights, weights_row, mask, mask_row, potentials, rows, readi
     )
 
 
-@kernel
+@inner
 def weigh(program, weights, weights_row, mask, mask_row, potentials, rows, reading, out):
     """See `interface`."""
     program = unpack(program)
@@ -211,7 +211,7 @@ def weigh(program, weights, weights_row, mask, mask_row, potentials, rows, readi
     return (UNROUNDED if unrounded else 0) | (NOT_NEGATIVE if not_negative else 0)
 
 
-@kernel
+@inner
 def differ(program, other, other_row, mask, mask_row, rows):
     """See `interface`."""
     columns = unpack(program).columns

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksolve._inputs import check_flag
-from masksolve._jit import kernel
+from masksolve._jit import inner_kernel, kernel
 from masksolve._threads import Piece, for_each_chunk, importance_of
 from masksolve._tiles import Margins
 
@@ -67,7 +67,7 @@ def _solve_tiles(
                         _fill_row(mask.T, j, column_room, row_room)
 
 
-@kernel
+@inner_kernel
 def _fill_row(mask: NDArray[np.bool_], short: int, row_room: NDArray[np.int64], column_room: NDArray[np.int64]) -> None:
     """Give row `short` one more entry: it takes a column, from a row that takes another, ..., along a shortest path."""
     rows, cols = mask.shape

@@ -6,7 +6,7 @@ come from `Generator.random`, a multiple of 2**-53, which compiled code draws ei
 
 import numpy as np
 
-from masksolve._jit import kernel
+from masksolve._jit import inner_kernel, kernel
 
 _LIMB = np.uint64(32)
 _LIMB_MASK = np.uint64(0xFFFFFFFF)
@@ -37,7 +37,7 @@ def fill_by_counts(rng, keys, ways, starts, binomials, upper_loads, up_to, kept,
         _fill_half(rng, keys, ways, starts, binomials, kept, lower_loads, mask[m // 2 :])
 
 
-@kernel
+@inner_kernel
 def _fill_half(rng, keys, ways, starts, binomials, kept, loads, rows):
     """Fill rows whose columns have to sum to `loads`, from the last one up; `loads` is used up.
 
@@ -106,7 +106,7 @@ def _fill_half(rng, keys, ways, starts, binomials, kept, loads, rows):
                 j += 1
 
 
-@kernel
+@inner_kernel
 def _find(keys, start, stop, key):
     """Return where a key is in keys[start:stop], which ascend; -1 if it is not."""
     low, high = start, stop
@@ -119,12 +119,12 @@ def _find(keys, start, stop, key):
     return low if low < stop and keys[low] == key else -1
 
 
-@kernel
+@inner_kernel
 def _draw_bits(rng):
     return np.uint64(rng.random() * _TWO_TO_THE_32)
 
 
-@kernel
+@inner_kernel
 def _draw_index(rng, length):
     """Draw uniformly from range(length), length < 2**32, by Lemire's multiplication."""
     product = _draw_bits(rng) * np.uint64(length)
@@ -135,7 +135,7 @@ def _draw_index(rng, length):
     return np.int64(product >> _LIMB)
 
 
-@kernel
+@inner_kernel
 def _draw_below(rng, bound, draw):
     """Make `draw` uniform below `bound`, which is not 0: random bits until they are less."""
     top = len(bound) - 1
@@ -153,7 +153,7 @@ def _draw_below(rng, bound, draw):
             return
 
 
-@kernel
+@inner_kernel
 def _is_less(a, b):
     for limb in range(len(a) - 1, -1, -1):
         if a[limb] != b[limb]:
@@ -161,7 +161,7 @@ def _is_less(a, b):
     return False
 
 
-@kernel
+@inner_kernel
 def _multiply(a, factor, product):
     carry = np.uint64(0)
     for limb in range(len(a)):
@@ -170,7 +170,7 @@ def _multiply(a, factor, product):
         carry >>= _LIMB
 
 
-@kernel
+@inner_kernel
 def _subtract(a, b):
     """Subtract b, which is not greater, from a."""
     borrow = np.uint64(0)

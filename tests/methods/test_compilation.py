@@ -11,15 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 from llvmlite import binding
 
-from masksolve._methods.exact import machine_code
+import masksolve as ms
+from masksolve import _machine_code as machine_code
+from masksolve._machine_code import VECTOR_BYTES, stored, target_machine
 from masksolve._methods.exact.codegen import write_module
 from masksolve._methods.exact.layout import layout, new_vectors
-from masksolve._methods.exact.machine_code import VECTOR_BYTES, stored, target_machine
 from masksolve._networks import selection_network
 from tests import processes
 
@@ -61,40 +61,56 @@ def test_processes_that_compile_at_the_same_moment_do_not_disturb_each_other(tmp
     # What they left on disk works, too.
     for number in range(2):
         finish(start(tmp_path, number))
-    assert list(tmp_path.rglob("*.nbc"))
+    assert list(tmp_path.rglob("equilibrate_narrow-*.o"))
 
 
 def test_where_nothing_can_be_written_code_is_compiled_but_not_kept() -> None:
-    # Root may write anywhere, so that permissions would not do; without NUMBA_CACHE_DIR Numba tries other folders.
+    # Root may write anywhere, so that permissions would not do.
     script = """
+import os, sys
 from numba.core import caching
 
-def refuse(self):
+def refuse(*arguments, **options):
     raise OSError("read-only file system")
 
-caching._CacheLocator.ensure_cache_path = refuse
+caching._CacheLocator.ensure_cache_path = os.makedirs = os.replace = refuse
+os.access = lambda *arguments: False
 
 import masksolve as ms
-from masksolve import _numba_internals
-from masksolve._methods.exact import augment
-assert ms.solve_block([[3.0, 1.0], [1.0, 3.0]], 1, 2).tolist() == [[True, False], [False, True]]
-assert _numba_internals.cache_folder(augment.solve_tiles.py_func) is None
+for method in ("exact", "greedy"):
+    mask = ms.solve_block([[3.0, 1.0], [1.0, 3.0]], 1, 2, method=method)
+    assert mask.tolist() == [[True, False], [False, True]]
 """
-    assert processes.run(script) == ""
+    assert processes.run(script, NUMBA_CACHE_DIR="") == ""
+
+
+def test_code_is_kept_beside_the_package_or_in_the_user_s_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = Path(machine_code.__file__).with_name("__pycache__")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert machine_code.cache_folder() == str(tmp_path / "masksolve")
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    assert machine_code.cache_folder() == str(beside)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert machine_code.cache_folder() == str(tmp_path / "masksolve")
 
 
 def test_stored_code_is_used_again_only_if_it_is_whole_and_made_of_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     made: list[bytes] = []
 
-    def get(made_of: bytes, code: bytes) -> bytes:
+    def get(source: bytes, code: bytes) -> bytes:
         def make() -> bytes:
             made.append(code)
             return code
 
-        return stored(start, "vectors", made_of, make)
+        monkeypatch.setattr(machine_code, "_sources", lambda: source)
+        return stored("vectors", make)
 
     assert [get(b"a", b"first"), get(b"a", b"unused"), get(b"b", b"other")] == [b"first", b"first", b"other"]
     assert made == [b"first", b"other"]
@@ -102,18 +118,44 @@ def test_stored_code_is_used_again_only_if_it_is_whole_and_made_of_the_same(
         file.write_bytes(file.read_bytes()[:-1])
     assert get(b"a", b"again") == get(b"a", b"unused") == b"again"
     assert made == [b"first", b"other", b"again"]
-    # A function that lies in no file has no place for its code.
-    assert stored(eval("lambda: 0"), "vectors", b"a", lambda: b"not kept") == b"not kept"
+
+
+def test_all_that_writes_machine_code_is_what_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Path(machine_code.__file__).parent
+    read = Path.read_bytes
+    files: set[str] = set()
+
+    def recorded(path: Path) -> bytes:
+        files.add(path.relative_to(package).as_posix())
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", recorded)
+    digest = machine_code._sources.__wrapped__()
+    # Every module that the solver and the judge have loaded, and no other folder's.
+    ms.certify(np.eye(4), ms.solve_matrix(np.eye(4), 2, 4), 2, 4)
+    loaded = {Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith("masksolve._")}
+    assert {path.relative_to(package).as_posix() for path in loaded} - files == set()
+
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "_networks.py"))
+    assert machine_code._sources.__wrapped__() != digest
+
+    def refuse(path: Path) -> bytes:
+        raise OSError
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert machine_code._sources.__wrapped__() is None
+    monkeypatch.setattr(machine_code, "_sources", lambda: None)
+    assert stored("vectors", lambda: b"not kept") == b"not kept"
 
 
 def test_machine_code_on_the_disk_is_bounded_and_what_was_used_last_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(machine_code, "STORED_BYTES", 5000)
 
     def get(number: int) -> bytes:
-        return stored(start, f"vectors-{number}", b"", lambda: bytes(900))
+        return stored(f"vectors-{number}", lambda: bytes(900))
 
     def kept() -> set[str]:
         return {file.name.rsplit("-", 1)[0] for file in tmp_path.rglob("*.o")}
@@ -137,7 +179,7 @@ def test_machine_code_on_the_disk_is_bounded_and_what_was_used_last_stays(
 def test_a_cache_that_vanishes_or_cannot_be_written_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
 
     def get(number: int) -> bytes:
         def make() -> bytes:
@@ -146,7 +188,7 @@ def test_a_cache_that_vanishes_or_cannot_be_written_is_done_without(
                 shutil.rmtree(folder)
             return bytes(number)
 
-        return stored(start, f"vectors-{number}", b"", make)
+        return stored(f"vectors-{number}", make)
 
     assert [get(1), get(2)] == [bytes(1), bytes(2)]
 
@@ -157,27 +199,7 @@ def test_a_cache_that_vanishes_or_cannot_be_written_is_done_without(
         monkeypatch.setattr(os, name, refuse)
     monkeypatch.setattr(machine_code, "STORED_BYTES", 0)
     for number in (2, 3):
-        assert stored(start, f"vectors-{number}", b"", functools.partial(bytes, number)) == bytes(number)
-
-
-def test_a_kernel_is_compiled_anew_when_one_that_it_calls_has_changed(tmp_path: Path) -> None:
-    script = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from caller import doubled
-print(doubled(), sum(doubled.stats.cache_hits.values()))
-"""
-    callee = "from masksolve._jit import inner_kernel\n@inner_kernel\ndef number():\n    return {}\n"
-    (tmp_path / "caller.py").write_text(
-        "from masksolve._jit import kernel\nfrom callee import number\n"
-        "@kernel\ndef doubled():\n    return 2 * number()\n"
-    )
-    printed = []
-    for number in (1, 1, 3, 3):
-        (tmp_path / "callee.py").write_text(callee.format(number))
-        # Python's own cache goes by the second.
-        printed.append(processes.run(script, tmp_path, NUMBA_CACHE_DIR=str(tmp_path), PYTHONDONTWRITEBYTECODE="1"))
-    assert printed == ["2 0\n", "2 1\n", "6 0\n", "6 1\n"]
+        assert stored(f"vectors-{number}", functools.partial(bytes, number)) == bytes(number)
 
 
 @pytest.mark.parametrize(("n", "m", "itemsize"), [(2, 4, 4), (3, 7, 4), (8, 16, 4), (4, 8, 8)])
@@ -222,7 +244,7 @@ print("compiled")
 TARGET = """
 import re
 from llvmlite import binding
-from masksolve._methods.exact.machine_code import VECTOR_BYTES, compiler_identity, target_cpu, target_machine
+from masksolve._machine_code import VECTOR_BYTES, compiler_identity, target_cpu, target_machine
 from masksolve._methods.exact.codegen import write_module
 assembly = target_machine().emit_assembly(binding.parse_assembly(write_module(4, 8, 4, 4)))
 registers = [name for name in ("xmm", "ymm", "zmm") if re.search(rf"%{name}\\d", assembly)]

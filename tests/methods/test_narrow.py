@@ -11,9 +11,9 @@ import pytest
 from llvmlite import binding
 from numpy.typing import NDArray
 
+from masksolve._machine_code import target_machine
 from masksolve._methods import exact
 from masksolve._methods.exact.inner_loops import narrow_program
-from masksolve._methods.exact.machine_code import target_machine
 from masksolve._methods.exact.narrow.codegen import write_module
 from masksolve._methods.exact.narrow.layout import LANES, new_memory
 from masksolve._methods.exact.narrow.passes import equilibrate_narrow

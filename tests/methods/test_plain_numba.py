@@ -1,15 +1,19 @@
-"""Solving in plain Numba, by its public API alone: the same masks and potentials, bit for bit."""
+"""Solving in plain Numba: the same masks and potentials, bit for bit; and what is relied on of Numba."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
@@ -63,10 +67,10 @@ def test_masks_and_potentials_are_the_same_in_plain_numba(
     # Compiling takes more time than a script of `processes.run` has.
     script = f"""
 import json
-from masksolve import _jit
+from masksolve import _translated
 from masksolve._methods.exact import inner_loops, plain
 from tests.methods.test_plain_numba import {solve.__name__}
-assert _jit.internals is None and inner_loops.call is plain.call
+assert not _translated.has_machine_code and inner_loops.call is plain.call
 print(json.dumps({solve.__name__}()))
 """
     done = subprocess.run(
@@ -81,25 +85,68 @@ print(json.dumps({solve.__name__}()))
     assert json.loads(done.stdout) == solve()
 
 
-def test_plain_numba_touches_no_private_part_of_numba_and_writes_no_code(tmp_path: Path) -> None:
+def test_plain_numba_writes_no_machine_code_of_ours(tmp_path: Path) -> None:
     script = """
 import sys
 import masksolve as ms
 import masksolve._methods.exact
 ms.solve_block([[1, 2], [2, 1]], 1, 2, method="greedy")
-print("masksolve._numba_internals" in sys.modules, "masksolve._methods.exact.codegen" in sys.modules)
+print("masksolve._methods.exact.codegen" in sys.modules)
 """
-    assert processes.run(script, MASKSOLVE_PLAIN_NUMBA="1", NUMBA_CACHE_DIR=str(tmp_path)) == "False False\n"
-    assert not list(tmp_path.rglob("*.*"))
+    assert processes.run(script, MASKSOLVE_PLAIN_NUMBA="1", NUMBA_CACHE_DIR=str(tmp_path)) == "False\n"
+    assert not list(tmp_path.rglob("*.o"))
 
 
 @pytest.mark.parametrize("value", ["yes", "2"])
 def test_the_variable_for_plain_numba_is_0_or_1(value: str) -> None:
     script = """
 try:
-    import masksolve._jit
+    import masksolve._translated
 except ValueError as error:
     print(error)
 """
     printed = processes.run(script, MASKSOLVE_PLAIN_NUMBA=value)
     assert printed.startswith(f"the environment variable MASKSOLVE_PLAIN_NUMBA is {value!r}: set it to 1 ")
+
+
+def test_numba_is_used_by_its_public_api_alone() -> None:
+    package = Path(ms.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            found |= {name for name in modules if name.split(".")[0] == "numba"}
+    # What Numba's documentation tells users to import.
+    assert found == {"numba", "numba.extending"}
+
+
+def test_code_that_llvm_does_not_read_is_done_without_and_said_once(tmp_path: Path) -> None:
+    script = """
+import logging, sys
+from llvmlite import binding
+parse = binding.parse_assembly
+def refuse_vector_code(text, *context):
+    if "move_rows" in text:
+        raise RuntimeError("LLVM IR parsing error: expected type")
+    return parse(text, *context)
+binding.parse_assembly = refuse_vector_code
+logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s: %(message)s")
+from masksolve._methods.exact import inner_loops, plain
+assert inner_loops.call is plain.call
+"""
+    printed = processes.run(script, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+    assert len(printed) == 1
+    assert printed[0].startswith("masksolve WARNING: solving in plain Numba")
+    assert "does not read the code for 1:2" in printed[0]
+
+
+def test_the_numba_that_is_installed_is_within_the_bounds() -> None:
+    project = Path(ms.__file__).parents[1] / "pyproject.toml"
+    requirements = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    (required,) = [each for each in requirements if each.startswith("numba")]
+    bounds = re.fullmatch(r"numba>=(\d+)\.(\d+)\.\d+,<(\d+)\.(\d+)", required)
+    assert bounds, f"{required} has no upper bound"
+    lowest, highest = (int(bounds[1]), int(bounds[2])), (int(bounds[3]), int(bounds[4]))
+    assert lowest <= numba.version_info[:2] < highest

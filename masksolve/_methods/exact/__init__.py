@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from masksolve._errors import UnusableWeightError
 from masksolve._inputs import potentials_dtype
-from masksolve._jit import kernel
 from masksolve._methods.exact.augment import new_memory, solve_tiles
 from masksolve._methods.exact.equilibrate import equilibrate_tiles
 from masksolve._methods.exact.lanes import Tiles
@@ -87,8 +86,7 @@ def _start(importance: NDArray[np.float64], margins: Margins) -> NDArray[np.floa
     down, across, rows, cols = importance.shape
     if min(rows, cols) <= _LARGEST_FROM_ZERO:
         return np.zeros((down, across, cols))
-    start: NDArray[np.float64] = _approach(importance, margins.kept, margins.exact_rows, margins.exact_columns)
-    return start
+    return _approach(importance, margins)
 
 
 def _choose_in_lines(
@@ -235,32 +233,24 @@ def solve_importance(
     return masks, potentials, optimal
 
 
-@kernel
-def _approach(importance: NDArray[np.float64], kept: int, exact_rows: bool, exact_columns: bool) -> NDArray[np.float64]:
-    """Return column potentials (p, q, c) to start from: of a few rounds of equilibration, one tile after the other."""
-    down, across, rows, cols = importance.shape
-    potentials = np.zeros((down, across, cols))
-    for p in range(down):
-        for q in range(across):
-            c, v = importance[p, q], potentials[p, q]
-            u = np.zeros(rows)
-            for _ in range(_ROUNDS):
-                _move(c, v, u, kept, exact_rows)
-                _move(c.T, u, v, kept, exact_columns)
-    return potentials
+def _approach(importance: NDArray[np.float64], margins: Margins) -> NDArray[np.float64]:
+    """Return column potentials (p, q, c) to start from: those of a few rounds of equilibration."""
+    u, v = np.zeros(importance.shape[:3]), np.zeros((*importance.shape[:2], importance.shape[3]))
+    for _ in range(_ROUNDS):
+        _move(importance, v, u, margins.kept, margins.exact_rows)
+        _move(importance.swapaxes(2, 3), u, v, margins.kept, margins.exact_columns)
+    return v
 
 
-@kernel
 def _move(
     c: NDArray[np.float64], across: NDArray[np.float64], along: NDArray[np.float64], kept: int, exact: bool
 ) -> None:
     """Move the potentials along to the middle between the kept-th and the following reduced entry, and beyond."""
-    length = c.shape[1]
-    if not 0 < kept < length:
+    following = c.shape[3] - kept - 1
+    if not 0 <= following < c.shape[3] - 1:
         return
-    for i in range(len(along)):
-        reduced = np.partition(c[i] - across, length - kept)
-        middle = 0.5 * (reduced[length - kept] + reduced[: length - kept].max())
-        along[i] += _RELAXATION * (middle - along[i])
-        if not exact:
-            along[i] = max(along[i], 0.0)
+    reduced = np.partition(c - across[:, :, np.newaxis], (following, following + 1))
+    middle = 0.5 * (reduced[..., following] + reduced[..., following + 1])
+    along += _RELAXATION * (middle - along)
+    if not exact:
+        np.maximum(along, 0, out=along)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksolve._jit import kernel
+from masksolve._translated import inner, translated
 
 # A path costs less than 2**_BITS_OF_PATHS (`_solve` says why), and so does any entry that a path may use; the sum of
 # both is less than this.
@@ -78,8 +78,8 @@ def new_memory(rows: int, cols: int) -> NDArray[np.int64]:
     return memory
 
 
-@kernel
-def solve_tiles(importance, kept, exact_rows, exact_columns, judged, masks, potentials, optimal, memory):
+@translated
+def solve_tiles(importance, kept, exact_rows, exact_columns, judged, masks, potentials, optimal, memory) -> bool:
     """Fill masks (p, q, r, c) with optimal masks of importance (p, q, r, c), and judge other ones.
 
     It returns now and then, so that interrupts are honoured: whether all is done, or it is to be called again, with the
@@ -137,7 +137,7 @@ def solve_tiles(importance, kept, exact_rows, exact_columns, judged, masks, pote
     return True
 
 
-@kernel
+@inner
 def _split(bits, mantissas, exponents):
     """Split float64 weights, given as bits, into mantissa * 2**exponent."""
     for i in range(bits.shape[0]):
@@ -148,7 +148,7 @@ def _split(bits, mantissas, exponents):
             exponents[i, j] = max(field, 1) - 1075
 
 
-@kernel
+@inner
 def _start_from(mask, kept, exact_rows, network):
     """Send `kept` units from every row: where the mask is, then wherever there is room."""
     flow = network.flow
@@ -170,7 +170,7 @@ def _start_from(mask, kept, exact_rows, network):
         flow[i, cols] = remaining
 
 
-@kernel
+@inner
 def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, network, search, memory):
     """Go on with a tile; return whether it is solved."""
     rows, cols = mantissas.shape
@@ -212,7 +212,7 @@ def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, ne
         memory[_PLACE], memory[_PHASE] = place - step, 0
 
 
-@kernel
+@inner
 def _bit_length(number):
     length = 0
     while number >> length > 0:
@@ -220,7 +220,7 @@ def _bit_length(number):
     return length
 
 
-@kernel
+@inner
 def _span(mantissas, exponents):
     """Return the exponents of the lowest bit that is set in any weight, and of the first above all of them."""
     lowest, highest = 2000, -2000
@@ -239,12 +239,12 @@ def _span(mantissas, exponents):
     return (lowest, highest) if highest > -2000 else (0, 0)
 
 
-@kernel
+@inner
 def _begin(mantissas, exponents, position, bits, exact_rows, exact_columns, potentials, network):
     """Set up reduced costs in units of 2**position, by potentials that are rounded to units, in place."""
     rows, cols = mantissas.shape
     reduced, lowered = network.reduced, network.lowered
-    limit = 4.0 * 2.0**bits
+    limit = np.ldexp(4.0, bits)
     for j in range(cols):
         start = np.rint(np.ldexp(potentials[j], -position))
         # NaN is below no limit either.
@@ -261,7 +261,7 @@ def _begin(mantissas, exponents, position, bits, exact_rows, exact_columns, pote
     lowered[:] = 0
 
 
-@kernel
+@inner
 def _shifted(mantissa, shift):
     """Return floor(mantissa * 2**shift), which fits."""
     if shift >= 0:
@@ -269,7 +269,7 @@ def _shifted(mantissa, shift):
     return mantissa >> min(-shift, 63)
 
 
-@kernel
+@inner
 def _choose(kept, exact_columns, network):
     """Give each row its best entries, and columns that need not be full what they lack."""
     flow, surplus = network.flow, network.surplus
@@ -284,7 +284,7 @@ def _choose(kept, exact_columns, network):
                 surplus[j] = 0
 
 
-@kernel
+@inner
 def _settle(i, network):
     """Exchange units of row i until it holds its best entries, and move its potential accordingly.
 
@@ -309,7 +309,7 @@ def _settle(i, network):
         reduced[i, j] -= worst
 
 
-@kernel
+@inner
 def _count_surplus(kept, network):
     cols = network.flow.shape[1] - 1
     for j in range(cols):
@@ -320,7 +320,7 @@ def _count_surplus(kept, network):
             network.surplus[j] += network.flow[i, j]
 
 
-@kernel
+@inner
 def _balance(has_unused, network, search, memory):
     """Move units until no column has a surplus or lacks any, and return True; False where there is too much to do."""
     surplus = network.surplus
@@ -341,7 +341,7 @@ def _balance(has_unused, network, search, memory):
     return True
 
 
-@kernel
+@inner
 def _has_both_signs(surplus):
     is_positive = is_negative = False
     for j in range(len(surplus)):
@@ -350,7 +350,7 @@ def _has_both_signs(surplus):
     return is_positive and is_negative
 
 
-@kernel
+@inner
 def _find_shortest(network, search):
     """Return the length of the shortest paths from columns with a surplus to columns that lack units.
 
@@ -402,7 +402,7 @@ def _find_shortest(network, search):
                 count += 1
 
 
-@kernel
+@inner
 def _lower(length, network, search):
     """Move potentials by the distances, as far as `length`, which makes the shortest paths cost nothing."""
     reduced, lowered, distance = network.reduced, network.lowered, search.distance
@@ -418,7 +418,7 @@ def _lower(length, network, search):
             reduced[i, j] += distance[j] - distance[columns + i]
 
 
-@kernel
+@inner
 def _send(network, search):
     """Send units along paths that cost nothing, depth first, until every column seen is known to lead nowhere."""
     search.seen[:] = 0
@@ -429,7 +429,7 @@ def _send(network, search):
             pass
 
 
-@kernel
+@inner
 def _send_one(source, network, search):
     flow, reduced, surplus = network.flow, network.reduced, network.surplus
     seen, next_row, next_column, path = search.seen, search.next_row, search.next_column, search.stack
@@ -472,7 +472,7 @@ def _send_one(source, network, search):
     return False
 
 
-@kernel
+@inner
 def _append_bits(mantissas, exponents, position, step, decided, network):
     """Go on to units of 2**position, `step` bits further down; entries with |r| >= `decided` are decided."""
     reduced = network.reduced
@@ -492,7 +492,7 @@ def _append_bits(mantissas, exponents, position, step, decided, network):
     network.lowered[:] = 0
 
 
-@kernel
+@inner
 def _is_optimal(mask, reduced, kept):
     """Return whether a mask with at most `kept` ones in a line is optimal: exactly, by complementary slackness.
 

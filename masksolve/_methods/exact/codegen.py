@@ -10,17 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, reduce
-from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from masksolve import _networks
-from masksolve._jit import inner_kernel, internals
-from masksolve._methods.exact import layout as memory_layout
+from masksolve._machine_code import VECTOR_BYTES, lock, new_engine, pointer_to
 from masksolve._methods.exact.layout import (
     CLEARANCE,
     ENTRIES,
@@ -45,7 +41,7 @@ from masksolve._methods.exact.layout import (
     layout,
     new_program,
 )
-from masksolve._methods.exact.machine_code import VECTOR_BYTES, new_engine, pointer_to
+from masksolve._translated import inner, intrinsic
 
 _BOOL = ir.IntType(1)
 _BYTE = ir.IntType(8)
@@ -56,29 +52,25 @@ _ADDRESS = pointer_to(_BYTE)
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [_ADDRESS, _I64, _I64, _I64, ir.DoubleType()])
 
 
-def _call_address(typingctx: Any, address: Any, memory: Any, a: Any, b: Any, c: Any, x: Any) -> tuple[Any, Any]:
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        # In llvmlite, only the type of a pointer says what function is called.
-        function = builder.inttoptr(arguments[0], _PROTOTYPE.as_pointer())
-        builder.call(function, [builder.inttoptr(arguments[1], _ADDRESS), *arguments[2:]])
-        return _I64(0)
-
-    return types.int64(*[types.int64] * 5, types.float64), codegen
-
-
-_call_address_: Any = intrinsic(_call_address)
+@intrinsic
+def _call_address(
+    builder: ir.IRBuilder, address: ir.Value, memory: ir.Value, a: ir.Value, b: ir.Value, c: ir.Value, x: ir.Value
+) -> None:
+    # In llvmlite, only the type of a pointer says what function is called.
+    function = builder.inttoptr(address, _PROTOTYPE.as_pointer())
+    builder.call(function, [builder.inttoptr(memory, _ADDRESS), a, b, c, x])
 
 
-@inner_kernel
+@inner
 def call(address: int, vectors: Vectors, a: int, b: int, c: int, x: float) -> None:
     """Call one of the functions of `Code`."""
-    _call_address_(address, vectors.numbers.ctypes.data, a, b, c, x)
+    _call_address(address, vectors.numbers, a, b, c, float(x))
 
 
 @cache
 def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.int64]:
     """Return all that a kernel needs to know, for `unpack`: of a pattern, and of numbers and weights of these sizes."""
-    with internals.global_compiler_lock:
+    with lock:
         engine = _engine_of(n, m, itemsize, source_itemsize)
         addresses = [
             engine.get_function_address(_clamped(name) if clamp and name in _CLAMPED else name)
@@ -91,8 +83,7 @@ def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.i
 @cache
 def _engine_of(*arguments: int) -> binding.ExecutionEngine:
     n, m, _, _ = arguments
-    sources = [__file__, memory_layout.__file__, _networks.__file__]
-    return new_engine(write_module, arguments, "vectors", f"{n}:{m}", sources)
+    return new_engine(write_module, arguments, "vectors", f"{n}:{m}")
 
 
 def write_module(n: int, m: int, itemsize: int, source_itemsize: int) -> str:

@@ -1,33 +1,20 @@
 """Filling up a mask with weights of zero, which are worth nothing: then "at most N" solves "exactly N"."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from masksolve._jit import inner_kernel, kernel
 from masksolve._methods.exact.layout import WORD_BITS
+from masksolve._translated import inner, intrinsic
 
 
-def _lowest_bit(typingctx: Any, word: Any) -> tuple[Any, Any]:
+@intrinsic
+def lowest_bit(builder: ir.IRBuilder, word: ir.Value) -> ir.Value:
     """Return the number of the lowest bit that is set in a word."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        return builder.cttz(arguments[0], ir.IntType(1)(1))
-
-    return types.int64(types.int64), codegen
+    return builder.cttz(word, ir.IntType(1)(1))
 
 
-# Here, not with the other machine code: what keeps kernels on the disk does not see the files of intrinsics.
-lowest_bit: Any = intrinsic(_lowest_bit)
-
-
-# Too long to be compiled into each caller, as an inner kernel would be.
-@kernel
+@inner
 def fill_with_zeros(
     words: NDArray[np.int64],
     bits: int,
@@ -122,6 +109,6 @@ def fill_with_zeros(
     return exact_rows or short_columns == 0
 
 
-@inner_kernel
+@inner
 def _bit(column: int) -> np.int64:
     return np.int64(1) << (column % WORD_BITS)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from masksolve import _jit
+from masksolve import _translated
 
 
 def _import_inner_loops() -> tuple[ModuleType, ModuleType]:
-    if _jit.internals is not None:
+    if _translated.has_machine_code:
         try:
             from masksolve._methods.exact import codegen
             from masksolve._methods.exact.narrow import codegen as narrow_codegen
@@ -22,7 +22,7 @@ def _import_inner_loops() -> tuple[ModuleType, ModuleType]:
             codegen.program(1, 2, 4, 4)
             narrow_codegen.program(1, 2, 2, False, False, 4)
         except Exception as error:
-            _jit.go_on_in_plain_numba(error)
+            _translated.go_on_in_plain_numba(error)
         else:
             return codegen, narrow_codegen
     # Only now: how its functions are compiled, and those that call them, depends on it.

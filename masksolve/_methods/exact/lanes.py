@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksolve._jit import inner_kernel
 from masksolve._methods.exact.fill_zeros import fill_with_zeros
 from masksolve._methods.exact.inner_loops import call
 from masksolve._methods.exact.layout import (
@@ -22,6 +21,7 @@ from masksolve._methods.exact.layout import (
     Layout,
     word,
 )
+from masksolve._translated import inner
 
 # What is to become of a tile: it is to be equilibrated as "exactly n" or as "at most n", in the dtype of the weights or
 # in float64, perturbed; or it is to be solved by other means.
@@ -78,7 +78,7 @@ class Tiles(NamedTuple):
     stages: NDArray[Any]
 
 
-@inner_kernel
+@inner
 def dequeue(stage, queue, count, batch, batch_potentials):
     """Move the tiles of a queue that wait for a stage into a batch; close up the others. Return how many are moved."""
     moved = 0
@@ -96,7 +96,7 @@ def dequeue(stage, queue, count, batch, batch_potentials):
     return moved
 
 
-@inner_kernel
+@inner
 def load(code, task, vectors, tiles, start, first, in_group):
     """Load a group of tiles, the last of them also into lanes that would be empty, and the potentials to start from."""
     at, grid, work = task.at, task.grid, vectors.numbers
@@ -114,7 +114,7 @@ def load(code, task, vectors, tiles, start, first, in_group):
             work[potential, lane] = 0
 
 
-@inner_kernel
+@inner
 def _load_nothing_beyond(task, vectors):
     """Make entries beyond the lines of a partial tile less than all others: no line ever chooses them.
 
@@ -127,19 +127,19 @@ def _load_nothing_beyond(task, vectors):
                 vectors.numbers[ENTRIES + i * task.at.pitch + j, lane] = -np.inf
 
 
-@inner_kernel
+@inner
 def move_rows(code, task, vectors, step):
     """Move row potentials by `step`, in units of the way to the middle."""
     call(code.move_rows, vectors, 0, 0, task.grid.rows, step)
 
 
-@inner_kernel
+@inner
 def move_columns(code, task, vectors, step):
     """Move column potentials by `step`, in units of the way to the middle."""
     call(code.move_columns, vectors, 0, 0, task.grid.cols, step)
 
 
-@inner_kernel
+@inner
 def choose(code, task, vectors):
     """Choose the best entries of every row, and judge the choice."""
     call(code.choose, vectors, 0, 0, task.grid.rows, 0.0)
@@ -151,7 +151,7 @@ def choose(code, task, vectors):
         call(code.judge, vectors, 0, 0, 0, 0.0)
 
 
-@inner_kernel
+@inner
 def fill(code, task, vectors):
     """Fill the choice up with zeros, as far as that can be done line by line; where it can, SHORT is 0."""
     call(code.fill, vectors, 0, 0, task.grid.rows, 0.0)
@@ -165,7 +165,7 @@ def fill(code, task, vectors):
             vectors.integers[SHORT, lane] = short
 
 
-@inner_kernel
+@inner
 def clamp_potentials(task, vectors):
     """Raise column potentials below zero to zero."""
     for j in range(task.m):
@@ -174,7 +174,7 @@ def clamp_potentials(task, vectors):
                 vectors.numbers[task.at.v + j, lane] = 0
 
 
-@inner_kernel
+@inner
 def solve_constant(code, task, vectors, tiles, first, waiting):
     """Solve tiles whose entries are all the same, for which any mask will do; return the lanes that still wait."""
     at, grid = task.at, task.grid
@@ -200,7 +200,7 @@ def solve_constant(code, task, vectors, tiles, first, waiting):
     return waiting
 
 
-@inner_kernel
+@inner
 def _ones(count):
     """Return a word of which the first bits are set, `count` or what of them is there."""
     if count >= WORD_BITS:
@@ -208,7 +208,7 @@ def _ones(count):
     return (np.int64(1) << max(count, 0)) - 1
 
 
-@inner_kernel
+@inner
 def store_proven(code, task, vectors, tiles, first, proven, clamp, least, rounding):
     """Store the masks of lanes whose potentials prove them, if they also do as "at most n", or can be filled up.
 
@@ -246,7 +246,7 @@ def store_proven(code, task, vectors, tiles, first, proven, clamp, least, roundi
     return failed
 
 
-@inner_kernel
+@inner
 def _store(code, task, vectors, tile, lane, lowest):
     """Store the mask of a lane, and its column potentials less `lowest`."""
     at, grid = task.at, task.grid
@@ -258,7 +258,7 @@ def _store(code, task, vectors, tile, lane, lowest):
             task.potentials[where, j] = vectors.numbers[at.v + j, lane] - lowest
 
 
-@inner_kernel
+@inner
 def enqueue(task, vectors, lane, tile, stage, shift, queue, count):
     """Add the tile of a lane to a queue, its column potentials less `shift`; return how many it holds now."""
     at = task.at
@@ -269,19 +269,19 @@ def enqueue(task, vectors, lane, tile, stage, shift, queue, count):
     return count + 1
 
 
-@inner_kernel
+@inner
 def shift_to_at_most(task, vectors, lane, least):
     """Return the shift of column potentials that splits the shortfall for "at most n" between rows and columns."""
     work = vectors.numbers
     return 0.5 * (work[LOWEST, lane] - work[least, lane])
 
 
-@inner_kernel
+@inner
 def _place(tile, down, across):
     return (tile >> 32) * down + (tile & 0xFFFFFFFF) * across
 
 
-@inner_kernel
+@inner
 def count_bits(bits):
     """Return how many bits are set."""
     count = 0
@@ -291,7 +291,7 @@ def count_bits(bits):
     return count
 
 
-@inner_kernel
+@inner
 def strict_lanes(task, vectors, lanes):
     """Return those of some lanes whose choice is strictly best in every row, and puts n in every column."""
     at, strict = task.at, 0
@@ -301,7 +301,7 @@ def strict_lanes(task, vectors, lanes):
     return strict & lanes
 
 
-@inner_kernel
+@inner
 def proven_lanes(task, vectors, lanes):
     """Return those of some lanes whose choice is proven to be the only optimum (docs/proof.md)."""
     at, proven = task.at, 0
@@ -311,13 +311,13 @@ def proven_lanes(task, vectors, lanes):
     return proven & lanes
 
 
-@inner_kernel
+@inner
 def is_full_of_zeros(task, vectors, lane):
     """Return whether so many entries are zero that the tile is better solved as "at most n" first."""
     return vectors.numbers[ZEROS, lane] >= _FULL_OF_ZEROS * task.grid.rows * task.grid.cols
 
 
-@inner_kernel
+@inner
 def infinity(vectors):
     """Return the bits of infinity, as an integer."""
     return 0x7F800000 if vectors.numbers.itemsize == 4 else 0x7FF0000000000000

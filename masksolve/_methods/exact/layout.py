@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksolve._jit import inner_kernel
-from masksolve._methods.exact.machine_code import VECTOR_BYTES
+from masksolve._machine_code import VECTOR_BYTES
+from masksolve._translated import inner
 
 # The vectors that come first, whatever the size of tiles: one number or integer per lane.
 #
@@ -142,7 +142,7 @@ def clamped_on_one_side(program: NDArray[np.int64], rows: bool) -> NDArray[np.in
     return changed
 
 
-@inner_kernel
+@inner
 def unpack(program: NDArray[np.int64]) -> tuple[Code, Code, Layout, int, int]:
     """Return the code without and with clamp, the layout, n and m of a `new_program`."""
     return _code_in(program, 0), _code_in(program, _CODE), layout_in(program, 2 * _CODE), program[-2], program[-1]
@@ -151,7 +151,7 @@ def unpack(program: NDArray[np.int64]) -> tuple[Code, Code, Layout, int, int]:
 _CODE = len(Code._fields)
 
 
-@inner_kernel
+@inner
 def _code_in(program: NDArray[np.int64], start: int) -> Code:
     return Code(
         program[start],
@@ -168,7 +168,7 @@ def _code_in(program: NDArray[np.int64], start: int) -> Code:
     )
 
 
-@inner_kernel
+@inner
 def layout_in(program: NDArray[np.int64], start: int) -> Layout:
     """Return the layout that stands in a program from `start` on."""
     return Layout(
@@ -201,7 +201,7 @@ class Vectors(NamedTuple):
     words: NDArray[np.int64]
 
 
-@inner_kernel
+@inner
 def word(at: Layout, vector: int, line: int, lane: int) -> int:
     """Return the index of a lane's word for a line, among those whose vectors begin at `vector`."""
     # Words of all lanes are one vector or two, so that they have no index by vector and lane.

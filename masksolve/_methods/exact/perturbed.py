@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from masksolve._jit import inner_kernel, kernel
 from masksolve._methods.exact.inner_loops import call
 from masksolve._methods.exact.lanes import (
     FEW,
@@ -41,6 +40,7 @@ from masksolve._methods.exact.layout import (
     Vectors,
     unpack,
 )
+from masksolve._translated import inner, translated
 
 # Weights that are multiples of this share of the largest one, or coarser, are perturbed; zeros by this share of it.
 _COARSE_GRID = 2.0**-30
@@ -63,7 +63,7 @@ class PerturbedRounds(NamedTuple):
     between_checks: int
 
 
-@kernel
+@translated
 def equilibrate_perturbed(
     program,
     grid,
@@ -80,7 +80,7 @@ def equilibrate_perturbed(
     queued,
     exact_rows,
     exact_columns,
-):
+) -> int:
     """Solve tiles in float64, perturbed where they tie; return how many remain.
 
     Parameters
@@ -157,10 +157,10 @@ def equilibrate_perturbed(
             for lane in range(in_group):
                 if (waiting >> lane) & 1:
                     queued = enqueue(task, vectors, lane, batch[first + lane], after, 0.0, queue, queued)
-    return queued
+    return int(queued)
 
 
-@inner_kernel
+@inner
 def _proven_unperturbed(task, vectors, lanes, rounding):
     """Return those of some lanes, strictly best for the perturbed tile, that are proven optimal for the tile itself."""
     at, proven = task.at, 0
@@ -170,7 +170,7 @@ def _proven_unperturbed(task, vectors, lanes, rounding):
     return proven
 
 
-@inner_kernel
+@inner
 def _is_proven_unperturbed(at, work, lane, m, rounding):
     top = work[LARGEST, lane]
     wrong = work[WRONG, lane]
@@ -188,7 +188,7 @@ def _is_proven_unperturbed(at, work, lane, m, rounding):
     return is_clear or wrong + rounding < work[QUANTUM, lane]
 
 
-@inner_kernel
+@inner
 def _choose_perturbation(task, vectors, clamp):
     """Set how far entries of each tile are to be perturbed; not at all where rounding could hide it."""
     at, work = task.at, vectors.numbers
@@ -209,7 +209,7 @@ def _choose_perturbation(task, vectors, clamp):
         work[ZERO, lane] = 0.0
 
 
-@inner_kernel
+@inner
 def _refine_perturbation(task, vectors, lanes):
     """Make the perturbation of some lanes smaller, if it can be; return whether that of any is."""
     at, work = task.at, vectors.numbers
@@ -224,7 +224,7 @@ def _refine_perturbation(task, vectors, lanes):
     return refined
 
 
-@inner_kernel
+@inner
 def _add_perturbation(code, task, vectors, shares_address):
     at, work = task.at, vectors.numbers
     call(code.perturb, vectors, shares_address, LESS_ZERO, LESS_NONZERO, 0.0)

@@ -15,7 +15,6 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from masksolve import _networks
-from masksolve._jit import inner_kernel
 from masksolve._methods.exact.layout import (
     CLEARANCE,
     ENTRIES,
@@ -41,6 +40,7 @@ from masksolve._methods.exact.layout import (
     new_program,
     word,
 )
+from masksolve._translated import inner
 
 _LOAD, _MOVE_ROWS, _MOVE_COLUMNS, _CHOOSE, _JUDGE, _FILL, _FIND_ZEROS, _MEASURE, _PERTURB, _WEIGH, _STORE = range(11)
 
@@ -92,7 +92,7 @@ def _pointer(typingctx, address):
 pointer: Any = intrinsic(_pointer)
 
 
-@inner_kernel
+@inner
 def call(function, vectors, a, b, c, x):
     """Call one of the functions of `Code`."""
     numbers = carray(pointer(function), (4,), np.int64)
@@ -102,7 +102,7 @@ def call(function, vectors, a, b, c, x):
     _run(found.which, found.clamp, pattern, vectors, np.int64(a), np.int64(b), np.int64(c), x)
 
 
-@inner_kernel
+@inner
 def _run(which, clamp, pattern, vectors, a, b, c, x):
     if which == _LOAD:
         _load(pattern, vectors, a, b)
@@ -126,7 +126,7 @@ def _run(which, clamp, pattern, vectors, a, b, c, x):
         _store(pattern, vectors, a, b, c)
 
 
-@inner_kernel
+@inner
 def _load(pattern, vectors, address, row_step):
     m, size = pattern[_M], pattern[_SOURCE]
     at, numbers, integers = layout_in(pattern, 0), vectors.numbers, vectors.integers
@@ -148,7 +148,7 @@ def _load(pattern, vectors, address, row_step):
         integers[LEAST, lane] = least
 
 
-@inner_kernel
+@inner
 def pick(is_max, a, b):
     """Return max or min, as the instructions have it: b where neither is larger, or one is NaN."""
     if is_max:
@@ -156,7 +156,7 @@ def pick(is_max, a, b):
     return a if a < b else b
 
 
-@inner_kernel
+@inner
 def _reduced(pattern, vectors, wires, line, rows):
     """Fill wires (values, lanes) with a line's entries, less the potentials of the lines across, and what follows.
 
@@ -175,14 +175,14 @@ def _reduced(pattern, vectors, wires, line, rows):
             wires[k, lane] = pick(is_max, wires[a, lane], wires[b, lane])
 
 
-@inner_kernel
+@inner
 def _new_wires(pattern, vectors):
     # One value per entry of the line, and one per step of the network.
     values = pattern[_M] + (len(pattern) - _STEPS) // 3
     return np.empty((values, layout_in(pattern, 0).lanes), vectors.numbers.dtype)
 
 
-@inner_kernel
+@inner
 def _middle(vectors, clamp, nth, following):
     number = vectors.numbers.dtype.type
     if clamp:
@@ -190,12 +190,12 @@ def _middle(vectors, clamp, nth, following):
     return (nth + following) * number(0.5)
 
 
-@inner_kernel
+@inner
 def _is_chosen(clamp, value, nth):
     return value >= nth and (value > 0 or not clamp)
 
 
-@inner_kernel
+@inner
 def _move(pattern, vectors, clamp, rows, count, x):
     at, work = layout_in(pattern, 0), vectors.numbers
     number = work.dtype.type
@@ -211,7 +211,7 @@ def _move(pattern, vectors, clamp, rows, count, x):
             work[potential, lane] = pick(True, new, number(0)) if clamp else new
 
 
-@inner_kernel
+@inner
 def _choose(pattern, vectors, clamp, rows):
     m, at = pattern[_M], layout_in(pattern, 0)
     work, integers, words = vectors.numbers, vectors.integers, vectors.words
@@ -242,17 +242,17 @@ def _choose(pattern, vectors, clamp, rows):
     _judge(pattern, vectors, clamp)
 
 
-@inner_kernel
+@inner
 def _row_word(at, vector, row, number, lane):
     return word(at, vector, row * at.row_words + number, lane)
 
 
-@inner_kernel
+@inner
 def _bit(k):
     return np.int64(1) << (k % WORD_BITS)
 
 
-@inner_kernel
+@inner
 def _judge(pattern, vectors, clamp):
     n, m, at = pattern[_N], pattern[_M], layout_in(pattern, 0)
     work, integers = vectors.numbers, vectors.integers
@@ -271,7 +271,7 @@ def _judge(pattern, vectors, clamp):
         work[WRONG, lane] = wrong if clamp else number(0)
 
 
-@inner_kernel
+@inner
 def _fill(pattern, vectors, rows):
     n, m, at = pattern[_N], pattern[_M], layout_in(pattern, 0)
     integers, words = vectors.integers, vectors.words
@@ -298,7 +298,7 @@ def _fill(pattern, vectors, rows):
         integers[SHORT, lane] = short
 
 
-@inner_kernel
+@inner
 def _find_zeros(pattern, vectors):
     m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
     for lane in range(at.lanes):
@@ -313,7 +313,7 @@ def _find_zeros(pattern, vectors):
         work[ZEROS, lane] = count
 
 
-@inner_kernel
+@inner
 def _measure(pattern, vectors):
     m, at, work, integers = pattern[_M], layout_in(pattern, 0), vectors.numbers, vectors.integers
     mantissa_bits = 23 if work.itemsize == 4 else 52
@@ -335,7 +335,7 @@ def _measure(pattern, vectors):
         work[SMALLEST, lane] = smallest
 
 
-@inner_kernel
+@inner
 def _perturb(pattern, vectors, address, zero, nonzero):
     m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
     shares = carray(pointer(address), (m * m,), work.dtype)
@@ -347,7 +347,7 @@ def _perturb(pattern, vectors, address, zero, nonzero):
             work[place, lane] = entry + shares[k] * delta
 
 
-@inner_kernel
+@inner
 def _weigh(pattern, vectors, clamp, address, rows):
     m, at, work = pattern[_M], layout_in(pattern, 0), vectors.numbers
     lanes, number = at.lanes, work.dtype.type
@@ -376,7 +376,7 @@ def _weigh(pattern, vectors, clamp, address, rows):
             work[THRESHOLD, lane] = pick(False, work[THRESHOLD, lane], threshold)
 
 
-@inner_kernel
+@inner
 def _store(pattern, vectors, address, row_step, lane):
     m, at = pattern[_M], layout_in(pattern, 0)
     for i in range(m):

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from masksolve._jit import inner_kernel, kernel
 from masksolve._methods.exact.inner_loops import call
 from masksolve._methods.exact.lanes import (
     AS_AT_MOST,
@@ -31,11 +30,12 @@ from masksolve._methods.exact.lanes import (
     store_proven,
 )
 from masksolve._methods.exact.layout import LARGEST, QUANTUM, WORST, Vectors, unpack
+from masksolve._translated import inner, translated
 
-# Stages, and whether stragglers are deferred. The first is that of all tiles; none goes back to an earlier one. Partial
-# tiles of which no line has to be full are solved "at most n" from the start: their lines cannot all be full.
-_PASSES = ((AS_EXACTLY, True), (AS_EXACTLY, False), (AS_AT_MOST, True), (AS_AT_MOST, False))
-_FIRST, _FIRST_AT_MOST = 0, 2
+# Each stage comes with stragglers deferred, and then without. "Exactly n" is that of all tiles; none goes back to an
+# earlier one. Partial tiles of which no line has to be full are solved "at most n" from the start: their lines cannot
+# all be full.
+_PASSES, _FIRST, _FIRST_AT_MOST = 4, 0, 2
 # Checks in a row that certify no tile, after which those of a group that are not yet certified are taken to tie. Unless
 # they are nearly all of it, which more often need a few rounds more: then it goes on.
 _PATIENCE = 3
@@ -76,7 +76,7 @@ class Relaxations(NamedTuple):
     clamped: float
 
 
-@kernel
+@translated
 def equilibrate_strict(
     program,
     grid,
@@ -93,7 +93,7 @@ def equilibrate_strict(
     tried,
     exact_rows,
     exact_columns,
-):
+) -> int:
     """Solve tiles of a grid that have one optimum; return how many remain, or -1 for weights that are not finite.
 
     Parameters
@@ -130,12 +130,12 @@ def equilibrate_strict(
 
     starts_clamped = is_partial and at_most
     first_pass = _FIRST_AT_MOST if starts_clamped else _FIRST
-    for number in range(first_pass, len(_PASSES)):
-        stage, defer_stragglers = _PASSES[number]
+    for number in range(first_pass, _PASSES):
+        stage = AS_EXACTLY if number < _FIRST_AT_MOST else AS_AT_MOST
         is_first = number == first_pass
         count = dequeue(stage, queue, queued, batch, batch_start)
         queued -= count
-        defer_stragglers &= count > FEW
+        defer_stragglers = number % 2 == 0 and count > FEW
         tied_groups = 0
 
         for first in range(0, count, at.lanes):
@@ -210,10 +210,10 @@ def equilibrate_strict(
                 queued = enqueue(task, vectors, lane, batch[first + lane], following, shift, queue, queued)
         if queued == 0:
             break
-    return queued
+    return int(queued)
 
 
-@inner_kernel
+@inner
 def _do_rounds(
     code,
     task,
@@ -267,7 +267,7 @@ def _do_rounds(
     return waiting, failed
 
 
-@inner_kernel
+@inner
 def _is_finite(task, vectors):
     at, largest = task.at, 0
     for lane in range(at.lanes):
@@ -275,7 +275,7 @@ def _is_finite(task, vectors):
     return largest < infinity(vectors)
 
 
-@inner_kernel
+@inner
 def _is_coarse(code, task, vectors):
     """Return whether most tiles have so few different weights that some must tie."""
     call(code.measure, vectors, 0, 0, 0, 0.0)
@@ -285,7 +285,7 @@ def _is_coarse(code, task, vectors):
     return 2 * count > task.at.lanes
 
 
-@inner_kernel
+@inner
 def _count_full_of_zeros(task, vectors):
     count = 0
     for lane in range(task.at.lanes):

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from masksolve import _networks
-from masksolve._jit import inner_kernel, internals
-from masksolve._methods.exact import vector_writer
-from masksolve._methods.exact.machine_code import new_engine, pointer_to
-from masksolve._methods.exact.narrow import layout as memory_layout
+from masksolve._machine_code import lock, new_engine, pointer_to
 from masksolve._methods.exact.narrow.layout import HALF, KEEP_COLUMNS, KEEP_ROWS, LANES, Code, layout, new_program
 from masksolve._methods.exact.vector_writer import VectorWriter
+from masksolve._translated import inner, intrinsic
 
 _BIT = ir.IntType(1)
 _BYTE = ir.IntType(8)
@@ -35,29 +29,25 @@ TILE_BY_TILE = 256
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [pointer_to(_BYTE), _I64, _I64, _I64, _I64])
 
 
-def _call_address(typingctx: Any, address: Any, memory: Any, a: Any, b: Any, c: Any, d: Any) -> tuple[Any, Any]:
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        # In llvmlite, only the type of a pointer says what function is called.
-        function = builder.inttoptr(arguments[0], _PROTOTYPE.as_pointer())
-        builder.call(function, [builder.inttoptr(arguments[1], pointer_to(_BYTE)), *arguments[2:]])
-        return _I64(0)
-
-    return types.int64(*[types.int64] * 6), codegen
-
-
-_call_address_: Any = intrinsic(_call_address)
+@intrinsic
+def _call_address(
+    builder: ir.IRBuilder, address: ir.Value, memory: ir.Value, a: ir.Value, b: ir.Value, c: ir.Value, d: ir.Value
+) -> None:
+    # In llvmlite, only the type of a pointer says what function is called.
+    function = builder.inttoptr(address, _PROTOTYPE.as_pointer())
+    builder.call(function, [builder.inttoptr(memory, pointer_to(_BYTE)), a, b, c, d])
 
 
-@inner_kernel
+@inner
 def call(address: int, memory: NDArray[np.int8], a: int, b: int, c: int, d: int) -> None:
     """Call one of the functions of `Code`."""
-    _call_address_(address, memory.ctypes.data, a, b, c, d)
+    _call_address(address, memory, a, b, c, d)
 
 
 @cache
 def program(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: bool, itemsize: int) -> NDArray[np.int64]:
     """Return, for `unpack`, the functions for r x c tiles of weights of this size, with clamps at 0 or without."""
-    with internals.global_compiler_lock:
+    with lock:
         engine = _engine_of(n, rows, cols, clamp_rows, clamp_columns, itemsize)
         return new_program([engine.get_function_address(name) for name in Code._fields], rows, cols)
 
@@ -65,8 +55,7 @@ def program(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: bool,
 @cache
 def _engine_of(*arguments: int) -> binding.ExecutionEngine:
     n, rows, cols, *_ = arguments
-    sources = [__file__, memory_layout.__file__, _networks.__file__, vector_writer.__file__]
-    return new_engine(write_module, arguments, "narrow", f"{n} of each line of {rows}x{cols}", sources)
+    return new_engine(write_module, arguments, "narrow", f"{n} of each line of {rows}x{cols}")
 
 
 def write_module(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: bool, itemsize: int) -> str:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksolve._jit import inner_kernel
-from masksolve._methods.exact.machine_code import VECTOR_BYTES
+from masksolve._machine_code import VECTOR_BYTES
+from masksolve._translated import inner
 
 LANES = VECTOR_BYTES // 2
 # A tile's largest magnitude is rounded to less than 2**15; half of that is taken from all, so that what potentials take
@@ -111,13 +111,13 @@ class Code(NamedTuple):
     prove: int
 
 
-@inner_kernel
+@inner
 def unpack(program: NDArray[np.int64]) -> tuple[Code, Layout]:
     """Return the code and the layout of a program."""
     return Code(program[0], program[1], program[2], program[3]), layout_in(program, 4)
 
 
-@inner_kernel
+@inner
 def layout_in(program: NDArray[np.int64], start: int) -> Layout:
     """Return the layout that stands in a program from `start` on."""
     return Layout(

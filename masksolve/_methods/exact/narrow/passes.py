@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksolve._jit import inner_kernel, kernel
 from masksolve._methods.exact.inner_loops import narrow_call as call
 from masksolve._methods.exact.lanes import Grid
 from masksolve._methods.exact.narrow.layout import KEEP_COLUMNS, KEEP_ROWS, LANES, Layout, unpack
+from masksolve._translated import inner, translated
 
 # Share of the first group of tiles that has to be proven for the others to be tried at all: ties hardly ever are.
 _WORTH_TRYING = 0.5
@@ -58,10 +58,10 @@ class _Task(NamedTuple):
     at_most: bool
 
 
-@kernel
+@translated
 def equilibrate_narrow(
     program, clamped, grid, tiles, start, memory, passes, clamped_passes, potentials, where, columns, rows, at_most
-):
+) -> tuple[int, int]:
     """Solve tiles of a grid; return how many remain as "exactly n" and as "at most n"; -1 if a weight is not finite.
 
     Parameters
@@ -104,7 +104,8 @@ def equilibrate_narrow(
     left, others, first = 0, 0, 0
     # One group goes through all passes first: it shows whether the rest is worth trying.
     stop = min(LANES, len(tiles))
-    is_worth_it = np.ones(len(passes), np.bool_)
+    # A bit for each pass.
+    is_worth_it = -1
     while first < len(tiles):
         keeps = KEEP_COLUMNS if len(start) > 0 else 0
         before = left
@@ -113,14 +114,15 @@ def equilibrate_narrow(
             return -1, 0
         for number in range(1, len(passes)):
             unproven = left - before
-            if unproven > 0 and (first == 0 or is_worth_it[number]):
+            if unproven > 0 and (first == 0 or (is_worth_it >> number) & 1):
                 keeps = KEEP_COLUMNS | KEEP_ROWS
                 left, others = _run(
                     code, task, group, exactly, before, left, exactly, before, as_at_most, others, passes[number], keeps
                 )
             if first == 0:
                 gained = unproven - (left - before)
-                is_worth_it[number] = unproven <= _WORTH_REFINING * stop or gained > _WORTH_REFINING * unproven
+                if unproven > _WORTH_REFINING * stop and gained <= _WORTH_REFINING * unproven:
+                    is_worth_it &= ~(1 << number)
         first = stop
         if left <= (1 - _WORTH_TRYING) * stop:
             stop = len(tiles)
@@ -150,7 +152,7 @@ def equilibrate_narrow(
     return left, others
 
 
-@inner_kernel
+@inner
 def _run(code, task, group, source, begin, end, queue, left, as_at_most, others, schedule, keeps):
     """Run a pass over some tiles of a source, and add those that are not proven to a queue, which may be the same.
 
@@ -158,7 +160,8 @@ def _run(code, task, group, source, begin, end, queue, left, as_at_most, others,
     "exactly n" does not do; where that holds -1, there is none.
     """
     grid = task.grid
-    finer, rounds, relaxation, growth, largest = schedule
+    finer, rounds, relaxation = schedule[0], schedule[1], schedule[2]
+    growth, largest = schedule[3], schedule[4]
     for first in range(begin, end, LANES):
         in_group = min(LANES, end - first)
         for lane in range(LANES):
@@ -209,7 +212,7 @@ def _run(code, task, group, source, begin, end, queue, left, as_at_most, others,
     return left, others
 
 
-@inner_kernel
+@inner
 def _enqueue(queue, number, group, lane, tile, shift):
     queue.where[number] = tile
     for j in range(queue.columns.shape[1]):
@@ -218,7 +221,7 @@ def _enqueue(queue, number, group, lane, tile, shift):
         queue.rows[number, i] = group.rows[lane, i] + shift
 
 
-@inner_kernel
+@inner
 def _store_potentials(task, group, lane, tile, lowest):
     number = (tile >> 32) * task.grid.tiles_across + (tile & 0xFFFFFFFF)
     for j in range(task.potentials.shape[1]):

@@ -14,7 +14,6 @@ from numba import carray  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from masksolve import _networks
-from masksolve._jit import inner_kernel
 from masksolve._methods.exact.narrow.layout import (
     HALF,
     KEEP_COLUMNS,
@@ -27,6 +26,7 @@ from masksolve._methods.exact.narrow.layout import (
     new_program,
 )
 from masksolve._methods.exact.plain import pick, pointer
+from masksolve._translated import inner
 
 _LOAD, _MOVE_ROWS, _MOVE_COLUMNS, _PROVE = range(len(Code._fields))
 
@@ -73,7 +73,7 @@ def _network(n: int, length: int) -> list[int]:
     return [len(network.steps), network.nth, network.following, *(int(x) for step in network.steps for x in step)]
 
 
-@inner_kernel
+@inner
 def call(function, memory, a, b, c, d):
     """Call one of the functions of `Code`."""
     found = carray(pointer(function), (3,), np.int64)
@@ -82,7 +82,7 @@ def call(function, memory, a, b, c, d):
     _run(found[0], numbers, memory.ctypes.data, np.int64(a), np.int64(b), np.int64(c), np.int64(d))
 
 
-@inner_kernel
+@inner
 def _run(which, numbers, memory, a, b, c, d):
     at, shape = layout_in(numbers, 0), _shape_in(numbers, _LAYOUT)
     for lane in range(LANES):
@@ -99,7 +99,7 @@ def _run(which, numbers, memory, a, b, c, d):
 _LAYOUT = len(Layout._fields)
 
 
-@inner_kernel
+@inner
 def _shape_in(numbers, start):
     return _Shape(
         numbers[start],
@@ -113,13 +113,13 @@ def _shape_in(numbers, start):
     )
 
 
-@inner_kernel
+@inner
 def _of_lanes(memory, start, count):
     """Return vectors (count, lanes) of 16-bit integers."""
     return carray(pointer(memory + start), (count, LANES), np.int16)
 
 
-@inner_kernel
+@inner
 def _potentials(at, memory, lane):
     """Return the potentials of a tile's columns and rows, filled up."""
     columns = carray(pointer(memory + at.columns), (LANES, at.column_width), np.float32)
@@ -127,12 +127,12 @@ def _potentials(at, memory, lane):
     return columns[lane], rows[lane]
 
 
-@inner_kernel
+@inner
 def _of_each_lane(memory, start):
     return carray(pointer(memory + start), (LANES,), np.float32)
 
 
-@inner_kernel
+@inner
 def _magnitude(shape, memory, at, lane, address, row_step, i, j):
     """Return an entry's magnitude; a float32 as it is, in a float64."""
     place = carray(pointer(memory + at.weights), (LANES,), np.int64)[lane] + i * row_step + j
@@ -141,7 +141,7 @@ def _magnitude(shape, memory, at, lane, address, row_step, i, j):
     return abs(carray(pointer(address + 8 * place), (1,), np.float64)[0])
 
 
-@inner_kernel
+@inner
 def _difference(shape, value, potential):
     """Return a difference, rounded to the dtype of the weights."""
     if shape.itemsize == 4:
@@ -149,7 +149,7 @@ def _difference(shape, value, potential):
     return value - np.float64(potential)
 
 
-@inner_kernel
+@inner
 def _rounded(value):
     """Return the nearest integer of 16 bits; where 32 are too few for it, it is the least, as x86 has it."""
     whole = np.rint(value)
@@ -157,7 +157,7 @@ def _rounded(value):
     return np.int16(max(np.int64(-32768), min(np.int64(32767), number)))
 
 
-@inner_kernel
+@inner
 def _load(at, shape, memory, lane, address, row_step, keeps):
     top = 0.0
     word = carray(pointer(memory + at.scratch), (1,), np.float32)
@@ -209,12 +209,12 @@ def _load(at, shape, memory, lane, address, row_step, keeps):
             _of_lanes(memory, at.floor_v, at.column_width)[j, lane] = _rounded((zero - columns[j]) * scale)
 
 
-@inner_kernel
+@inner
 def _saturated(number):
     return np.int16(max(np.int64(-32768), min(np.int64(32767), number)))
 
 
-@inner_kernel
+@inner
 def _best_two(at, shape, numbers, memory, lane, line, along_rows):
     """Return the n-th and the (n+1)-th largest entry of a line, less the potentials of the lines across."""
     count = shape.cols if along_rows else shape.rows
@@ -232,7 +232,7 @@ def _best_two(at, shape, numbers, memory, lane, line, along_rows):
     return np.int64(wires[numbers[network + 1]]), np.int64(wires[numbers[network + 2]])
 
 
-@inner_kernel
+@inner
 def _move(at, shape, numbers, memory, lane, along_rows, share):
     count = shape.rows if along_rows else shape.cols
     potentials = _of_lanes(memory, at.u if along_rows else at.v, count)
@@ -248,7 +248,7 @@ def _move(at, shape, numbers, memory, lane, along_rows, share):
         potentials[line, lane] = new
 
 
-@inner_kernel
+@inner
 def _choose_best(at, shape, numbers, memory, lane):
     best = _of_lanes(memory, at.best, 2 * at.row_width)
     for i in range(shape.rows):
@@ -257,7 +257,7 @@ def _choose_best(at, shape, numbers, memory, lane):
         best[at.row_width + i, lane] = following
 
 
-@inner_kernel
+@inner
 def _add_potentials(at, shape, memory, lane):
     columns, rows = _potentials(at, memory, lane)
     unit = _of_each_lane(memory, at.units)[lane]
@@ -271,20 +271,20 @@ def _add_potentials(at, shape, memory, lane):
         rows[i] = _clamped(rows[i] + both * half, unit, shape.clamp_rows)
 
 
-@inner_kernel
+@inner
 def _clamped(new, unit, clamp):
     # Less than a unit is as good as nothing, and lets a line be short.
     return np.float32(0) if clamp and new < unit else new
 
 
-@inner_kernel
+@inner
 def _is_wrong(count, full, potential, clamp):
     if clamp:
         return count > full or (count != full and potential != 0)
     return count != full
 
 
-@inner_kernel
+@inner
 def _store_mask(at, shape, memory, lane, address, row_step, mask_step, masks):
     columns, rows = _potentials(at, memory, lane)
     mask = masks + carray(pointer(memory + at.masks), (LANES,), np.int64)[lane]

@@ -1,21 +1,25 @@
-"""Machine code: the CPU that it is made for, and where it is kept on disk."""
+"""Machine code: the CPU that it is made for, and where it is kept on disk.
+
+What Numba takes from its environment variables holds here, too: NUMBA_CPU_NAME, NUMBA_CPU_FEATURES, NUMBA_CACHE_DIR.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import llvmlite
-import numba
 from llvmlite import binding, ir
 
-from masksolve._jit import PLAIN_VARIABLE, internals
+PLAIN_VARIABLE = "MASKSOLVE_PLAIN_NUMBA"
 
 # What all machine code in a folder takes together: that of a hundred patterns or so.
 STORED_BYTES = 16 << 20
@@ -34,11 +38,15 @@ class Cpu(NamedTuple):
 @cache
 def target_cpu() -> Cpu:
     """Return the CPU that this runs on, unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say otherwise, as for Numba."""
-    config: Any = numba.config
-    name, features = config.CPU_NAME, config.CPU_FEATURES
+    name, features = _told_cpu()
     return Cpu(
         binding.get_host_cpu_name() if name is None else name, _host_features() if features is None else features
     )
+
+
+def _told_cpu() -> tuple[str | None, str | None]:
+    name = os.environ.get("NUMBA_CPU_NAME") or None
+    return name, os.environ.get("NUMBA_CPU_FEATURES", "" if name == "generic" else None)
 
 
 def _host_features() -> str:
@@ -58,8 +66,7 @@ def target_machine() -> binding.TargetMachine:
 
 
 def _vector_bytes() -> int:
-    config: Any = numba.config
-    if config.CPU_NAME is None and config.CPU_FEATURES is None:
+    if _told_cpu() == (None, None):
         has_avx512 = "+avx512f" in target_cpu().features.split(",")
     else:
         # Only LLVM knows what the name of a CPU stands for, and what a feature brings along.
@@ -83,14 +90,19 @@ def pointer_to(kind: ir.Type) -> ir.Type:
     return ir.PointerType() if binding.llvm_version_info >= (17,) else kind.as_pointer()
 
 
+# One thread at a time compiles. A child that is forked in between would wait for that thread, which it does not have.
+lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+
+
 def new_engine(
-    write: Callable[..., str], arguments: tuple[int, ...], name: str, what_for: str, sources: Sequence[str]
+    write: Callable[..., str], arguments: tuple[int, ...], name: str, what_for: str
 ) -> binding.ExecutionEngine:
     """Return the owner of the machine code of the LLVM IR write(*arguments), which lives as long as the owner does.
 
-    The code is kept on disk beside `write`, under this name, while these source files are the same.
+    The code is kept on disk, under this name.
     """
-    machine = target_machine()
 
     def compiled() -> bytes:
         try:
@@ -100,27 +112,56 @@ def new_engine(
                 f"LLVM {'.'.join(map(str, binding.llvm_version_info))} does not read the code for {what_for}; "
                 f"with the environment variable {PLAIN_VARIABLE}=1 none is needed"
             ) from error
-        code: bytes = machine.emit_object(module)
+        code: bytes = target_machine().emit_object(module)
         return code
 
-    try:
-        made_of = [Path(file).read_bytes() for file in (__file__, *sources)]
-    except OSError:  # imported from an archive, or without sources
-        code = compiled()
-    else:
-        key = b"".join([*made_of, compiler_identity(), str(arguments).encode()])
-        code = stored(write, "-".join(map(str, (name, *map(int, arguments)))), key, compiled)
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    return engine_of(stored("-".join(map(str, (name, *map(int, arguments)))), compiled))
+
+
+def engine_of(code: bytes) -> binding.ExecutionEngine:
+    """Return the owner of machine code, linked, which lives as long as the owner does."""
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target_machine())
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return engine
 
 
-def stored(beside: Callable[..., Any], name: str, made_of: bytes, make: Callable[[], bytes]) -> bytes:
-    """Return the machine code that make() compiles, kept on disk as a kernel's is while `made_of` is the same."""
-    folder = internals.cache_folder(beside)
-    if folder is None:
+@cache
+def _sources() -> bytes | None:
+    """Return a digest of all that writes machine code; None where that cannot be read, as in an archive."""
+    package = Path(__file__).parent
+    try:
+        files = [*package.glob("*.py"), *package.glob("_judge/*.py"), *package.glob("_methods/**/*.py")]
+        read = [file.read_bytes() for file in sorted(files)]
+    except OSError:
+        return None
+    return hashlib.sha256(b"".join(read)).digest() if read else None
+
+
+def cache_folder() -> str | None:
+    """Return the folder for machine code: NUMBA_CACHE_DIR, beside the package, or the user's; None if none will do."""
+    told = os.environ.get("NUMBA_CACHE_DIR")
+    if told:
+        return os.path.join(told, "masksolve")
+    package = os.path.dirname(__file__)
+    beside = os.path.join(package, "__pycache__")
+    if os.access(beside if os.path.isdir(beside) else package, os.W_OK):
+        return beside
+    if sys.platform == "win32":
+        user = os.environ.get("LOCALAPPDATA")
+    elif sys.platform == "darwin":
+        user = os.path.expanduser("~/Library/Caches")
+    else:
+        user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(user, "masksolve") if user else None
+
+
+def stored(name: str, make: Callable[[], bytes]) -> bytes:
+    """Return the machine code that make() compiles, kept on disk while all that writes machine code is the same."""
+    folder, sources = cache_folder(), _sources()
+    if folder is None or sources is None:
         return make()
+    made_of = sources + compiler_identity() + name.encode()
     path = os.path.join(folder, f"{name}-{hashlib.sha256(made_of).hexdigest()[:16]}.o")
     with suppress(OSError), open(path, "rb") as file:
         checksum, code = file.read(_CHECKSUM), file.read()

@@ -1,0 +1,171 @@
+"""Kernels that are translated to machine code (`_translate`), which need no Numba: it is not even imported.
+
+With the environment variable MASKSOLVE_PLAIN_NUMBA=1 there is no machine code of our own: everything is compiled by
+Numba's public API, in every process again, and the inner loops are plain Numba (`_methods/exact/plain`). Masks and
+potentials are the same, bit for bit. Where LLVM does not compile the machine code, that happens by itself, with a
+warning of the logger `masksolve`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import inspect
+import logging
+import os
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import numpy as np
+from llvmlite import binding, ir
+
+from masksolve._machine_code import PLAIN_VARIABLE, engine_of, lock, stored, target_machine
+from masksolve._translate import ArrayType, Intrinsic, translate
+
+_logger = logging.getLogger("masksolve")
+_NAME = "kernel"
+
+
+def _asks_for_plain_numba() -> bool:
+    value = os.environ.get(PLAIN_VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(
+            f"the environment variable {PLAIN_VARIABLE} is {value!r}: set it to 1 to compile with Numba's public API "
+            "alone, to 0 or not at all otherwise"
+        )
+    return value == "1"
+
+
+# Whether there is to be machine code.
+has_machine_code = not _asks_for_plain_numba()
+_inner: list[Callable[..., Any]] = []
+
+
+def go_on_in_plain_numba(error: Exception) -> None:
+    """Compile every kernel by Numba, and log why; to be called before any is defined."""
+    global has_machine_code
+    has_machine_code = False
+    _logger.warning("solving in plain Numba, which takes longer to compile and to run: %s", error)
+    for function in _inner:
+        function.__globals__[function.__name__] = inner(function)
+
+
+def translated(function: Callable[..., Any]) -> Any:
+    """Translate a function on its first call, to run without the GIL, and keep the code on disk.
+
+    It takes integers, floats, bools, arrays, and plain tuples of these; its annotation says how many integers or bools
+    it returns. What it calls are inner functions.
+    """
+    if has_machine_code:
+        return _Kernel(function)
+    import numba
+
+    return numba.njit(nogil=True)(function)
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """Let translated functions call a function: it is written out in each of them."""
+    if has_machine_code:
+        _inner.append(function)
+        return function
+    import numba
+
+    return numba.njit(nogil=True)(function)
+
+
+def intrinsic(emit: Callable[..., ir.Value | None]) -> Any:
+    """Return a function for kernels that is machine code: emit(builder, *arguments) writes it.
+
+    Arguments are integers, floats or bools, in LLVM's types; what it returns is an integer, or None, as annotated.
+    """
+    if has_machine_code:
+        return Intrinsic(emit)
+    from numba import types
+    from numba.extending import intrinsic as numba_intrinsic
+
+    parameters = list(inspect.signature(emit).parameters)[1:]
+    returns = inspect.get_annotations(emit, eval_str=True)["return"] is not None
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> Any:
+        value = emit(builder, *arguments)
+        return value if returns else context.get_dummy_value()
+
+    def typed(typingctx: Any, *arguments: Any) -> tuple[Any, Any]:
+        return (types.int64 if returns else types.void)(*arguments), codegen
+
+    # Numba reads how many arguments there are from the signature.
+    scope: dict[str, Any] = {"typed": typed}
+    exec(f"def named(typingctx, {', '.join(parameters)}): return typed(typingctx, {', '.join(parameters)})", scope)
+    return numba_intrinsic(scope["named"])
+
+
+class _Kernel:
+    """A translated function, compiled for the types of its arguments when they are first seen."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.py_func = function
+        self.__doc__, self.__name__, self.__module__ = function.__doc__, function.__name__, function.__module__
+        returned = inspect.get_annotations(function, eval_str=True)["return"]
+        self._returned: tuple[type, ...] = get_args(returned) or ((returned,) if returned is not None else ())
+        self._compiled: dict[tuple[Any, ...], tuple[Any, struct.Struct, Any, Any]] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        numbers: list[float] = []
+        signature = tuple([_take(argument, numbers) for argument in arguments])
+        compiled = self._compiled.get(signature)
+        if compiled is None:
+            compiled = self._compile(signature, numbers)
+        run, layout, block_type, _ = compiled
+        block = block_type()
+        layout.pack_into(block, 0, *numbers)
+        run(block)
+        if not self._returned:
+            return None
+        found = struct.unpack_from(f"{len(self._returned)}q", block, layout.size)
+        results = tuple(kind(number) for kind, number in zip(self._returned, found, strict=True))
+        return results if len(results) > 1 else results[0]
+
+    def _compile(self, signature: tuple[Any, ...], numbers: Sequence[float]) -> tuple[Any, struct.Struct, Any, Any]:
+        with lock:
+            if signature not in self._compiled:
+                name = f"{self.__name__}-{hashlib.sha256(repr(signature).encode()).hexdigest()[:8]}"
+                engine = engine_of(stored(name, lambda: _compiled(translate(self.py_func, signature, _NAME))))
+                run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address(_NAME))
+                layout = struct.Struct("".join("d" if isinstance(each, float) else "q" for each in numbers))
+                block = ctypes.c_char * (layout.size + 8 * len(self._returned))
+                self._compiled[signature] = run, layout, block, engine
+            return self._compiled[signature]
+
+
+def _take(argument: Any, numbers: list[float]) -> Any:
+    """Append the numbers that stand for an argument, and return its type, as `translate` takes it."""
+    kind = type(argument)
+    if kind is int or kind is bool or kind is float:
+        numbers.append(argument)
+        return kind
+    if isinstance(argument, np.ndarray):
+        contiguous = argument.flags.c_contiguous
+        numbers.append(argument.__array_interface__["data"][0])
+        numbers.extend(argument.shape)
+        if not contiguous:
+            numbers.extend(argument.strides)
+        return ArrayType(argument.dtype.str[1:], argument.ndim, contiguous)
+    if kind is tuple:
+        return tuple([_take(each, numbers) for each in argument])
+    if isinstance(argument, np.generic):
+        return _take(argument.item(), numbers)
+    raise TypeError(f"{argument!r} is of a type that kernels do not take")
+
+
+def _compiled(source: str) -> bytes:
+    """Return LLVM IR as optimised machine code."""
+    machine = target_machine()
+    module = binding.parse_assembly(source)
+    module.verify()
+    options = binding.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = True
+    builder = binding.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    code: bytes = machine.emit_object(module)
+    return code
