@@ -1,10 +1,22 @@
 """One-sided masks: the largest entries of every group, whatever its length and wherever it lies."""
 
+import platform
+import re
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import pytest
+from llvmlite import binding
 
 import masksolve as ms
+from masksolve._machine_code import target_machine
+from masksolve._methods.exact.lines import choose_largest, plain
+from masksolve._methods.exact.lines.codegen import write_module
+from masksolve._networks import selection_network
 from masksolve._tiles import Direction
+from tests import processes
+from tests.extras import dtype_of
 from tests.tables import FAMILIES, Weights, weights_of
 
 # The last is longer than what is ranked by comparing pairs.
@@ -46,3 +58,103 @@ def test_a_value_that_is_not_finite_is_named_wherever_it_is(m: int, direction: D
         weights[where] = value
         with pytest.raises(ValueError, match=rf"weights\[{where[0]}, {where[1]}\] is {value}"):
             ms.solve_matrix(weights, 2, m, direction=direction)
+
+
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+# Lines (p, q, k) as a view of other memory of that shape, in another order.
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "in a row": np.ascontiguousarray,
+    "side by side": lambda lines: lines.swapaxes(1, 2).copy().swapaxes(1, 2),
+    "side by side, turned": lambda lines: lines.T.copy().T,
+    "in a row, turned": lambda lines: lines.swapaxes(0, 1).copy().swapaxes(0, 1),
+    "in rows apart": lambda lines: np.repeat(lines, 2, axis=0)[::2],
+    "apart": lambda lines: np.repeat(lines, 2, axis=2)[:, :, ::2],
+    "backwards": lambda lines: lines[::-1, ::-1, ::-1].copy()[::-1, ::-1, ::-1],
+}
+
+
+@cache
+def some_lines(dtype: str, p: int, q: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lines of which some tie and others do not, and in what order a stable sort puts their entries."""
+    rng = np.random.default_rng(p + q + k)
+    values = np.where(rng.random((p, q, 1)) < 0.5, rng.integers(-3, 4, (p, q, k)), rng.standard_normal((p, q, k)))
+    lines = values.astype(dtype_of(dtype))
+    return lines, np.argsort(-np.abs(lines.astype(np.float64)), axis=2, kind="stable")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_lines_keep_their_largest_entries_however_they_lie(layout: str, dtype: str) -> None:
+    for n, length in [(1, 2), (2, 4), (2, 5), (3, 8), (7, 13), (16, 32), (5, 64)]:
+        for p, q in [(1, 1), (2, 70), (70, 2), (3, 129)]:
+            values, order = some_lines(dtype, p, q, length)
+            expected = np.zeros(values.shape, np.bool_)
+            np.put_along_axis(expected, order[:, :, :n], True, axis=2)
+            # Masks that lie as the lines do, and masks that lie otherwise.
+            for as_masks in (LAYOUTS[layout], np.ascontiguousarray):
+                masks = as_masks(~expected)
+                assert choose_largest(LAYOUTS[layout](values), masks, n)
+                assert np.array_equal(masks, expected), (n, length, p, q)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_entry_that_is_not_finite_is_found_however_lines_lie(layout: str, dtype: str) -> None:
+    for p, q in [(1, 1), (2, 70), (70, 2), (3, 129)]:
+        values, _ = some_lines(dtype, p, q, 5)
+        assert choose_largest(LAYOUTS[layout](values), np.empty(values.shape, np.bool_), 5)
+        for where in [(0, 0, 0), (p // 2, q // 2, 2), (p - 1, q - 1, 4)]:
+            for value in (np.nan, np.inf, -np.inf):
+                wrong = values.copy()
+                wrong[where] = value
+                for n in (2, 5):
+                    assert not choose_largest(LAYOUTS[layout](wrong), np.empty(values.shape, np.bool_), n)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_plain_numba_chooses_the_same(dtype: str) -> None:
+    for n, length in [(1, 2), (3, 8), (5, 64)]:
+        for p, q in [(1, 1), (70, 2), (3, 129)]:
+            values, _ = some_lines(dtype, p, q, length)
+            masks, as_plain = np.empty(values.shape, np.bool_), np.empty(values.shape, np.bool_)
+            assert choose_largest(values, masks, n)
+            assert plain.choose(values, as_plain, n)
+            assert np.array_equal(masks, as_plain)
+            assert not plain.choose(np.full_like(values, np.nan), as_plain, n)
+
+
+@pytest.mark.parametrize(("itemsize", "instructions"), [(2, "p(?:min|max)sw"), (4, "p(?:min|max)sd")])
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_selection_is_packed_min_and_max_of_integers_alone(
+    side_by_side: bool, itemsize: int, instructions: str
+) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("the instructions' names are those of x86-64")
+    assembly = target_machine().emit_assembly(binding.parse_assembly(write_module(3, 7, itemsize, 8, side_by_side)))
+    assert len(re.findall(rf"\bv?{instructions}\b", assembly)) == len(selection_network(3, 7).steps)
+
+
+@pytest.mark.parametrize(
+    ("processor", "vector_bytes"), [("x86-64", 32), ("haswell", 32), ("skylake-avx512", 64)], ids=str
+)
+def test_lines_of_every_length_can_be_chosen_from_on_every_kind_of_processor(processor: str, vector_bytes: int) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("the processors are of x86-64")
+    # In a process of its own: LLVM ends the process where it cannot compile.
+    script = f"""
+from llvmlite import binding
+from masksolve._methods.exact.lines import codegen
+
+codegen.VECTOR_BYTES = {vector_bytes}
+binding.initialize_native_target()
+binding.initialize_native_asmprinter()
+target = binding.Target.from_default_triple()
+machine = target.create_target_machine(cpu={processor!r}, features="", opt=0, jit=True)
+for length in [2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 33]:
+    for itemsize in (2, 4, 8):
+        for side_by_side in (False, True):
+            module = codegen.write_module(1, length, itemsize, 5, side_by_side)
+            machine.emit_object(binding.parse_assembly(module))
+print("compiled")
+"""
+    assert processes.run(script) == "compiled\n"

@@ -21,7 +21,7 @@ from masksolve._inputs import potentials_dtype
 from masksolve._methods.exact.augment import new_memory, solve_tiles
 from masksolve._methods.exact.equilibrate import equilibrate_tiles
 from masksolve._methods.exact.lanes import Tiles
-from masksolve._methods.exact.lines import choose_largest
+from masksolve._methods.exact.lines import choose_largest, takes
 from masksolve._threads import Piece, importance_of, pieces_of, refuse_large_integers, run_pieces
 from masksolve._tiles import Margins
 
@@ -32,6 +32,7 @@ _LARGEST_EQUILIBRATED = 128
 # Weights that one call of a kernel takes: from where they lie, from a converted copy, and of tiles that are solved one
 # at a time. An interrupt waits for the end of such a call.
 _WEIGHTS_IN_PLACE = 1 << 18
+_WEIGHTS_IN_LINES = 1 << 19
 # Fewer large tiles than these are too few for slow ones to be deferred.
 _WEIGHTS_IN_LARGE_TILES = 1 << 20
 _WEIGHTS_CONVERTED = 1 << 17
@@ -99,20 +100,20 @@ def _choose_in_lines(
     """Fill masks where lines along one axis never hold too many: those along the other keep their largest entries."""
     dtype = potentials_dtype(tiles.dtype)
     axis = 2 if tiles.shape[2] <= kept else 3
+    in_place = takes(tiles.dtype, tiles.shape[5 - axis])
 
     def work(piece: Piece) -> None:
-        part = tiles[piece]
-        if tiles.dtype != dtype or not tiles.dtype.isnative:
-            part = converted(part, dtype)
-        lines, chosen = (np.moveaxis(array, axis, 0) for array in (part, masks[piece]))
+        part = tiles[piece] if in_place else converted(tiles[piece], dtype)
+        lines, chosen = (array.transpose(axis, 0, 1, 5 - axis) for array in (part, masks[piece]))
         for line, mask in zip(lines, chosen, strict=True):
             if not choose_largest(line, mask, kept):
                 raise UnusableWeightError
         if potentials is not None:
             # A column that rows leave to itself is worth what the best of its other entries is.
-            potentials[piece] = 0 if axis == 2 else np.where(masks[piece], 0, np.abs(part)).max(axis=2)
+            rest = np.where(masks[piece], 0, np.abs(part.astype(dtype, copy=False)))
+            potentials[piece] = 0 if axis == 2 else rest.max(axis=2)
 
-    run_pieces(work, pieces_of(tiles.shape, _WEIGHTS_CONVERTED), threads)
+    run_pieces(work, pieces_of(tiles.shape, _WEIGHTS_IN_LINES if in_place else _WEIGHTS_CONVERTED), threads)
 
 
 def _equilibrate(
