@@ -50,8 +50,8 @@ def solve_block(
     Returns
     -------
     mask : ndarray of bool, shape (m, m)
-        True = kept. Where several masks are optimal, the same call always returns the same one; the same block in a
-        batch, or in another memory layout, may get another.
+        True = kept, in the memory order of the weights. Where several masks are optimal, the same call always returns
+        the same one; the same block in a batch, or in another memory layout, may get another.
 
     Raises
     ------
@@ -104,6 +104,7 @@ def solve_blocks(
     Returns
     -------
     masks : ndarray of bool, shape (B, m, m)
+        In the memory order of the blocks.
 
     Raises
     ------
@@ -178,7 +179,7 @@ def solve_matrix(
     Parameters
     ----------
     weights : array_like, shape (..., R, C)
-        Any R, C >= 1. Any strides; nothing is copied whole.
+        Any R, C >= 1. Any strides; nothing is copied whole, and Fortran's order is as fast as C's.
     n, m, method, saturated, **options
         As for `solve_block`.
     direction : {"both", "rows", "columns"}
@@ -194,6 +195,7 @@ def solve_matrix(
     Returns
     -------
     mask : ndarray of bool, shape (..., R, C)
+        In the memory order of the weights, as NumPy's ``order="K"``.
     potentials : ndarray of float32 or float64, shape (..., R // m, C // m, m)
         Only with `return_potentials=True`. They bound what any mask keeps, by the weak duality that `certify` states:
         tightly, up to their rounding, but less so in tiles whose weights tie.
@@ -243,8 +245,8 @@ def _solve(
     check_flag(saturated, "saturated")
     if pattern.zeros == 0 or pattern.kept == 0:
         check_values(weights)
-        return np.full(weights.shape, pattern.zeros == 0)
-    mask = np.empty(weights.shape, np.bool_)
+        return np.full_like(weights, pattern.zeros == 0, np.bool_)
+    mask = np.empty_like(weights, np.bool_)
     try:
         with IeeeArithmetic():
             for region in regions(weights.shape[-2], weights.shape[-1], pattern, checked_direction, saturated):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,19 @@ _CHUNK_WEIGHTS = 1 << 16
 
 Piece = tuple[slice, slice]
 _Piece = TypeVar("_Piece")
+
+
+class Buffers(threading.local):
+    """Arrays of each thread that are used for one piece after the other: fresh memory takes as long as judging."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, NDArray[Any]] = {}
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        size, held = math.prod(shape), self.held.get(name)
+        if held is None or held.size < size:
+            held = self.held[name] = np.empty(size, dtype)
+        return held[:size].reshape(shape)
 
 
 def importance_of(tiles: NDArray[Any]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from tests.tables import APPROXIMATE_METHODS, EXACT_METHODS, FAMILIES, Method, P
 
 READINGS = pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
 SOME_PATTERNS = pytest.mark.parametrize("pattern", [(2, 4), (1, 4), (3, 8), (8, 16)], ids=name_of)
-DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+DTYPES = pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 
 
 def subnormal(dtype: type, shape: tuple[int, ...], seed: int = 0) -> NDArray[Any]:

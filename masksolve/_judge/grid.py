@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
-import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +14,7 @@ from masksolve._judge.inner_loops import program
 from masksolve._judge.interface import LARGEST_TILE, OUTPUTS
 from masksolve._judge.kernels import judge_lines, judge_tiles, line_buffers
 from masksolve._methods import exact
-from masksolve._threads import Piece, importance_of, pieces_of, run_pieces
+from masksolve._threads import Buffers, Piece, importance_of, pieces_of, run_pieces
 from masksolve._tiles import Margins
 
 # Weights that are judged at once: where potentials are known; that are solved first, and stay in the cache in between;
@@ -34,19 +32,6 @@ class Verdicts(NamedTuple):
     kept: NDArray[np.float64]
     upper_bound: NDArray[np.float64]
     optimal: NDArray[np.bool_]
-
-
-class _Buffers(threading.local):
-    """Arrays of each thread that are used for one piece after the other: fresh memory takes as long as judging."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, NDArray[Any]] = {}
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        size, held = math.prod(shape), self.held.get(name)
-        if held is None or held.size < size:
-            held = self.held[name] = np.empty(size, dtype)
-        return held[:size].reshape(shape)
 
 
 def _place(array: NDArray[Any] | None, axes: int) -> tuple[int, ...]:
@@ -79,10 +64,10 @@ def judge_grid(
     is_native = tiles.dtype == dtype and tiles.dtype.isnative and tiles.flags.aligned
     in_place = is_native and tiles.strides[3] == dtype.itemsize
     is_line = 1 in tiles.shape[2:]
-    buffers = _Buffers()
+    buffers = Buffers()
 
     def work(piece: Piece) -> None:
-        part = tiles[piece] if in_place or (is_native and is_line) else exact.converted(tiles[piece], dtype)
+        part = tiles[piece] if in_place or (is_native and is_line) else exact.converted(tiles[piece], dtype, buffers)
         part_masks = masks[piece]
         importance, kept, upper_bound, optimal = verdicts
         part_verdicts = Verdicts(importance[piece], kept[piece], upper_bound[piece], optimal[piece])
@@ -137,7 +122,7 @@ def _judge_tiles(
     shift: int,
     known: NDArray[np.floating[Any]] | None,
     verdicts: Verdicts,
-    buffers: _Buffers,
+    buffers: Buffers,
 ) -> None:
     down, across, rows, columns = tiles.shape
     count = down * across

@@ -11,6 +11,7 @@ tie. Where only rows or only columns can be overfull, each line keeps its larges
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,24 +19,25 @@ from numpy.typing import NDArray
 
 from masksolve._errors import UnusableWeightError
 from masksolve._inputs import potentials_dtype
+from masksolve._methods.exact import halves
 from masksolve._methods.exact.augment import new_memory, solve_tiles
 from masksolve._methods.exact.equilibrate import equilibrate_tiles
 from masksolve._methods.exact.lanes import Tiles
 from masksolve._methods.exact.lines import choose_largest, takes
-from masksolve._threads import Piece, importance_of, pieces_of, refuse_large_integers, run_pieces
+from masksolve._threads import Buffers, Piece, importance_of, pieces_of, refuse_large_integers, run_pieces
 from masksolve._tiles import Margins
 
 _logger = logging.getLogger("masksolve")
 
 # For larger tiles a selection network takes too long to compile.
 _LARGEST_EQUILIBRATED = 128
-# Weights that one call of a kernel takes: from where they lie, from a converted copy, and of tiles that are solved one
-# at a time. An interrupt waits for the end of such a call.
+# Weights that one call of a kernel takes, from where they lie and of tiles that are solved one at a time, and bytes of
+# a converted copy. An interrupt waits for the end of such a call.
 _WEIGHTS_IN_PLACE = 1 << 18
 _WEIGHTS_IN_LINES = 1 << 19
 # Fewer large tiles than these are too few for slow ones to be deferred.
 _WEIGHTS_IN_LARGE_TILES = 1 << 20
-_WEIGHTS_CONVERTED = 1 << 17
+_BYTES_CONVERTED = 1 << 20
 _WEIGHTS_ONE_BY_ONE = 1 << 13
 # Smaller tiles that are solved one at a time are solved sooner than potentials are found to start from.
 _LARGEST_FROM_ZERO = 64
@@ -101,9 +103,10 @@ def _choose_in_lines(
     dtype = potentials_dtype(tiles.dtype)
     axis = 2 if tiles.shape[2] <= kept else 3
     in_place = takes(tiles.dtype, tiles.shape[5 - axis])
+    buffers = Buffers()
 
     def work(piece: Piece) -> None:
-        part = tiles[piece] if in_place else converted(tiles[piece], dtype)
+        part = tiles[piece] if in_place else converted(tiles[piece], dtype, buffers)
         lines, chosen = (array.transpose(axis, 0, 1, 5 - axis) for array in (part, masks[piece]))
         for line, mask in zip(lines, chosen, strict=True):
             if not choose_largest(line, mask, kept):
@@ -113,7 +116,9 @@ def _choose_in_lines(
             rest = np.where(masks[piece], 0, np.abs(part.astype(dtype, copy=False)))
             potentials[piece] = 0 if axis == 2 else rest.max(axis=2)
 
-    run_pieces(work, pieces_of(tiles.shape, _WEIGHTS_IN_LINES if in_place else _WEIGHTS_CONVERTED), threads)
+    run_pieces(
+        work, pieces_of(tiles.shape, _WEIGHTS_IN_LINES if in_place else _BYTES_CONVERTED // dtype.itemsize), threads
+    )
 
 
 def _equilibrate(
@@ -124,9 +129,14 @@ def _equilibrate(
     potentials: NDArray[Any] | None,
     warm: bool,
 ) -> None:
+    if potentials is None and abs(tiles.strides[2]) < abs(tiles.strides[3]):
+        # In Fortran's order: the masks of the transpose are the transposed masks.
+        tiles, masks = tiles.transpose(1, 0, 3, 2), masks.transpose(1, 0, 3, 2)
+        margins = replace(margins, exact_rows=margins.exact_columns, exact_columns=margins.exact_rows)
     dtype = potentials_dtype(tiles.dtype)
     shape, m = tiles.shape[2:], _group(tiles.shape, margins)
     is_partial = shape != (m, m)
+    copies_masks = is_partial or masks.strides[3] != 1
     in_place = (
         tiles.dtype == dtype
         and tiles.dtype.isnative
@@ -134,25 +144,26 @@ def _equilibrate(
         and tiles.strides[3] == dtype.itemsize
         and not is_partial
     )
+    buffers = Buffers()
 
     def work(part: NDArray[Any], part_masks: NDArray[np.bool_], part_potentials: NDArray[Any] | None) -> None:
         whole, whole_masks = part, part_masks
         if not in_place:
-            whole = converted(part, dtype, (m, m))
-        if is_partial:
-            whole_masks = np.empty(whole.shape, np.bool_)
+            whole = converted(part, dtype, buffers, (m, m))
+        if copies_masks:
+            whole_masks = buffers.array("masks", whole.shape, np.dtype(np.bool_))
         found = None
         if part_potentials is not None:
             found = np.zeros((len(part) * part.shape[1], m), dtype) if is_partial else part_potentials.reshape(-1, m)
         remaining = equilibrate_tiles(whole, whole_masks, shape, margins, found, warm)
-        if is_partial:
+        if copies_masks:
             part_masks[...] = whole_masks[:, :, : shape[0], : shape[1]]
         if part_potentials is not None and found is not None:
             part_potentials[...] = found.reshape(*part.shape[:2], m)[..., : shape[1]]
         if remaining is not None:
             _solve_remaining(remaining, part, part_masks, margins, part_potentials)
 
-    at_once = _WEIGHTS_CONVERTED
+    at_once = _BYTES_CONVERTED // dtype.itemsize
     if in_place:
         at_once = _WEIGHTS_IN_PLACE if m <= 64 else _WEIGHTS_IN_LARGE_TILES
     if tiles.size <= at_once:
@@ -165,21 +176,20 @@ def _equilibrate(
         run_pieces(work_on, pieces_of(tiles.shape, at_once), threads)
 
 
-def converted(tiles: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, int] | None = None) -> NDArray[Any]:
-    """Return tiles of any dtype and strides as an array of tile rows that lie one after the other.
+def converted(
+    tiles: NDArray[Any], dtype: np.dtype[Any], buffers: Buffers, shape: tuple[int, int] | None = None
+) -> NDArray[Any]:
+    """Return tiles of any dtype and strides as an array of tile rows that lie one after the other, in a buffer.
 
     What tiles lack of `shape` repeats their first entry.
     """
     refuse_large_integers(tiles)
     down, across, height, width = tiles.shape
     full_height, full_width = shape or (height, width)
-    rows = np.empty((down, full_height, across, full_width), dtype)
+    rows = buffers.array("converted", (down, full_height, across, full_width), dtype)
     own = rows[:, :height, :, :width]
-    # A bfloat16 is the upper half of a float32; NumPy converts it one by one.
-    if tiles.dtype.name == "bfloat16" and tiles.dtype.isnative:
-        bits = own.view(np.uint32)
-        bits[...] = tiles.view(np.uint16).swapaxes(1, 2)
-        bits <<= 16
+    if halves.can_widen(tiles):
+        halves.widen(tiles.swapaxes(1, 2), own)
     else:
         own[...] = tiles.swapaxes(1, 2)
     rows[:, :height, :, width:] = rows[:, height:] = rows[:, :1, :, :1]
