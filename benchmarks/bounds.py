@@ -31,6 +31,7 @@ _A_CLOCK = {"vector": 2, "loads": 2, "stores": 1}
 _HERTZ = 2.6e9
 # A function's name and instructions, and the loops in them.
 _BODY = re.compile(r"^(\w+):\n\s*\.cfi_startproc\n(.*?)^\.Lfunc_end", re.MULTILINE | re.DOTALL)
+_KERNELS = "masksolve._methods.exact."
 _LOOP = re.compile(r"^\.LBB\w+:\n(.*?)\n\tj\w+\s+\.LBB\w+$", re.MULTILINE | re.DOTALL)
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_double)
 _NARROW_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 4)
@@ -213,8 +214,6 @@ def _replaced_narrow(calls: Counter[tuple[int, str]]) -> dict[str, Any]:
 
 def _interpreted(kernel: Any, instead: dict[str, Any]) -> FunctionType:
     """Turn the kernel, and those that it calls, into Python functions, some of which are replaced."""
-    from numba.extending import is_jitted
-
     scopes: dict[str, dict[str, Any]] = {}
 
     def scope_of(module: dict[str, Any]) -> dict[str, Any]:
@@ -223,13 +222,11 @@ def _interpreted(kernel: Any, instead: dict[str, Any]) -> FunctionType:
         if name not in scopes:
             scopes[name] = {**module, **{key: value for key, value in instead.items() if key in module}}
             for key, value in scopes[name].items():
-                if is_jitted(value):
-                    function = value.py_func
-                    scopes[name][key] = FunctionType(function.__code__, scope_of(function.__globals__), key)
+                if key not in instead and isinstance(value, FunctionType) and value.__module__.startswith(_KERNELS):
+                    scopes[name][key] = FunctionType(value.__code__, scope_of(value.__globals__), key)
         return scopes[name]
 
-    function: FunctionType = scope_of(kernel.py_func.__globals__)[kernel.py_func.__name__]
-    return function
+    return FunctionType(kernel.py_func.__code__, scope_of(kernel.py_func.__globals__))
 
 
 if __name__ == "__main__":
