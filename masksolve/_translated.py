@@ -19,6 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 from llvmlite import binding, ir
+from numpy.typing import NDArray
 
 from masksolve._machine_code import PLAIN_VARIABLE, engine_of, lock, stored, target_machine
 from masksolve._translate import ArrayType, Intrinsic, translate
@@ -108,11 +109,20 @@ class _Kernel:
         self.__doc__, self.__name__, self.__module__ = function.__doc__, function.__name__, function.__module__
         returned = inspect.get_annotations(function, eval_str=True)["return"]
         self._returned: tuple[type, ...] = get_args(returned) or ((returned,) if returned is not None else ())
-        self._compiled: dict[tuple[Any, ...], tuple[Any, struct.Struct, Any, Any]] = {}
+        self._results = struct.Struct(f"{len(self._returned)}q")
+        self._compiled: dict[tuple[int, ...], tuple[Any, struct.Struct, Any, Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
         numbers: list[float] = []
-        signature = tuple([_take(argument, numbers) for argument in arguments])
+        kinds = []
+        for argument in arguments:
+            # Most are, and are looked at here, for small calls are made in loops.
+            if type(argument) is Constant:
+                numbers += argument.numbers
+                kinds.append(argument.kind)
+            else:
+                kinds.append(_take(argument, numbers))
+        signature = tuple(kinds)
         compiled = self._compiled.get(signature)
         if compiled is None:
             compiled = self._compile(signature, numbers)
@@ -120,13 +130,12 @@ class _Kernel:
         block = block_type()
         layout.pack_into(block, 0, *numbers)
         run(block)
-        if not self._returned:
-            return None
-        found = struct.unpack_from(f"{len(self._returned)}q", block, layout.size)
-        results = tuple(kind(number) for kind, number in zip(self._returned, found, strict=True))
-        return results if len(results) > 1 else results[0]
+        found = self._results.unpack_from(block, layout.size)
+        if len(found) == 1:
+            return self._returned[0](found[0])
+        return tuple([kind(number) for kind, number in zip(self._returned, found, strict=True)]) or None
 
-    def _compile(self, signature: tuple[Any, ...], numbers: Sequence[float]) -> tuple[Any, struct.Struct, Any, Any]:
+    def _compile(self, signature: tuple[int, ...], numbers: Sequence[float]) -> tuple[Any, struct.Struct, Any, Any]:
         with lock:
             if signature not in self._compiled:
                 engine = engine_of(self._code(signature))
@@ -136,34 +145,82 @@ class _Kernel:
                 self._compiled[signature] = run, layout, block, engine
             return self._compiled[signature]
 
-    def _code(self, signature: tuple[Any, ...]) -> bytes:
+    def _code(self, signature: tuple[int, ...]) -> bytes:
+        types = tuple(_as_translated(_kinds[number]) for number in signature)
+
         def compiled() -> bytes:
-            return _compiled(translate(self.py_func, signature, _NAME))
+            return _compiled(translate(self.py_func, types, _NAME))
 
         if not self.__module__.startswith(f"{__package__}."):
             return compiled()  # what is kept on disk is known to be made of the package's files
-        digest = hashlib.sha256(repr((self.__module__, signature)).encode()).hexdigest()
+        digest = hashlib.sha256(repr((self.__module__, types)).encode()).hexdigest()
         return stored(f"{self.__name__}-{digest[:8]}", compiled)
 
 
-def _take(argument: Any, numbers: list[float]) -> Any:
-    """Append the numbers that stand for an argument, and return its type, as `translate` takes it."""
-    kind = type(argument)
-    if kind is int or kind is bool or kind is float:
-        numbers.append(argument)
-        return kind
-    if isinstance(argument, np.ndarray):
+class Constant:
+    """An array that many calls of kernels are given, looked at once: it has to stay where it is."""
+
+    __slots__ = ("array", "kind", "numbers")
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.numbers: list[float] = []
+        self.kind = _take(array, self.numbers)
+
+
+def constant(array: NDArray[Any]) -> Any:
+    """Return what to give to kernels for an array that many calls are given: small calls are made in loops."""
+    return Constant(array) if has_machine_code else array
+
+
+_NUMBERS = frozenset((int, float, bool))
+# The types of arguments, each by its number: tuples of numbers are found faster than tuples of tuples.
+_kinds: list[Any] = []
+_numbers_of_kinds: dict[Any, int] = {}
+
+
+def _take(argument: Any, numbers: list[float]) -> int:
+    """Append the numbers that stand for an argument, and return the number of its type in `_kinds`."""
+    kind: Any = type(argument)
+    if kind is np.ndarray:
         contiguous = argument.flags.c_contiguous
         numbers.append(argument.__array_interface__["data"][0])
-        numbers.extend(argument.shape)
+        numbers += argument.shape
         if not contiguous:
-            numbers.extend(argument.strides)
-        return ArrayType(argument.dtype.str[1:], argument.ndim, contiguous)
-    if kind is tuple:
-        return tuple([_take(each, numbers) for each in argument])
-    if isinstance(argument, np.generic):
+            numbers += argument.strides
+        kind = np.ndarray, argument.dtype, argument.ndim, contiguous
+    elif kind is tuple:
+        kind = tuple(map(type, argument))
+        if _NUMBERS.issuperset(kind):
+            numbers += argument
+        else:
+            kind = tuple([_kinds[_take(each, numbers)] for each in argument])
+    elif kind in _NUMBERS:
+        numbers.append(argument)
+    elif isinstance(argument, np.generic):
         return _take(argument.item(), numbers)
-    raise TypeError(f"{argument!r} is of a type that kernels do not take")
+    else:
+        raise TypeError(f"{argument!r} is of a type that kernels do not take")
+    number = _numbers_of_kinds.get(kind)
+    return _number_of(kind) if number is None else number
+
+
+def _number_of(kind: Any) -> int:
+    with lock:
+        if kind not in _numbers_of_kinds:
+            _kinds.append(kind)
+            _numbers_of_kinds[kind] = len(_kinds) - 1
+        return _numbers_of_kinds[kind]
+
+
+def _as_translated(kind: Any) -> Any:
+    """Return the type of an argument as `translate` takes it."""
+    if not isinstance(kind, tuple):
+        return kind
+    if kind and kind[0] is np.ndarray:
+        _, dtype, dimensions, contiguous = kind
+        return ArrayType(dtype.str[1:], dimensions, contiguous)
+    return tuple(map(_as_translated, kind))
 
 
 def _compiled(source: str) -> bytes:

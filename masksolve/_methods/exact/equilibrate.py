@@ -35,6 +35,7 @@ from masksolve._methods.exact.narrow.passes import Pass, equilibrate_narrow
 from masksolve._methods.exact.perturbed import PerturbedRounds, equilibrate_perturbed
 from masksolve._methods.exact.strict import Relaxations, Rounds, equilibrate_strict
 from masksolve._tiles import Margins
+from masksolve._translated import constant
 
 
 def equilibrate_tiles(
@@ -136,25 +137,20 @@ def _equilibrate_narrow(
     """Solve what 16-bit integers can solve of whole tiles (P, Q, m, m); return the others, None if there are none."""
     down, across, m, _ = tiles.shape
     n, count, at_most = margins.kept, down * across, not margins.exact_rows
-    where, columns, rows = (
-        np.empty((2, count), np.int64),
-        np.empty((2, count, m), np.float32),
-        np.empty((2, count, m), np.float32),
-    )
-    exactly = narrow_program(n, m, m, False, False, tiles.itemsize)
+    itemsize = tiles.itemsize
+    (where, columns, _), queue = _narrow_queue(count, m)
+    exactly = _narrow_program(n, m, False, itemsize)
     left, others = equilibrate_narrow(
         exactly,
-        narrow_program(n, m, m, True, True, tiles.itemsize) if at_most else exactly,
+        _narrow_program(n, m, True, itemsize) if at_most else exactly,
         grid,
-        _all_tiles(down, across),
-        found if warm else _NO_POTENTIALS[tiles.itemsize],
+        _all_tiles_given(down, across),
+        found if warm else _NO_POTENTIALS[itemsize],
         _narrow_memory(m),
         schedule.warm_passes if warm else schedule.passes,
         schedule.clamped_passes,
         found,
-        where,
-        columns,
-        rows,
+        *queue,
         at_most,
     )
     if left < 0:
@@ -172,17 +168,28 @@ def _equilibrate_narrow(
 
 
 @functools.cache
-def _program(
-    n: int, m: int, itemsize: int, source_itemsize: int, exact_rows: bool, exact_columns: bool
-) -> NDArray[np.int64]:
+def _program(n: int, m: int, itemsize: int, source_itemsize: int, exact_rows: bool, exact_columns: bool) -> Any:
     whole = program(n, m, itemsize, source_itemsize)
-    return whole if exact_rows == exact_columns else clamped_on_one_side(whole, rows=exact_columns)
+    return constant(whole if exact_rows == exact_columns else clamped_on_one_side(whole, rows=exact_columns))
+
+
+@functools.cache
+def _narrow_program(n: int, m: int, clamped: bool, itemsize: int) -> Any:
+    return constant(narrow_program(n, m, m, clamped, clamped, itemsize))
 
 
 class _Memory(threading.local):
     def __init__(self) -> None:
         self.block = np.zeros(0, np.int8)
         self.vectors: dict[tuple[int, int], Vectors] = {}
+        self.narrow: dict[int, Any] = {}
+        self.queue_m, self.queue_length = 0, 0
+        self.queue: tuple[tuple[NDArray[Any], ...], tuple[Any, ...]] = (), ()
+
+    def replace(self, block: NDArray[np.int8]) -> None:
+        self.block = block
+        self.vectors.clear()
+        self.narrow.clear()
 
 
 # Vectors are used within one call of a kernel, which runs no Python: nothing can come between.
@@ -195,19 +202,32 @@ def _vectors_of(m: int, itemsize: int) -> Vectors:
     if vectors is None:
         # All lie in one block of memory, that of the largest tiles so far.
         if not is_large_enough(_memory.block, m, itemsize):
-            _memory.block = new_memory(m, itemsize)
-            _memory.vectors.clear()
+            _memory.replace(new_memory(m, itemsize))
         vectors = _memory.vectors[m, itemsize] = vectors_in(_memory.block, m, itemsize)
     return vectors
 
 
-def _narrow_memory(m: int) -> NDArray[np.int8]:
+def _narrow_memory(m: int) -> Any:
     """Return the memory of a group of tiles in 16-bit lanes, which is that of the vectors: they are used after it."""
-    size = narrow_layout.layout(m, m).size
-    if _memory.block.nbytes < size:
-        _memory.block = narrow_layout.new_memory(m, m)
-        _memory.vectors.clear()
-    return _memory.block[:size]
+    memory = _memory.narrow.get(m)
+    if memory is None:
+        size = narrow_layout.layout(m, m).size
+        if _memory.block.nbytes < size:
+            _memory.replace(narrow_layout.new_memory(m, m))
+        memory = _memory.narrow[m] = constant(_memory.block[:size])
+    return memory
+
+
+def _narrow_queue(count: int, m: int) -> tuple[tuple[NDArray[Any], ...], tuple[Any, ...]]:
+    """Return the last three arrays of `equilibrate_narrow`, for this many tiles at least, and what it takes for them.
+
+    The thread keeps them: fresh memory takes as long as a small call.
+    """
+    if _memory.queue_m != m or _memory.queue_length < count:
+        arrays = np.empty((2, count), np.int64), *np.empty((2, 2, count, m), np.float32)
+        _memory.queue_m, _memory.queue_length = m, count
+        _memory.queue = arrays, tuple(map(constant, arrays))
+    return _memory.queue
 
 
 @functools.lru_cache(maxsize=8)
@@ -217,12 +237,17 @@ def _all_tiles(down: int, across: int) -> NDArray[np.int64]:
     return (np.arange(down)[:, np.newaxis] << 32 | np.arange(across)).ravel()
 
 
+@functools.lru_cache(maxsize=8)
+def _all_tiles_given(down: int, across: int) -> Any:
+    return constant(_all_tiles(down, across))
+
+
 def _address(array: NDArray[Any]) -> int:
     address: int = array.__array_interface__["data"][0]
     return address
 
 
-_NO_POTENTIALS: dict[int, NDArray[Any]] = {4: np.empty((0, 1), np.float32), 8: np.empty((0, 1), np.float64)}
+_NO_POTENTIALS = {4: constant(np.empty((0, 1), np.float32)), 8: constant(np.empty((0, 1), np.float64))}
 
 
 @dataclass(frozen=True)
@@ -238,9 +263,9 @@ class _Schedule:
     perturbed_rounds: tuple[int, ...]
     perturbed_relaxation: float
     shares: NDArray[np.float64]
-    passes: NDArray[np.float64]
-    warm_passes: NDArray[np.float64]
-    clamped_passes: NDArray[np.float64]
+    passes: Any
+    warm_passes: Any
+    clamped_passes: Any
 
 
 # For larger tiles the selection networks take too long to compile in two widths.
@@ -317,6 +342,6 @@ def _schedule(m: int) -> _Schedule:
     )
 
 
-def _passes(*passes: tuple[int, Pass]) -> NDArray[np.float64]:
+def _passes(*passes: tuple[int, Pass]) -> Any:
     """Return passes as rows: by how many bits each is finer than the first, and what its `Pass` holds."""
-    return np.array([(finer, *each) for finer, each in passes], np.float64)
+    return constant(np.array([(finer, *each) for finer, each in passes], np.float64))
