@@ -109,7 +109,7 @@ except ValueError as error:
     assert printed.startswith(f"the environment variable MASKSOLVE_PLAIN_NUMBA is {value!r}: set it to 1 ")
 
 
-def test_numba_is_used_by_its_public_api_alone() -> None:
+def test_numba_is_used_by_its_public_api_alone_and_not_by_the_default_method() -> None:
     package = Path(ms.__file__).parent
     found = set()
     for path in package.rglob("*.py"):
@@ -120,6 +120,17 @@ def test_numba_is_used_by_its_public_api_alone() -> None:
             found |= {name for name in modules if name.split(".")[0] == "numba"}
     # What Numba's documentation tells users to import.
     assert found == {"numba", "numba.extending"}
+    script = """
+import sys
+import numpy as np
+import masksolve as ms
+weights = np.arange(35.0).reshape(5, 7)
+for options in ({}, {"saturated": False}, {"direction": "rows"}):
+    mask = ms.solve_matrix(weights, 2, 4, **options)
+    assert ms.certify(weights, mask, 2, 4, **options).optimal
+print("numba" in sys.modules)
+"""
+    assert processes.run(script) == "False\n"
 
 
 def test_code_that_llvm_does_not_read_is_done_without_and_said_once(tmp_path: Path) -> None:
