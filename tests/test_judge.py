@@ -188,6 +188,7 @@ def outcomes(shape: Pair, family: str, dtype: Any) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _translated.has_machine_code, reason="there is no machine code to compare with")
 def test_machine_code_judges_as_plain_numba_bit_for_bit() -> None:
     script = """

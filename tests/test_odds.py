@@ -3,6 +3,7 @@
 import itertools
 import math
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,14 +32,22 @@ KNOWN = {
 }
 
 
+@cache
+def fitting(shape: tuple[int, int], n: int) -> list[int]:
+    """Entry j: how many tiles with j ones keep no more than n in any row or column, by looking at every tile."""
+    entries = np.array(list(itertools.product((0, 1), repeat=math.prod(shape))), np.int8)
+    tiles = entries.reshape(-1, *shape)
+    fits = (tiles.sum(axis=1) <= n).all(axis=1) & (tiles.sum(axis=2) <= n).all(axis=1)
+    return np.bincount(entries[fits].sum(axis=1), minlength=math.prod(shape) + 1).tolist()
+
+
 def brute_force(sparsity: Fraction, shape: tuple[int, int], n: int) -> Fraction:
-    """The probability that no row and no column of a tile keeps more than n, by looking at every tile."""
-    odds = Fraction(0)
-    for entries in itertools.product((0, 1), repeat=math.prod(shape)):
-        tile = np.array(entries).reshape(shape)
-        if (tile.sum(axis=0) <= n).all() and (tile.sum(axis=1) <= n).all():
-            odds += sparsity ** (len(entries) - sum(entries)) * (1 - sparsity) ** sum(entries)
-    return odds
+    """The probability that no row and no column of a tile keeps more than n."""
+    size = math.prod(shape)
+    return sum(
+        (count * sparsity ** (size - ones) * (1 - sparsity) ** ones for ones, count in enumerate(fitting(shape, n))),
+        start=Fraction(0),
+    )
 
 
 def zeroed(shape: tuple[int, ...], sparsity: float) -> np.ndarray[Any, Any]:

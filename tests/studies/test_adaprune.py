@@ -28,6 +28,7 @@ def test_sentences_are_cut_at_their_ends_and_come_once(tmp_path: Path) -> None:
         text.sentences([tmp_path / "nothing"], 1)
 
 
+@pytest.mark.slow
 def test_every_start_of_the_convnet_is_pruned_and_drawn(tmp_path: Path) -> None:
     torch.manual_seed(0)
     data = Data(torch.randn(128, 1, 8, 8), torch.arange(128) % 10, torch.randn(20, 1, 8, 8), torch.arange(20) % 10)

@@ -19,7 +19,12 @@ def names(pattern: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["mask_diversity", "bits_per_weight", "flow_network", pytest.param("approximation_ratio", marks=pytest.mark.slow)],
+    [
+        "mask_diversity",
+        "flow_network",
+        pytest.param("bits_per_weight", marks=pytest.mark.slow),
+        pytest.param("approximation_ratio", marks=pytest.mark.slow),
+    ],
 )
 def test_a_figure_regenerates_as_committed(name: str, tmp_path: Path) -> None:
     page = (FOLDER / "README.md").read_text()

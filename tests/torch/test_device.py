@@ -267,7 +267,7 @@ def test_the_strips_of_tiles_that_a_gpu_is_given_cover_the_matrix(
 @pytest.mark.parametrize(
     ("case", "count"),
     [
-        ("2:4 bfloat16", 3),
+        pytest.param("2:4 bfloat16", 3, marks=pytest.mark.slow),
         ("4:8 bfloat16", 4),
         pytest.param("2:4 float32", 3, marks=pytest.mark.slow),
         pytest.param("7:13 float32", 12, marks=pytest.mark.slow),
