@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -55,6 +57,9 @@ def main() -> None:
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="also put the table between the marks 'speed' of FILE"
     )
+    parser.add_argument(
+        "--earlier", type=Path, metavar="FOLDER", help="also measure the checkout of an earlier commit, in turn"
+    )
     arguments = parser.parse_args()
     pin_threads(1)
 
@@ -64,14 +69,22 @@ def main() -> None:
         threads,
         ties,
         at_most,
+        one_sided,
+        layouts,
         ragged,
         large_tiles,
         certificates,
         warm_start,
         small_calls,
     )
-    for part in (*parts, memory, first_call, import_time):
-        print(f"measuring: {part.__name__.replace('_', ' ')}", file=sys.stderr, flush=True)
+    if arguments.earlier:
+        parts = partial(earlier, arguments.earlier), *parts
+    for part in (*parts, memory, processors, first_call, import_time):
+        print(
+            f"measuring: {getattr(part, '__name__', 'the earlier commit').replace('_', ' ')}",
+            file=sys.stderr,
+            flush=True,
+        )
         lines += part(arguments.size)
     text = f"{markdown(lines)}\n\n{_settings(arguments.size)}\n\n{header(1)}\n"
     print(text)
@@ -107,12 +120,13 @@ def speed(size: int) -> list[Line]:
     from benchmarks.solvers import every_solver
 
     least = {
-        "flow": (300, 200, 120, 80),
-        "LEMON network simplex": (20, 35, 40, 25),
+        "flow": (1500, 800, 400, 200),
+        "LEMON network simplex": (90, 100, 95, 70),
         "90-mask product": (5,),
-        "TSENOR": (100, 100, 100, 100),
+        "TSENOR": (200, 200, 200, 200),
         "greedy": (1, 1, 1, 1),
     }
+    most = (1.4, 1.8, 2.4, 3.7)
     effort = Effort(0.5, _REPEATS, 1 << 15)
     wanted = [solver for solver in every_solver(1)[0] if solver.name in (*least, "exact", "numpy.abs")]
     matrix = random_matrix("gaussian", size)
@@ -126,7 +140,7 @@ def speed(size: int) -> list[Line]:
                 ratio = runs[name].per_tile() / exact if name in runs else None
                 lines.append(Line(f"times faster than {name}", f"{n}:{m}", "≥", targets[index], ratio, "×"))
         floor = exact / runs["numpy.abs"].per_tile()
-        lines.append(Line("time over `numpy.abs` (goal: 5×)", f"{n}:{m}, 1 thread", "≤", 12, floor, "×"))
+        lines.append(Line("time over `numpy.abs`", f"{n}:{m}, 1 thread", "≤", most[index], floor, "×"))
         row = judge(runs["exact"], n, m, "gaussian", effort)
         proven = float(row.certified == "yes")
         lines.append(Line("certified optimal", f"{n}:{m}, {row.certified_tiles} tiles", "≥", 1, proven, ""))
@@ -141,7 +155,7 @@ def threads(size: int) -> list[Line]:
     from benchmarks.tiling import Sample
 
     if usable_cores() < 2:
-        return [Line("two threads against one", "one usable core", "≥", 1.7, None, "×")]
+        return [Line("two threads against one", "one usable core", "≥", 1.8, None, "×")]
     matrix = random_matrix("gaussian", size)
     floor = memory_floor()
     lines = []
@@ -154,11 +168,11 @@ def threads(size: int) -> list[Line]:
                 "floor of one": lambda n=n, m=m: floor.run(Sample(matrix, matrix), n, m, 1),
             }
         )
-        lines.append(Line("two threads against one", f"{n}:{m}", "≥", 1.7, taken["one"] / taken["two"], "×"))
+        lines.append(Line("two threads against one", f"{n}:{m}", "≥", 1.8, taken["one"] / taken["two"], "×"))
         gain = taken["floor of one"] / taken["floor"]
         lines.append(Line("`numpy.abs`, two threads against one", f"beside {n}:{m}", "", None, gain, "×"))
         over = taken["two"] / taken["floor"]
-        lines.append(Line("time over `numpy.abs` (goal: 5×)", f"{n}:{m}, 2 threads each", "≤", 12, over, "×"))
+        lines.append(Line("time over `numpy.abs`", f"{n}:{m}, 2 threads each", "", None, over, "×"))
     return sorted(lines, key=lambda line: line.what)
 
 
@@ -177,7 +191,7 @@ def ties(size: int) -> list[Line]:
         taken = in_turn(calls)
         gaussian = taken.pop("gaussian")
         lines += [
-            Line(f"{name} against Gaussian", f"{n}:{m}", "≤", 3, seconds / gaussian, "×")
+            Line(f"{name} against Gaussian", f"{n}:{m}", "≤", 1.7, seconds / gaussian, "×")
             for name, seconds in taken.items()
         ]
     return sorted(lines, key=lambda line: line.what)
@@ -199,8 +213,107 @@ def at_most(size: int) -> list[Line]:
                 for saturated in (True, False)
             }
         ).values()
-        lines.append(Line("`saturated=False` against `True`", f"{n}:{m}", "≤", 1.3, most / exactly, "×"))
+        lines.append(Line("`saturated=False` against `True`", f"{n}:{m}", "≤", 1.2, most / exactly, "×"))
     return lines
+
+
+def one_sided(size: int) -> list[Line]:
+    """Solve along rows, and along columns, against transposable masks."""
+    import masksolve as ms
+    from benchmarks.families import random_matrix
+
+    matrix = random_matrix("gaussian", size)
+    lines = []
+    for n, m in _HALVES:
+        calls = {
+            direction: partial(ms.solve_matrix, matrix, n, m, direction=direction, threads=1)
+            for direction in ("both", "rows", "columns")
+        }
+        taken = in_turn(calls)
+        lines += [
+            Line("one-sided against transposable", f"{n}:{m}, {name}", "≤", 0.5, taken[name] / taken["both"], "×")
+            for name in ("rows", "columns")
+        ]
+    return lines
+
+
+def layouts(size: int) -> list[Line]:
+    """Weights in Fortran order, and in 16 bits, against the same values in C order and float32."""
+    import ml_dtypes
+    import numpy as np
+
+    import masksolve as ms
+    from benchmarks.families import random_matrix
+
+    matrix = random_matrix("gaussian", size)
+    pairs: dict[str, tuple[Any, Any]] = {"Fortran order against C order": (np.asfortranarray(matrix), matrix)}
+    for dtype in (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)):
+        halves = matrix.astype(dtype)
+        pairs[f"{dtype.name} against the same values in float32"] = halves, halves.astype(np.float32)
+    lines = []
+    for what, pair in pairs.items():
+        for n, m in _HALVES:
+            calls = {k: partial(ms.solve_matrix, weights, n, m, threads=1) for k, weights in enumerate(pair)}
+            taken = in_turn(calls)
+            lines.append(Line(what, f"{n}:{m}", "≤", 1.3, taken[0] / taken[1], "×"))
+    return lines
+
+
+_SOLVE = """
+import sys, time
+import masksolve as ms
+from benchmarks.families import random_matrix
+n, m, size = map(int, sys.argv[1:])
+matrix = random_matrix("gaussian", size)
+taken = []
+for _ in range(6):
+    start = time.perf_counter()
+    ms.solve_matrix(matrix, n, m, threads=1)
+    taken.append(time.perf_counter() - start)
+print(min(taken[1:]))
+"""
+
+
+def processors(size: int) -> list[Line]:
+    """Machine code for lesser processors against that for the next better one, on this one."""
+    if platform.machine() != "x86_64":
+        return []
+    kinds = {"SSE2": ("x86-64", ""), "AVX2": ("haswell", ""), "AVX-512": ("skylake-avx512", "")}
+    if "avx512f" not in describe(1)["machine"]:
+        del kinds["AVX-512"]
+    lines = []
+    for n, m in _HALVES:
+        environments = {
+            kind: {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features} for kind, (name, features) in kinds.items()
+        }
+        taken = _in_turn_apart(environments, n, m, size)
+        lines += [
+            Line(
+                f"{less} against {more}", f"{n}:{m}", "≤", 2 if less == "SSE2" else 1.3, taken[less] / taken[more], "×"
+            )
+            for less, more in itertools.pairwise(kinds)
+        ]
+    return sorted(lines, key=lambda line: line.what)
+
+
+def earlier(folder: Path, size: int) -> list[Line]:
+    """An earlier commit against this one."""
+    lines = []
+    for (n, m), target in zip(_HALVES, (2, 1.5, 1.7, 1.7), strict=True):
+        environments = {"earlier": {"PYTHONPATH": str(folder.resolve())}, "now": {"PYTHONPATH": str(ROOT)}}
+        taken = _in_turn_apart(environments, n, m, size)
+        ratio = taken["earlier"] / taken["now"]
+        lines.append(Line("times faster than the earlier commit", f"{n}:{m}", "≥", target, ratio, "×"))
+    return lines
+
+
+def _in_turn_apart(environments: Mapping[str, Mapping[str, str]], n: int, m: int, size: int) -> dict[str, float]:
+    """Least seconds of a solve in each environment, in processes of their own, all of them in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in environments}
+    for _ in range(3):
+        for name, environment in environments.items():
+            taken[name] += _python(_SOLVE, str(n), str(m), str(size), environment=environment)
+    return {name: min(seconds) for name, seconds in taken.items()}
 
 
 def certificates(size: int) -> list[Line]:
@@ -301,7 +414,8 @@ def warm_start(size: int) -> list[Line]:
             }
         )
         gain = taken["cold"] / taken["warm"]
-        lines.append(Line("gain of a warm start", f"{n}:{m}, after a small step", "", None, gain, "×"))
+        least = 1.6 if m > 8 else 1
+        lines.append(Line("gain of a warm start", f"{n}:{m}, after a small step", "≥", least, gain, "×"))
     return lines
 
 
@@ -317,8 +431,8 @@ def small_calls(size: int) -> list[Line]:
         per_tile = bulk / (size // m) ** 2
         block, small = matrix[:m, :m].copy(), matrix[:64, :64].copy()
         for what, call, tiles, target in (
-            (f"`solve_block`, {m}x{m}", lambda n=n, m=m, block=block: ms.solve_block(block, n, m), 1, 15),
-            ("`solve_matrix`, 64x64", lambda n=n, m=m, small=small: ms.solve_matrix(small, n, m), (64 // m) ** 2, 50),
+            (f"`solve_block`, {m}x{m}", lambda n=n, m=m, block=block: ms.solve_block(block, n, m), 1, 10),
+            ("`solve_matrix`, 64x64", lambda n=n, m=m, small=small: ms.solve_matrix(small, n, m), (64 // m) ** 2, 12),
         ):
             beyond = per_call(call) - tiles * per_tile
             lines.append(Line(f"overhead of {what}", f"{n}:{m}", "≤", target, beyond * 1e6, " µs"))
@@ -336,22 +450,21 @@ def memory(size: int) -> list[Line]:
     for (_, count, _, family), cell in zip(cases, measure_apart(cases), strict=True):
         peak = None if cell.peak_bytes is None else cell.peak_bytes / 2**20
         case = f"{cell.pattern}, {family}, {count} thread{'s' if count > 1 else ''}"
-        lines.append(Line("peak memory beyond input and output", case, "≤", 16 + count, peak, " MiB"))
+        lines.append(Line("peak memory beyond input and output", case, "≤", 8 + count, peak, " MiB"))
     return lines
 
 
 _FIRST_CALL = """
 import sys, time
 import numpy as np
-import masksolve as ms
 from benchmarks.families import random_matrix
 family, n, m = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-matrix = random_matrix(family, 256)
+# With partial tiles at the edges.
+matrix = random_matrix(family, 255)
 start = time.perf_counter()
-import numba
-loaded = time.perf_counter()
+import masksolve as ms
 ms.solve_matrix(matrix, n, m, threads=1)
-print(loaded - start, time.perf_counter() - loaded)
+print(time.perf_counter() - start)
 """
 
 
@@ -362,12 +475,11 @@ def first_call(size: int) -> list[Line]:
         for n, m in _HALVES:
             with tempfile.TemporaryDirectory() as folder:
                 environment = {"NUMBA_CACHE_DIR": folder}
-                empty, cached = (_python(_FIRST_CALL, family, str(n), str(m), environment=environment) for _ in "12")
-            case = f"{n}:{m}, {family}, after import numba"
+                empty, cached = (_python(_FIRST_CALL, family, str(n), str(m), environment=environment)[0] for _ in "12")
+            case = f"{n}:{m}, {family}"
             lines += [
-                Line("first call, compiling", case, "≤", 15 if m > 16 else 5, empty[1], " s"),
-                Line("first call, from the disk cache", case, "≤", 0.5, cached[1], " s"),
-                Line("`import numba`, which the first call does", f"{n}:{m}, {family}", "", None, cached[0], " s"),
+                Line("first call, compiling", case, "≤", 3, empty, " s"),
+                Line("first call, from the disk cache", case, "≤", 0.25, cached, " s"),
             ]
     return sorted(lines, key=lambda line: line.what)
 
@@ -422,8 +534,8 @@ def _python(code: str, *arguments: str, environment: Mapping[str, str] | None = 
 def _settings(size: int) -> str:
     return (
         f"Gaussian float32 weights, {size}×{size}, one thread, medians of {_REPEATS} in turn, unless the case says "
-        "otherwise; slower solvers on fewer tiles. Where the first call solves int8-valued weights, what ties need is "
-        "compiled too."
+        "otherwise; slower solvers on fewer tiles. The first call imports masksolve, in a process that has NumPy, and "
+        "solves partial tiles too; of int8-valued weights, with what ties need."
     )
 
 

@@ -219,6 +219,8 @@ def _as_translated(kind: Any) -> Any:
         return kind
     if kind and kind[0] is np.ndarray:
         _, dtype, dimensions, contiguous = kind
+        if not dtype.isnative:
+            raise TypeError(f"kernels do not take arrays of another machine's dtype, {dtype.str}")
         return ArrayType(dtype.str[1:], dimensions, contiguous)
     return tuple(map(_as_translated, kind))
 

@@ -193,6 +193,8 @@ def test_each_kind_of_arguments_is_compiled_once() -> None:
     assert kinds == [(int, int), (int, bool)]
     with pytest.raises(TypeError, match="'text' is of a type that kernels do not take"):
         kernel("text", 1)
+    with pytest.raises(TypeError, match="another machine's dtype, >f8"):
+        kernel(np.zeros(3, ">f8"), 1)
 
 
 REFUSED = {
