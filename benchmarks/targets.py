@@ -297,7 +297,7 @@ def processors(size: int) -> list[Line]:
 
 
 def earlier(folder: Path, size: int) -> list[Line]:
-    """An earlier commit against this one."""
+    """Measure an earlier commit against this one."""
     lines = []
     for (n, m), target in zip(_HALVES, (2, 1.5, 1.7, 1.7), strict=True):
         environments = {"earlier": {"PYTHONPATH": str(folder.resolve())}, "now": {"PYTHONPATH": str(ROOT)}}

@@ -58,8 +58,17 @@ def translated(function: Callable[..., Any]) -> Any:
     It takes integers, floats, bools, arrays, and plain tuples of these; its annotation says how many integers or bools
     it returns. What it calls are inner functions.
     """
+    return _translated(function, vectorised=False)
+
+
+def translated_with_vectors(function: Callable[..., Any]) -> Any:
+    """Do as `translated`, and let LLVM turn loops into vector code, which takes it twice as long."""
+    return _translated(function, vectorised=True)
+
+
+def _translated(function: Callable[..., Any], vectorised: bool) -> Any:
     if has_machine_code:
-        return _Kernel(function)
+        return _Kernel(function, vectorised)
     import numba
 
     return numba.njit(nogil=True)(function)
@@ -104,8 +113,8 @@ def intrinsic(emit: Callable[..., ir.Value | None]) -> Any:
 class _Kernel:
     """A translated function, compiled for the types of its arguments when they are first seen."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.py_func = function
+    def __init__(self, function: Callable[..., Any], vectorised: bool) -> None:
+        self.py_func, self._vectorised = function, vectorised
         self.__doc__, self.__name__, self.__module__ = function.__doc__, function.__name__, function.__module__
         returned = inspect.get_annotations(function, eval_str=True)["return"]
         self._returned: tuple[type, ...] = get_args(returned) or ((returned,) if returned is not None else ())
@@ -149,7 +158,7 @@ class _Kernel:
         types = tuple(_as_translated(_kinds[number]) for number in signature)
 
         def compiled() -> bytes:
-            return _compiled(translate(self.py_func, types, _NAME))
+            return _compiled(translate(self.py_func, types, _NAME), self._vectorised)
 
         if not self.__module__.startswith(f"{__package__}."):
             return compiled()  # what is kept on disk is known to be made of the package's files
@@ -225,14 +234,14 @@ def _as_translated(kind: Any) -> Any:
     return tuple(map(_as_translated, kind))
 
 
-def _compiled(source: str) -> bytes:
+def _compiled(source: str, vectorised: bool) -> bytes:
     """Return LLVM IR as optimised machine code."""
     machine = target_machine()
     module = binding.parse_assembly(source)
     module.verify()
     # Kernels look after the groups of tiles that vector code works on: unrolled loops are not worth their compilation.
     options = binding.create_pipeline_tuning_options(speed_level=2)
-    options.loop_vectorization, options.loop_unrolling = True, False
+    options.loop_vectorization, options.loop_unrolling = vectorised, False
     builder = binding.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     code: bytes = machine.emit_object(module)

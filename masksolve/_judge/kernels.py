@@ -27,7 +27,7 @@ from masksolve._judge.interface import (
     unpack,
     write,
 )
-from masksolve._translated import inner, translated
+from masksolve._translated import inner, translated, translated_with_vectors
 
 # Far above what is rounded in a sum of float64 over a tile, as a share of the sum.
 _ROUNDING_OF_SUMS = 2.0**-37
@@ -198,7 +198,7 @@ def line_buffers(length: int, dtype: np.dtype[Any]) -> LineBuffers:
     return LineBuffers(own, lowest, highest, total, kept, ones, keep, np.array([np.inf, -1], dtype))
 
 
-@translated
+@translated_with_vectors
 def judge_lines(lines, masks, n, exact, shift, sums, optimal, buffers) -> bool:
     """Judge the masks of lines (p, q, k), each by itself: it keeps the n largest, or all that is not zero.
 

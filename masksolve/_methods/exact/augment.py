@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from masksolve._translated import inner, translated
+from masksolve._translated import inner, translated_with_vectors
 
 # A path costs less than 2**_BITS_OF_PATHS (`_solve` says why), and so does any entry that a path may use; the sum of
 # both is less than this.
@@ -78,7 +78,7 @@ def new_memory(rows: int, cols: int) -> NDArray[np.int64]:
     return memory
 
 
-@translated
+@translated_with_vectors
 def solve_tiles(importance, kept, exact_rows, exact_columns, judged, masks, potentials, optimal, memory) -> bool:
     """Fill masks (p, q, r, c) with optimal masks of importance (p, q, r, c), and judge other ones.
 

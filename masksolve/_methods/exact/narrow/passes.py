@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from masksolve._methods.exact.inner_loops import narrow_call as call
 from masksolve._methods.exact.lanes import Grid
 from masksolve._methods.exact.narrow.layout import KEEP_COLUMNS, KEEP_ROWS, LANES, Layout, unpack
-from masksolve._translated import inner, translated
+from masksolve._translated import inner, translated_with_vectors
 
 # Share of the first group of tiles that has to be proven for the others to be tried at all: ties hardly ever are.
 _WORTH_TRYING = 0.5
@@ -58,7 +58,7 @@ class _Task(NamedTuple):
     at_most: bool
 
 
-@translated
+@translated_with_vectors
 def equilibrate_narrow(
     program, clamped, grid, tiles, start, memory, passes, clamped_passes, potentials, where, columns, rows, at_most
 ) -> tuple[int, int]:
