@@ -70,8 +70,9 @@ def write_module(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: 
     for name, write in writers.items():
         function = ir.Function(module, _PROTOTYPE, name)
         builder = ir.IRBuilder(function.append_basic_block())
-        is_four = (rows, cols, itemsize) == (4, 4, 4) and not (clamp_rows or clamp_columns)
-        writer = _FourByFour if is_four else _Writer
+        writer = _Writer
+        if itemsize == 4 and cols % 4 == 0 and not (clamp_rows or clamp_columns):
+            writer = _FourByFour if rows == cols == 4 else _InFours
         write(writer(builder, function.args, n, rows, cols, clamp_rows, clamp_columns, itemsize))
         builder.ret_void()
     return str(module)
@@ -504,23 +505,11 @@ _EIGHT_FLOATS = ir.VectorType(_FLOAT, 8)
 _TO_INTEGER = 1.5 * 2.0**23
 
 
-class _FourByFour(_Writer):
-    """Writes functions for 4x4 tiles of float32 that do the same, bit for bit, but faster.
+class _InFours(_Writer):
+    """Writes a faster `load` for tiles of float32 in a multiple of four columns; it does the same, bit for bit.
 
-    A vector holds a row of each of two tiles, where `_Writer` would fill half of one.
+    A vector holds four columns of a row of one tile, and of the tile that is eight further.
     """
-
-    tiles: list[ir.Value]
-
-    def row_of_two(self, first: int, second: int, row: int) -> ir.Value:
-        """Return the magnitudes of a row of one tile, and of another."""
-        builder, four = self.builder, ir.VectorType(_FLOAT, 4)
-        both = []
-        for lane in (first, second):
-            start = self.start_of_row(self.tiles[lane], _I64(row))
-            both.append(builder.load(builder.bitcast(start, pointer_to(four)), align=4, typ=four))
-        bits = builder.and_(builder.bitcast(self.joined(both), _EIGHT), self.constant(_I32, 0x7FFFFFFF, 8))
-        return builder.bitcast(bits, _EIGHT_FLOATS)
 
     def load(self) -> None:
         is_first = self.builder.icmp_signed("==", self.c, _I64(0))
@@ -532,56 +521,89 @@ class _FourByFour(_Writer):
 
     def load_first(self) -> None:
         """Write what `load` does where there are no potentials."""
-        builder, at, put = self.builder, self.at, self.put
-        self.tiles = self.sources()
+        at = self.at
+        tiles = self.sources()
         for base in range(0, LANES, 16):
-            largest = []
-            for pair in range(8):
-                rows = [builder.bitcast(self.row_of_two(base + pair, base + pair + 8, row), _EIGHT) for row in range(4)]
-                largest.append(self.larger(self.larger(rows[0], rows[1]), self.larger(rows[2], rows[3])))
-            quarters = []
-            for first in (0, 4):
-                a, b, c, d = self.transposed(largest[first : first + 4])
-                quarters.append(self.larger(self.larger(a, b), self.larger(c, d)))
-            first_half, second_half = quarters
-            order = [*range(4), *range(8, 12), *range(4, 8), *range(12, 16)]
-            put(self.picked(first_half, second_half, order), at.largest + 4 * base)
+            self.measure(tiles, base)
         self.choose_units()
-        no_columns = ir.Constant(_EIGHT_FLOATS, [0.0] * 4 + [float("inf")] * 4)
         for lane in range(LANES):
-            put(no_columns, at.columns + 4 * lane * at.column_width)
-            middle = builder.fmul(self.get(at.units + 4 * lane, _FLOAT), ir.Constant(_FLOAT, float(HALF)))
-            put(self.splat(middle, 8), at.rows + 4 * lane * at.row_width)
-        zero = ir.Constant(ir.VectorType(_I16, LANES), [0] * LANES)
+            middle = self.builder.fmul(self.get(at.units + 4 * lane, _FLOAT), ir.Constant(_FLOAT, float(HALF)))
+            for first in range(0, at.column_width, 8):
+                potentials = [0.0 if column < self.cols else float("inf") for column in range(first, first + 8)]
+                self.put(ir.Constant(_EIGHT_FLOATS, potentials), at.columns + 4 * (lane * at.column_width + first))
+            for first in range(0, at.row_width, 8):
+                self.put(self.splat(middle, 8), at.rows + 4 * (lane * at.row_width + first))
         for start, width in ((at.u, at.row_width), (at.v, at.column_width)):
             for k in range(width):
-                put(zero, start + 2 * LANES * k)
+                self.put(ir.Constant(_VECTOR, [0] * LANES), start + _VECTOR_BYTES * k)
         for base in range(0, LANES, 16):
-            scales = []
-            for pair in range(8):
-                both = [self.get(at.scales + 4 * (base + lane), _FLOAT) for lane in (pair, pair + 8)]
-                scales.append(self.joined([self.splat(scale, 4) for scale in both]))
-            for row in range(4):
-                numbers = []
-                for pair, scale in enumerate(scales):
-                    value = builder.fmul(self.row_of_two(base + pair, base + pair + 8, row), scale)
-                    value = builder.fsub(value, self.constant(_FLOAT, float(HALF), 8))
-                    value = builder.fadd(value, self.constant(_FLOAT, _TO_INTEGER, 8))
-                    numbers.append(builder.bitcast(value, _EIGHT))
-                # Two numbers of 16 bits in each 32: of neighbouring tiles.
+            self.load_sixteen(tiles, base)
+
+    def measure(self, tiles: list[ir.Value], base: int) -> None:
+        """Fill `largest` of sixteen tiles."""
+        maxima = [self.at.scratch + 32 * k for k in range(8)]
+        for place in maxima:
+            self.put(self.constant(_I32, 0, 8), place)
+
+        def measure_row(row: ir.Value) -> None:
+            for k, place in enumerate(maxima):
+                largest = self.get(place, _EIGHT)
+                for values in self.fours(tiles, (base + k, base + k + 8), row):
+                    largest = self.larger(self.builder.bitcast(values, _EIGHT), largest)
+                self.put(largest, place)
+
+        self.for_each(self.rows, measure_row)
+        halves = []
+        for first in (0, 4):
+            a, b, c, d = self.transposed([self.get(place, _EIGHT) for place in maxima[first : first + 4]])
+            halves.append(self.larger(self.larger(a, b), self.larger(c, d)))
+        order = [*range(4), *range(8, 12), *range(4, 8), *range(12, 16)]
+        self.put(self.picked(halves[0], halves[1], order), self.at.largest + 4 * base)
+
+    def load_sixteen(self, tiles: list[ir.Value], base: int) -> None:
+        """Fill the entries of sixteen tiles."""
+        builder, at = self.builder, self.at
+        scales = []
+        for lane in range(base, base + 8):
+            both = [self.get(at.scales + 4 * each, _FLOAT) for each in (lane, lane + 8)]
+            scales.append(self.joined([self.splat(scale, 4) for scale in both]))
+
+        def load_row(row: ir.Value) -> None:
+            of_lanes = [self.fours(tiles, (base + k, base + k + 8), row) for k in range(8)]
+            for number, values in enumerate(zip(*of_lanes, strict=True)):
+                whole = []
+                for value, scale in zip(values, scales, strict=True):
+                    rest = builder.fsub(builder.fmul(value, scale), self.constant(_FLOAT, float(HALF), 8))
+                    whole.append(builder.bitcast(builder.fadd(rest, self.constant(_FLOAT, _TO_INTEGER, 8)), _EIGHT))
+                # Numbers of 16 bits, of a tile and of the next one.
                 pairs = [
                     builder.or_(
                         builder.and_(even, self.constant(_I32, 0xFFFF, 8)),
                         builder.shl(odd, self.constant(_I32, 16, 8)),
                     )
-                    for even, odd in zip(numbers[::2], numbers[1::2], strict=True)
+                    for even, odd in zip(whole[::2], whole[1::2], strict=True)
                 ]
-                for column, vector in enumerate(self.transposed(pairs)):
-                    put(vector, at.entries + 2 * LANES * (4 * row + column) + 2 * base)
+                for k, vector in enumerate(self.transposed(pairs)):
+                    entry = at.entries + _VECTOR_BYTES * (4 * number + k) + 2 * base
+                    self.put(vector, self.offset(entry, row, _VECTOR_BYTES * self.cols))
+
+        self.for_each(self.rows, load_row)
+
+    def fours(self, tiles: list[ir.Value], lanes: tuple[int, int], row: ir.Value) -> list[ir.Value]:
+        """Return a row's magnitudes, four of one tile and four of another in a vector."""
+        starts = [self.start_of_row(tiles[lane], row) for lane in lanes]
+        return [self.joined([self.magnitudes(start, first, 4) for start in starts]) for first in range(0, self.cols, 4)]
+
+
+class _FourByFour(_InFours):
+    """Writes a faster `prove` for 4x4 tiles, too; it does the same, bit for bit.
+
+    A vector holds a row of each of two tiles, where `_Writer` would fill half of one.
+    """
 
     def prove(self) -> None:
         builder, at, get = self.builder, self.at, self.get
-        self.tiles = self.sources()
+        tiles = self.sources()
         lanes = ir.VectorType(_I16, LANES)
         best = [self.best_two(self.reduced(_I64(row), along_rows=True), self.n) for row in range(4)]
         moved = [get(at.v + 2 * LANES * column, lanes) for column in range(4)]
@@ -594,9 +616,11 @@ class _FourByFour(_Writer):
             half = builder.fmul(units, self.constant(_FLOAT, 0.5, 8))
             columns = [builder.fmul(builder.sitofp(some(v), _EIGHT_FLOATS), units) for v in moved]
             rows = [builder.fmul(builder.sitofp(builder.add(some(a), some(b)), _EIGHT_FLOATS), half) for a, b in best]
-            self.prove_eight(base, self.transposed(columns), self.transposed(rows))
+            self.prove_eight(tiles, base, self.transposed(columns), self.transposed(rows))
 
-    def prove_eight(self, base: int, columns: Sequence[ir.Value], rows: Sequence[ir.Value]) -> None:
+    def prove_eight(
+        self, tiles: list[ir.Value], base: int, columns: Sequence[ir.Value], rows: Sequence[ir.Value]
+    ) -> None:
         """Store the masks of eight tiles; vectors hold what potentials of one take, and of the one four further."""
         builder, at = self.builder, self.at
         masks, wrong = [], []
@@ -607,7 +631,7 @@ class _FourByFour(_Writer):
             by_columns = self.constant(_I32, 0, 8)
             for row in range(4):
                 levels = self.picked(level, level, [row] * 4 + [4 + row] * 4)
-                value = builder.fsub(self.row_of_two(base + k, base + k + 4, row), column)
+                value = builder.fsub(self.fours(tiles, (base + k, base + k + 4), _I64(row))[0], column)
                 chosen = builder.sext(builder.fcmp_ordered(">", value, levels), _EIGHT)
                 by_columns = builder.or_(by_columns, builder.and_(chosen, self.constant(_I32, 1 << (8 * row), 8)))
             order = [16 * tile + 4 * column + row for tile in range(2) for row in range(4) for column in range(4)]

@@ -1,4 +1,4 @@
-"""4x4 tiles of float32 have functions of their own, which do what those of all tiles do, bit for bit."""
+"""Tiles in a multiple of four columns have functions of their own, which do what those of all do, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _NAMES = ("load", "move_rows", "move_columns", "prove")
 
 
 @cache
-def functions(n: int, kind: type) -> tuple[dict[str, Callable[..., None]], Any]:
+def functions(n: int, size: int, kind: type) -> tuple[dict[str, Callable[..., None]], Any]:
     """What a writer writes, and the owner of it."""
     module = ir.Module()
     for name in _NAMES:
         function = ir.Function(module, codegen._PROTOTYPE, name)
         builder = ir.IRBuilder(function.append_basic_block())
-        writer = kind(builder, function.args, n, 4, 4, False, False, 4)
+        writer = kind(builder, function.args, n, size, size, False, False, 4)
         if name in ("load", "prove"):
             getattr(writer, name)()
         else:
@@ -42,11 +42,11 @@ def functions(n: int, kind: type) -> tuple[dict[str, Callable[..., None]], Any]:
 
 
 def two_passes(
-    weights: NDArray[np.float32], masks: NDArray[np.uint8], places: list[Place], n: int, kind: type
+    weights: NDArray[np.float32], masks: NDArray[np.uint8], places: list[Place], n: int, size: int, kind: type
 ) -> list[dict[str, NDArray[np.generic]]]:
     """What a pass leaves in memory, and what a finer one leaves that goes on from there."""
-    code, _ = functions(n, kind)
-    at, memory = layout(4, 4), new_memory(4, 4)
+    code, _ = functions(n, size, kind)
+    at, memory = layout(size, size), new_memory(size, size)
     here, row = memory.ctypes.data, weights.strides[0] // 4
 
     def of(field: str, dtype: type, count: int) -> NDArray[np.generic]:
@@ -54,7 +54,7 @@ def two_passes(
         return memory[start : start + np.dtype(dtype).itemsize * count].view(dtype)
 
     for field, array in (("weights", weights), ("masks", masks)):
-        steps = [4 * stride // array.itemsize for stride in array.strides]
+        steps = [size * stride // array.itemsize for stride in array.strides]
         of(field, np.int64, LANES)[:] = [p * steps[0] + q * steps[1] for p, q in places]
     left = []
     for keeps in (0, codegen.KEEP_COLUMNS | codegen.KEEP_ROWS | 6):
@@ -63,14 +63,14 @@ def two_passes(
         left.append(found)
         if (found["largest"] >= 0x7F800000).any():
             return [{"largest": found["largest"] >= 0x7F800000}]
-        found["entries"] = of("entries", np.int16, 16 * LANES).copy()
+        found["entries"] = of("entries", np.int16, size * size * LANES).copy()
         for beyond in (0, 3000):
             code["move_rows"](here, beyond, 0, 0, 0)
             code["move_columns"](here, beyond, 0, 0, 0)
         code["prove"](here, weights.ctypes.data, row, masks.strides[0], masks.ctypes.data)
         found["proven"] = of("proven", np.int32, LANES).copy()
         for field, width in (("columns", at.column_width), ("rows", at.row_width)):
-            found[field] = of(field, np.int32, width * LANES).reshape(LANES, -1)[:, :4].copy()
+            found[field] = of(field, np.int32, width * LANES).reshape(LANES, -1)[:, :size].copy()
     return left
 
 
@@ -83,19 +83,21 @@ def places_of(kind: str, rng: np.random.Generator, down: int, across: int) -> li
     return [divmod(number, across) for number in numbers]
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize(("n", "size"), [(1, 4), (2, 4), (3, 4), (3, 8), (5, 12), (8, 16)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_4x4_tiles_are_left_as_by_the_functions_of_all_tiles(family: str, n: int) -> None:
+def test_tiles_are_left_as_by_the_functions_of_all_tiles(family: str, n: int, size: int) -> None:
     rng = np.random.default_rng(n)
+    own = codegen._FourByFour if size == 4 else codegen._InFours
     for order in ("neighbours", "any"):
         for across in (1, 3, 40):
+            shape = (3 * size, size * across)
             with np.errstate(over="ignore"):
-                weights = np.ascontiguousarray(weights_of(family, (12, 4 * across), across).astype(np.float32))
+                weights = np.ascontiguousarray(weights_of(family, shape, across).astype(np.float32))
             places = places_of(order, rng, 3, across)
             found, stored = [], []
-            for kind in (codegen._Writer, codegen._FourByFour):
-                masks = np.full((12, 4 * across + 5), 7, np.uint8)
-                found.append(two_passes(weights, masks[:, 2:], places, n, kind))
+            for kind in (codegen._Writer, own):
+                masks = np.full((shape[0], shape[1] + 5), 7, np.uint8)
+                found.append(two_passes(weights, masks[:, 2:], places, n, size, kind))
                 stored.append(masks)
             for one, other in zip(*found, strict=True):
                 for field in one:
@@ -104,18 +106,20 @@ def test_4x4_tiles_are_left_as_by_the_functions_of_all_tiles(family: str, n: int
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_an_entry_of_a_4x4_tile_that_is_not_finite_is_seen_wherever_it_is(value: float) -> None:
+@pytest.mark.parametrize("size", [4, 8])
+def test_an_entry_that_is_not_finite_is_seen_wherever_it_is(size: int, value: float) -> None:
+    own = codegen._FourByFour if size == 4 else codegen._InFours
     for lane in range(LANES):
-        for where in np.ndindex(4, 4):
-            weights = np.ones((4, 4 * LANES), np.float32)
-            weights[where[0], 4 * lane + where[1]] = value
+        for where in np.ndindex(size, size):
+            weights = np.ones((size, size * LANES), np.float32)
+            weights[where[0], size * lane + where[1]] = value
             places = [(0, tile) for tile in range(LANES)]
-            (found,) = two_passes(weights, np.zeros(weights.shape, np.uint8), places, 2, codegen._FourByFour)
+            (found,) = two_passes(weights, np.zeros(weights.shape, np.uint8), places, 2, size, own)
             assert np.array_equal(np.flatnonzero(found["largest"]), [lane])
 
 
 @pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512"])
-def test_functions_for_4x4_tiles_are_compiled_on_every_kind_of_processor(processor: str) -> None:
+def test_they_are_compiled_on_every_kind_of_processor(processor: str) -> None:
     if platform.machine() != "x86_64":
         pytest.skip("the processors are of x86-64")
     script = f"""
@@ -126,7 +130,8 @@ binding.initialize_native_target()
 binding.initialize_native_asmprinter()
 target = binding.Target.from_default_triple()
 machine = target.create_target_machine(cpu={processor!r}, features="", opt=3, jit=True)
-machine.emit_object(binding.parse_assembly(write_module(2, 4, 4, False, False, 4)))
+for size in (4, 12, 64):
+    machine.emit_object(binding.parse_assembly(write_module(1, size, size, False, False, 4)))
 print("compiled")
 """
     assert processes.run(script) == "compiled\n"
