@@ -246,7 +246,9 @@ def _solve(
     if pattern.zeros == 0 or pattern.kept == 0:
         check_values(weights)
         return np.full_like(weights, pattern.zeros == 0, np.bool_)
-    mask = np.empty_like(weights, np.bool_)
+    # Small calls are made in loops, and `empty_like` takes longer.
+    in_order = weights.flags.c_contiguous
+    mask = np.empty(weights.shape, np.bool_) if in_order else np.empty_like(weights, np.bool_)
     try:
         with IeeeArithmetic():
             for region in regions(weights.shape[-2], weights.shape[-1], pattern, checked_direction, saturated):

@@ -28,6 +28,7 @@ from masksolve._threads import Buffers, Piece, importance_of, pieces_of, refuse_
 from masksolve._tiles import Margins
 
 _logger = logging.getLogger("masksolve")
+_NO_BUFFERS = Buffers()
 
 # For larger tiles a selection network takes too long to compile.
 _LARGEST_EQUILIBRATED = 128
@@ -144,7 +145,8 @@ def _equilibrate(
         and tiles.strides[3] == dtype.itemsize
         and not is_partial
     )
-    buffers = Buffers()
+    # Small calls are made in loops, and memory of each thread takes long to set up.
+    buffers = _NO_BUFFERS if in_place and not copies_masks else Buffers()
 
     def work(part: NDArray[Any], part_masks: NDArray[np.bool_], part_potentials: NDArray[Any] | None) -> None:
         whole, whole_masks = part, part_masks
