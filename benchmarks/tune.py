@@ -27,10 +27,10 @@ from benchmarks.environment import ROOT, header, pin_threads
 _CONSTANTS = {
     "masksolve._methods.exact.equilibrate": (
         *("_ROUNDS", "_RELAXATIONS", "_PERTURBED_ROUNDS", "_PERTURBED_RELAXATIONS"),
-        *("_FIRST_PASS", "_LATER_PASSES", "_WARM_ROUNDS"),
+        *("_FIRST_PASS", "_LATER_PASSES", "_TIES", "_COARSE_TIES", "_WARM_ROUNDS"),
     ),
-    "masksolve._methods.exact.narrow.passes": ("_WORTH_TRYING", "_WORTH_REFINING"),
-    "masksolve._methods.exact.lanes": ("FEW", "STRAGGLERS", "_FULL_OF_ZEROS"),
+    "masksolve._methods.exact.narrow.passes": ("_WORTH_TRYING", "_WORTH_REFINING", "_TOO_FEW_TO_TELL"),
+    "masksolve._methods.exact.lanes": ("FEW", "STRAGGLERS", "FULL_OF_ZEROS"),
     "masksolve._methods.exact.strict": ("_PATIENCE", "_NEARLY_ALL", "_TIED_GROUPS"),
     "masksolve._methods.exact.perturbed": ("_COARSE_GRID", "_ZERO_DELTA", "_REFINE"),
     "masksolve._methods.exact": (

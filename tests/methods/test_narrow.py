@@ -16,7 +16,7 @@ from masksolve._methods import exact
 from masksolve._methods.exact.inner_loops import narrow_program
 from masksolve._methods.exact.narrow.codegen import write_module
 from masksolve._methods.exact.narrow.layout import LANES, new_memory
-from masksolve._methods.exact.narrow.passes import equilibrate_narrow
+from masksolve._methods.exact.narrow.passes import solve_as_at_most, solve_exactly
 from masksolve._networks import selection_network
 from masksolve._tiles import Margins
 from tests import processes
@@ -27,12 +27,15 @@ SQUARES = [(n, m, m) for n, m in PATTERNS if n < m]
 RECTANGLES = [(2, 3, 5, False, True), (2, 5, 3, True, False), (7, 31, 9, False, False)]
 # Augmenting paths, which judge, take seconds for others of this size.
 LARGE_TILES = ["gaussian float32", "gaussian float64", "int8", "half zero"]
-# Rounds of a pass, and by how many bits each is finer than the first.
-FEW_ROUNDS, PASSES = [(1, 0)], [(12, 0), (8, 6), (8, 12)]
+# Of each pass: what its `Grain` holds, and its rounds.
+FEW_ROUNDS, PASSES = [(0, 0, 0, 1)], [(0, 0, 0, 12), (6, 0, 0, 8), (12, 0, 0, 8)]
+TIES = [(0, 0, 0, 12), (8, 12, 256, 12), (8, 16, 4096, 12)]
+TIES_AT_ONCE = [(0, 8, 64, 8), (2, 8, 64, 8), (8, 8, 64, 8)]
+Passes = list[tuple[int, int, int, int]]
 
 
 def proven_masks(
-    tiles: NDArray[Any], margins: Margins, passes: list[tuple[int, int]], start: NDArray[Any] | None = None
+    tiles: NDArray[Any], margins: Margins, passes: Passes, start: NDArray[Any] | None = None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Masks of tiles (k, r, c) of float32 or float64, and which of them are called proven."""
     count, rows, cols = tiles.shape
@@ -40,30 +43,29 @@ def proven_masks(
     program = narrow_program(
         margins.kept, rows, cols, not margins.exact_rows, not margins.exact_columns, tiles.itemsize
     )
-    schedule = np.array([(finer, rounds, 1.2, 0.02, 1.5) for rounds, finer in passes])
+    schedule = np.array([(*each, 1.2, 0.02, 1.5) for each in passes])
     grid = (tiles.ctypes.data, rows * cols, 0, cols, masks.ctypes.data, rows * cols, 0, cols, 1, rows, cols)
     where = np.empty((2, count), np.int64)
     if start is not None:
         with np.errstate(all="ignore"):
             start = start.astype(tiles.dtype)
-    left, others = equilibrate_narrow(
+    left, others, _ = solve_exactly(
         program,
-        program,
+        margins.kept,
         grid,
         np.arange(count) << 32,
         np.empty((0, 1), tiles.dtype) if start is None else start,
         new_memory(rows, cols),
         schedule,
-        schedule,
+        np.random.default_rng(1).random((rows, cols)),
         np.empty((0, 1), tiles.dtype),
         where,
         np.empty((2, count, cols), np.float32),
         np.empty((2, count, rows), np.float32),
         False,
     )
-    assert others == 0
     proven = np.ones(count, np.bool_)
-    proven[where[0, :left] >> 32] = False
+    proven[np.concatenate([where[0, :left], where[1, :others]]) >> 32] = False
     return masks, proven
 
 
@@ -86,7 +88,11 @@ def test_what_is_called_proven_is_optimal(n: int, rows: int, cols: int, exact_ro
     for family in FAMILIES if cols <= 16 else LARGE_TILES:
         tiles = tiles_of(family, LANES + 3, rows, cols)
         somewhere = rng.standard_normal((len(tiles), cols)) * (np.abs(tiles).max() / 2**20)
-        for start, passes in ((None, FEW_ROUNDS), (None, PASSES), (somewhere, FEW_ROUNDS), (somewhere * 2**18, PASSES)):
+        for start, passes in (
+            *((None, passes) for passes in (FEW_ROUNDS, PASSES, TIES, TIES_AT_ONCE)),
+            *((somewhere, passes) for passes in (FEW_ROUNDS, TIES)),
+            *((somewhere * 2**18, passes) for passes in (PASSES, TIES)),
+        ):
             masks, proven = proven_masks(tiles, margins, passes, start)
             if proven.any():
                 importance = np.abs(tiles[proven].astype(np.float64))[np.newaxis]
@@ -98,9 +104,56 @@ def test_what_is_called_proven_is_optimal(n: int, rows: int, cols: int, exact_ro
 @pytest.mark.parametrize(("n", "rows", "cols"), SQUARES, ids=str)
 def test_nearly_all_gaussian_tiles_are_proven(n: int, rows: int, cols: int, dtype: type) -> None:
     tiles = np.random.default_rng(0).standard_normal((10 * LANES, rows, cols)).astype(dtype)
-    passes = [(max(rounds, rows // 2), finer) for rounds, finer in PASSES]
+    passes = [(*grain, max(rounds, rows // 2)) for *grain, rounds in PASSES]
     _, proven = proven_masks(tiles, Margins(n, True, True), passes)
     assert proven.mean() > 0.95
+
+
+@pytest.mark.parametrize("family", ["int8-valued", "bfloat16-valued"])
+@pytest.mark.parametrize(("n", "rows", "cols"), [shape for shape in SQUARES if shape[1] <= 32], ids=str)
+def test_most_tiles_that_tie_are_proven(n: int, rows: int, cols: int, family: str) -> None:
+    gaussian = np.random.default_rng(0).standard_normal((2 * LANES, rows, cols)).astype(np.float32)
+    tiles = {
+        "int8-valued": np.round(40 * gaussian),
+        "bfloat16-valued": (gaussian.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32),
+    }[family]
+    passes = [(*grain, max(rounds, rows // 2)) for *grain, rounds in TIES]
+    _, proven = proven_masks(tiles, Margins(n, True, True), passes)
+    assert proven.mean() > 0.9
+
+
+@pytest.mark.parametrize("density", [0.0, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize(("n", "rows", "cols"), SQUARES, ids=str)
+def test_what_is_filled_up_with_zeros_is_optimal(n: int, rows: int, cols: int, density: float) -> None:
+    rng = np.random.default_rng(0)
+    count = LANES + 3 if cols <= 32 else 4
+    tiles = (
+        np.round(9 * rng.standard_normal((count, rows, cols))) * (rng.random((count, rows, cols)) < density)
+    ).astype(np.float32)
+    masks = np.zeros(tiles.shape, np.bool_)
+    where = np.tile(np.arange(count) << 32, (2, 1))
+    left, others = solve_as_at_most(
+        narrow_program(n, rows, cols, True, True, 4),
+        n,
+        (tiles.ctypes.data, rows * cols, 0, cols, masks.ctypes.data, rows * cols, 0, cols, 1, rows, cols),
+        np.empty((0, 1), np.float32),
+        new_memory(rows, cols),
+        np.array([(*each, 1.2, 0.02, 1.5) for each in TIES]),
+        rng.random((rows, cols)),
+        np.empty((0, 1), np.float32),
+        where,
+        np.empty((2, count, cols), np.float32),
+        np.empty((2, count, rows), np.float32),
+        *(0, count, 0),
+        False,
+    )
+    solved = np.ones(count, np.bool_)
+    solved[np.concatenate([where[0, :left], where[1, :others]]) >> 32] = False
+    assert solved.all() or density > 0
+    importance = np.abs(tiles[solved].astype(np.float64))[np.newaxis]
+    if solved.any():
+        _, _, optimal = exact.solve_importance(importance, Margins(n, True, True), None, masks[solved][np.newaxis])
+        assert optimal.all()
 
 
 def test_selection_is_packed_min_and_max_of_sixteen_bits_alone() -> None:

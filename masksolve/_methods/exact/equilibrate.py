@@ -6,11 +6,11 @@ docs/proof.md says why, in floating point too. The potentials are found by movin
 between its N-th and its (N+1)-th largest reduced entry, a bit too far, and again. No sorting, no branches.
 
 Tiles go through passes. First come all, as "exactly N", in 16-bit integers (`narrow`), and those that are not proven
-again, finer; then the others in the dtype of the weights (`strict`). Under "at most N" a mask is optimal too where
-shifted potentials are not negative; only the other tiles are equilibrated again, with potentials clamped at zero.
-Where zeros abound, "exactly N" is solved as "at most N" first, in which zeros do not tie, and filled up with zeros.
-Tiles that more rounds do not certify go on in float64 (`perturbed`): most of them tie, and are perturbed until the
-optimum is unique. What that does not prove is left to augmenting paths.
+again, finer, with weights of few bits perturbed, which may tie; then the others in the dtype of the weights (`strict`).
+Under "at most N" a mask is optimal too where shifted potentials are not negative; only the other tiles are equilibrated
+again, with potentials clamped at zero. Where zeros abound, "exactly N" is solved as "at most N" first, in which zeros
+do not tie, and filled up with zeros. Tiles that more rounds do not certify go on in float64 (`perturbed`): most of them
+tie, and are perturbed until the optimum is unique. What that does not prove is left to augmenting paths.
 
 Partial tiles are whole ones whose missing entries no line chooses. Where their rows are full and their columns may be
 short, or the other way round, the potentials of the latter are clamped in every pass.
@@ -31,7 +31,13 @@ from masksolve._methods.exact.inner_loops import narrow_program, program
 from masksolve._methods.exact.lanes import AS_AT_MOST, AS_EXACTLY, Tiles
 from masksolve._methods.exact.layout import Vectors, clamped_on_one_side, is_large_enough, new_memory, vectors_in
 from masksolve._methods.exact.narrow import layout as narrow_layout
-from masksolve._methods.exact.narrow.passes import Pass, equilibrate_narrow
+from masksolve._methods.exact.narrow.passes import (
+    Grain,
+    Pass,
+    solve_as_at_most,
+    solve_exactly,
+    solve_exactly_again,
+)
 from masksolve._methods.exact.perturbed import PerturbedRounds, equilibrate_perturbed
 from masksolve._methods.exact.strict import Relaxations, Rounds, equilibrate_strict
 from masksolve._tiles import Margins
@@ -137,22 +143,29 @@ def _equilibrate_narrow(
     """Solve what 16-bit integers can solve of whole tiles (P, Q, m, m); return the others, None if there are none."""
     down, across, m, _ = tiles.shape
     n, count, at_most = margins.kept, down * across, not margins.exact_rows
-    itemsize = tiles.itemsize
+    itemsize, memory, passes = tiles.itemsize, _narrow_memory(m), schedule.passes
+    start = found if warm else _NO_POTENTIALS[itemsize]
     (where, columns, _), queue = _narrow_queue(count, m)
+    rest = schedule.given_shares, found, *queue
     exactly = _narrow_program(n, m, False, itemsize)
-    left, others = equilibrate_narrow(
+    left, others, untried = solve_exactly(
         exactly,
-        _narrow_program(n, m, True, itemsize) if at_most else exactly,
+        n,
         grid,
         _all_tiles_given(down, across),
-        found if warm else _NO_POTENTIALS[itemsize],
-        _narrow_memory(m),
-        schedule.warm_passes if warm else schedule.passes,
-        schedule.clamped_passes,
-        found,
-        *queue,
+        start,
+        memory,
+        schedule.warm_passes if warm else passes,
+        *rest,
         at_most,
     )
+    if others > 0:
+        before, clamped, clamped_passes = left, _narrow_program(n, m, True, itemsize), schedule.clamped_passes
+        left, others = solve_as_at_most(
+            clamped, n, grid, start, memory, clamped_passes, *rest, left, others, untried, at_most
+        )
+        if left > before:
+            left = solve_exactly_again(exactly, n, grid, memory, passes, *rest, before, left)
     if left < 0:
         raise UnusableWeightError
     if left + others == 0:
@@ -219,7 +232,7 @@ def _narrow_memory(m: int) -> Any:
 
 
 def _narrow_queue(count: int, m: int) -> tuple[tuple[NDArray[Any], ...], tuple[Any, ...]]:
-    """Return the last three arrays of `equilibrate_narrow`, for this many tiles at least, and what it takes for them.
+    """Return the arrays `where`, `columns` and `rows` of 16-bit passes, for this many tiles at least, and what it takes for them.
 
     The thread keeps them: fresh memory takes as long as a small call.
     """
@@ -254,8 +267,8 @@ _NO_POTENTIALS = {4: constant(np.empty((0, 1), np.float32)), 8: constant(np.empt
 class _Schedule:
     """The schedule of equilibration, as plain tuples of what `Rounds`, `Relaxations` and `PerturbedRounds` hold.
 
-    `passes`, `warm_passes` and `clamped_passes` are what `equilibrate_narrow` takes. `shares` (m * m): the perturbation
-    of each entry, between 0 and 1 times what the tile allows.
+    `shares` (m, m): the perturbation of each entry, between 0 and 1 times what the tile allows. `given_shares`, `passes`,
+    `warm_passes` and `clamped_passes` are what 16-bit passes take.
     """
 
     rounds: tuple[int, ...]
@@ -263,6 +276,7 @@ class _Schedule:
     perturbed_rounds: tuple[int, ...]
     perturbed_relaxation: float
     shares: NDArray[np.float64]
+    given_shares: Any
     passes: Any
     warm_passes: Any
     clamped_passes: Any
@@ -299,7 +313,7 @@ _PERTURBED_ROUNDS = {
     128: PerturbedRounds(first_check=12, last=30, between_checks=6),
 }
 _PERTURBED_RELAXATIONS = {4: 1.4, 8: 1.4, 16: 1.4, 32: 1.65, 64: 1.6, 128: 1.75}
-# Of 16-bit passes: the first, those that are 6 and 12 bits finer, and the rounds of the first if it starts warm.
+# Of 16-bit passes: the first, those that are finer, and the rounds of the first if it starts warm.
 _FIRST_PASS = {
     4: Pass(rounds=4, relaxation=1.1, growth=0.02, largest=1.2),
     8: Pass(rounds=6, relaxation=1.2, growth=0.02, largest=1.4),
@@ -314,8 +328,11 @@ _LATER_PASSES = {
     32: Pass(rounds=12, relaxation=1.5, growth=0.0, largest=1.5),
     64: Pass(rounds=20, relaxation=1.6, growth=0.0, largest=1.6),
 }
+# In both, what ties is perturbed: weights of few bits, and of fewer bits.
+_TIES = dict.fromkeys(_LATER_PASSES, Grain(finer=8, quantum=12, spread=256.0))
+_COARSE_TIES = dict.fromkeys(_LATER_PASSES, Grain(finer=8, quantum=16, spread=4096.0))
+_COARSEST, _FINEST = Grain(finer=0), Grain(finer=12)
 _WARM_ROUNDS = {4: 2, 8: 3, 16: 4, 32: 6, 64: 8}
-_FINER = (6, 12)
 
 
 @functools.cache
@@ -323,25 +340,28 @@ def _schedule(m: int) -> _Schedule:
     size = next(largest for largest in _ROUNDS if m <= largest)
     narrow_size = min(size, _LARGEST_NARROW)
     later = _LATER_PASSES[narrow_size]
-    finer = [(bits, later) for bits in _FINER]
+    ties = _TIES[narrow_size]
+    finer = [(ties, later), (_COARSE_TIES[narrow_size], later), (_FINEST, later)]
+    # Any fixed numbers without a pattern will do.
+    shares = 0.25 + 0.749 * np.random.default_rng(7).random((m, m))
     return _Schedule(
         tuple(_ROUNDS[size]),
         tuple(_RELAXATIONS[size]),
         tuple(_PERTURBED_ROUNDS[size]),
         _PERTURBED_RELAXATIONS[size],
-        # Any fixed numbers without a pattern will do.
-        shares=0.25 + 0.749 * np.random.default_rng(7).random(m * m),
-        passes=_passes((0, _FIRST_PASS[narrow_size]), *finer),
+        shares,
+        given_shares=constant(shares),
+        passes=_passes((_COARSEST, _FIRST_PASS[narrow_size]), *finer),
         # Most tiles keep their mask from one step of training to the next; what proves it is there already.
         warm_passes=_passes(
-            *[(bits, later._replace(rounds=0)) for bits in (0, _FINER[0])],
-            (0, later._replace(rounds=_WARM_ROUNDS[narrow_size])),
+            *[(grain, later._replace(rounds=0)) for grain in (_COARSEST, ties)],
+            (_COARSEST, later._replace(rounds=_WARM_ROUNDS[narrow_size])),
             *finer,
         ),
-        clamped_passes=_passes((0, later), *finer),
+        clamped_passes=_passes((_COARSEST, later), *finer),
     )
 
 
-def _passes(*passes: tuple[int, Pass]) -> Any:
-    """Return passes as rows: by how many bits each is finer than the first, and what its `Pass` holds."""
-    return constant(np.array([(finer, *each) for finer, each in passes], np.float64))
+def _passes(*passes: tuple[Grain, Pass]) -> Any:
+    """Return passes as rows: what the `Grain` and the `Pass` of each hold."""
+    return constant(np.array([(*grain, *each) for grain, each in passes], np.float64))

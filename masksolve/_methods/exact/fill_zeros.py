@@ -54,10 +54,7 @@ def fill_with_zeros(
     for short in range(rows):
         missing = n
         for w in range(row_words):
-            row = words[bits + short * row_stride + w * stride]
-            while row != 0:
-                missing -= 1
-                row &= row - 1
+            missing -= _count_bits(words[bits + short * row_stride + w * stride])
         for _ in range(missing):
             for i in range(rows):
                 memory[reached_by + i] = -1
@@ -107,6 +104,15 @@ def fill_with_zeros(
     for w in range(row_words):
         short_columns |= memory[has_room + w]
     return exact_rows or short_columns == 0
+
+
+@inner
+def _count_bits(word: np.int64) -> np.int64:
+    """Return how many of the 64 bits of a word are set."""
+    word -= (word >> 1) & 0x5555555555555555
+    word = (word & 0x3333333333333333) + ((word >> 2) & 0x3333333333333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return (word * 0x0101010101010101 >> 56) & 0x7F
 
 
 @inner

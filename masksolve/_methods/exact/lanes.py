@@ -33,7 +33,7 @@ FEW = 32
 # share of it is uncertain.
 STRAGGLERS = 0.25
 # Share of zeros from which on a tile is first solved as "at most n", in which zeros do not tie.
-_FULL_OF_ZEROS = 0.25
+FULL_OF_ZEROS = 0.25
 
 
 class Grid(NamedTuple):
@@ -314,7 +314,7 @@ def proven_lanes(task, vectors, lanes):
 @inner
 def is_full_of_zeros(task, vectors, lane):
     """Return whether so many entries are zero that the tile is better solved as "at most n" first."""
-    return vectors.numbers[ZEROS, lane] >= _FULL_OF_ZEROS * task.grid.rows * task.grid.cols
+    return vectors.numbers[ZEROS, lane] >= FULL_OF_ZEROS * task.grid.rows * task.grid.cols
 
 
 @inner

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from llvmlite import binding, ir
 from numpy.typing import NDArray
 
 from masksolve._machine_code import lock, new_engine, pointer_to
-from masksolve._methods.exact.narrow.layout import HALF, KEEP_COLUMNS, KEEP_ROWS, LANES, Code, layout, new_program
+from masksolve._methods.exact.narrow.layout import (
+    FARTHEST,
+    FARTHEST_BELOW,
+    HALF,
+    KEEP_COLUMNS,
+    KEEP_ROWS,
+    LANES,
+    Code,
+    layout,
+    new_program,
+)
 from masksolve._methods.exact.vector_writer import VectorWriter
 from masksolve._translated import inner, intrinsic
 
@@ -66,16 +77,33 @@ def write_module(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: 
         "move_rows": lambda write: write.move(along_rows=True),
         "move_columns": lambda write: write.move(along_rows=False),
         "prove": lambda write: write.prove(),
+        "load_perturbed": lambda write: write.load(),
+        "prove_perturbed": lambda write: write.prove(),
+        "fill": lambda write: write.fill(),
+        "store_filled": lambda write: write.store_filled(),
     }
     for name, write in writers.items():
         function = ir.Function(module, _PROTOTYPE, name)
         builder = ir.IRBuilder(function.append_basic_block())
-        writer = _Writer
-        if itemsize == 4 and cols % 4 == 0 and not (clamp_rows or clamp_columns):
+        writer, perturb = _Writer, name.endswith("perturbed")
+        if itemsize == 4 and cols % 4 == 0 and not (clamp_rows or clamp_columns or perturb):
             writer = _FourByFour if rows == cols == 4 else _InFours
-        write(writer(builder, function.args, n, rows, cols, clamp_rows, clamp_columns, itemsize))
+        write(writer(builder, function.args, n, rows, cols, clamp_rows, clamp_columns, itemsize, perturb))
         builder.ret_void()
     return str(module)
+
+
+class _Stored(NamedTuple):
+    """What is known of rows whose mask is stored.
+
+    Of each entry, filled up: the mask, as bytes; how far it lies on the wrong side; and how far on the right one, or
+    infinity if it is a multiple of the quantum. `is_wrong`: whether a row holds what it may not.
+    """
+
+    ones: ir.Value
+    is_wrong: ir.Value
+    lacking: ir.Value
+    clear: ir.Value
 
 
 class _Writer(VectorWriter):
@@ -91,6 +119,7 @@ class _Writer(VectorWriter):
         clamp_rows: bool,
         clamp_columns: bool,
         itemsize: int,
+        perturb: bool = False,
     ) -> None:
         super().__init__(builder)
         self.memory, self.a, self.b, self.c, self.d = arguments
@@ -98,6 +127,7 @@ class _Writer(VectorWriter):
         self.clamp_rows, self.clamp_columns = clamp_rows, clamp_columns
         self.at = layout(rows, cols)
         self.itemsize = itemsize
+        self.perturb = perturb
         self.source = _FLOAT if itemsize == 4 else _DOUBLE
 
     # Values and memory
@@ -163,6 +193,33 @@ class _Writer(VectorWriter):
             return value
         return self.builder.fptrunc(value, ir.VectorType(_FLOAT, value.type.count))
 
+    def in_units(self, values: ir.Value, above: ir.Value, potential: ir.Value, scale: ir.Value) -> ir.Value:
+        """Return magnitudes less the potentials of their columns and of their rows, in units of the lanes."""
+        if self.itemsize == 8:
+            above = self.builder.fpext(above, values.type)
+            potential = self.builder.fpext(potential, values.type)
+        rest = self.builder.fsub(self.builder.fsub(values, above), potential)
+        return self.builder.fmul(self.as_floats(rest), scale)
+
+    def is_zero(self, values: ir.Value) -> ir.Value:
+        return self.builder.fcmp_ordered("==", values, ir.Constant(values.type, [0.0] * values.type.count))
+
+    def are_multiples(self, values: ir.Value, quanta: ir.Value) -> ir.Value:
+        """Return which magnitudes are multiples of powers of two, less than 2**23 times as large."""
+        # Digits after the quantum are lost on the way up. Where that overflows, NaN is equal to nothing.
+        digits = 23 if self.itemsize == 4 else 52
+        if self.itemsize == 8:
+            quanta = self.builder.fpext(quanta, values.type)
+        far = self.builder.fmul(quanta, ir.Constant(values.type, [2.0**digits] * values.type.count))
+        return self.builder.fcmp_ordered("==", self.builder.fsub(self.builder.fadd(values, far), far), values)
+
+    def perturbation(self, values: ir.Value, multiples: ir.Value, shares: ir.Value) -> ir.Value:
+        """Return by how much magnitudes are perturbed, in units."""
+        if self.clamp_rows or self.clamp_columns:
+            # Lines that may be short need no zeros.
+            multiples = self.builder.and_(multiples, self.builder.not_(self.is_zero(values)))
+        return self.builder.select(multiples, shares, self.constant(_FLOAT, 0.0, shares.type.count))
+
     # From tiles to lanes and back
 
     def in_lanes(self, eight_of: Callable[[int], ir.Value]) -> list[ir.Value]:
@@ -184,19 +241,28 @@ class _Writer(VectorWriter):
     def load(self) -> None:
         builder, at = self.builder, self.at
         eight = ir.VectorType(_I32, 8)
+        zeros_at = at.scratch + 32 * LANES
         tiles = self.sources()
         for lane in range(LANES):
             self.put(ir.Constant(eight, [0] * 8), at.scratch + 32 * lane)
+            if self.perturb:
+                self.put(ir.Constant(eight, [0] * 8), zeros_at + 32 * lane)
 
         # Row after row of all tiles, which lie side by side: one tile after the other would be a row here, a row there.
         def measure_row(row: ir.Value) -> None:
             for lane, tile in enumerate(tiles):
                 start = self.start_of_row(tile, row)
                 largest = self.get(at.scratch + 32 * lane, eight)
+                zeros = self.get(zeros_at + 32 * lane, eight) if self.perturb else None
                 for first, count in self.pieces():
-                    bits = self.leading_bits(self.magnitudes(start, first, count))
-                    largest = self.larger(self.filled_up(bits, 8), largest)
+                    values = self.magnitudes(start, first, count)
+                    largest = self.larger(self.filled_up(self.leading_bits(values), 8), largest)
+                    if self.perturb:
+                        ones = builder.zext(self.is_zero(values), ir.VectorType(_I32, count))
+                        zeros = builder.add(zeros, self.filled_up(ones, 8))
                 self.put(largest, at.scratch + 32 * lane)
+                if self.perturb:
+                    self.put(zeros, zeros_at + 32 * lane)
 
         self.for_each(self.rows, measure_row)
 
@@ -204,6 +270,15 @@ class _Writer(VectorWriter):
             of_eight = self.get(self.offset(at.scratch, lane, 32), eight)
             largest = self.intrinsic("llvm.vector.reduce.smax.v8i32", _I32, [of_eight])
             self.put(largest, self.offset(at.largest, lane, 4))
+            if self.perturb:
+                of_eight = self.get(self.offset(zeros_at, lane, 32), eight)
+                zeros = self.intrinsic("llvm.vector.reduce.add.v8i32", _I32, [of_eight])
+                self.put(zeros, self.offset(at.zeros, lane, 4))
+                both = builder.fadd(
+                    self.greatest(at.rows, lane, at.row_width, self.rows),
+                    self.greatest(at.columns, lane, at.column_width, self.cols),
+                )
+                self.put(both, self.offset(at.quanta, lane, 4))
 
         self.for_each(LANES, reduce)
         self.choose_units()
@@ -220,6 +295,11 @@ class _Writer(VectorWriter):
                 bits = self.splat(builder.and_(builder.trunc(self.c, _I32), _I32(bit)), width)
                 keeps = builder.icmp_unsigned("!=", bits, self.constant(_I32, 0, width))
                 kept = self.get(place, ir.VectorType(_FLOAT, width))
+                if self.perturb:
+                    # To whole units, which leave differences exact.
+                    scale = self.splat(self.get(self.offset(at.scales, lane, 4), _FLOAT), width)
+                    whole = self.intrinsic(f"llvm.rint.v{width}f32", kept.type, [builder.fmul(kept, scale)])
+                    kept = builder.fmul(whole, self.splat(unit, width))
                 self.put(builder.select(keeps, kept, self.splat(value, width)), place)
 
         self.for_each(LANES, begin)
@@ -227,6 +307,12 @@ class _Writer(VectorWriter):
             for column in range(self.cols, at.column_width):
                 self.put(ir.Constant(_FLOAT, float("inf")), at.columns + 4 * (lane * at.column_width + column))
         scales = [self.splat(self.get(at.scales + 4 * lane, _FLOAT), 8) for lane in range(LANES)]
+        quanta: list[ir.Value] = []
+        if self.perturb:
+            quanta += [self.splat(self.get(at.quanta + 4 * lane, _FLOAT), 8) for lane in range(LANES)]
+
+        def first_of(value: ir.Value, count: int) -> ir.Value:
+            return self.picked(value, value, range(count))
 
         def load_row(row: ir.Value) -> None:
             starts = [self.start_of_row(tile, row) for tile in tiles]
@@ -237,11 +323,13 @@ class _Writer(VectorWriter):
                     values = self.magnitudes(starts[lane], first, count)
                     above = self.get(columns, ir.VectorType(_FLOAT, count))
                     potential = self.get(self.offset(at.rows + 4 * lane * at.row_width, row, 4), _FLOAT)
-                    if self.itemsize == 8:
-                        above = builder.fpext(above, values.type)
-                        potential = builder.fpext(potential, _DOUBLE)
-                    rest = builder.fsub(builder.fsub(values, above), self.splat(potential, count))
-                    return builder.fmul(self.filled_up(self.as_floats(rest), 8), scales[lane])
+                    rest = self.in_units(values, above, self.splat(potential, count), first_of(scales[lane], count))
+                    if self.perturb:
+                        multiples = self.are_multiples(values, first_of(quanta[lane], count))
+                        shares_at = self.offset(at.shares + 4 * first, row, 4 * at.column_width)
+                        shares = self.get(shares_at, ir.VectorType(_FLOAT, count))
+                        rest = builder.fadd(rest, self.perturbation(values, multiples, shares))
+                    return self.filled_up(rest, 8)
 
                 for k, vector in enumerate(self.in_lanes(eight_of)[:count]):
                     entry = at.entries + _VECTOR_BYTES * (first + k)
@@ -265,6 +353,13 @@ class _Writer(VectorWriter):
                 for k, vector in enumerate(self.in_lanes(floors_of)):
                     self.put(vector, floor + _VECTOR_BYTES * (first + k))
 
+    def greatest(self, start: int, lane: ir.Value, width: int, count: int) -> ir.Value:
+        """Return the greatest of a tile's potentials, or any that is negative if all are."""
+        bits = self.get(self.offset(start, lane, 4 * width), ir.VectorType(_I32, width))
+        existing = ir.Constant(ir.VectorType(_BIT, width), [k < count for k in range(width)])
+        bits = self.builder.select(existing, bits, self.constant(_I32, -(1 << 31), width))
+        return self.builder.bitcast(self.intrinsic(f"llvm.vector.reduce.smax.v{width}i32", _I32, [bits]), _FLOAT)
+
     def choose_units(self) -> None:
         """Fill `units` and `scales` from `largest`, which is made that of float32."""
         builder, at = self.builder, self.at
@@ -284,10 +379,22 @@ class _Writer(VectorWriter):
             self.put(largest, at.largest)
         # Of both powers of two the exponent has to be that of a normal number.
         exponent = self.larger(builder.lshr(largest, number(23)), number(40))
+        exponent = self.larger(exponent, number(254), False)
+        if self.perturb:
+            # That of what the potentials take away: entries near it decide, and larger ones may be multiples of more.
+            typical = self.get(at.quanta, ir.VectorType(_FLOAT, LANES))
+            is_positive = builder.fcmp_ordered(">", typical, self.constant(_FLOAT, 0.0, LANES))
+            bits = builder.lshr(builder.bitcast(typical, kind), number(23))
+            least = self.larger(builder.sub(exponent, number(FARTHEST_BELOW)), number(40))
+            bits = self.larger(builder.select(is_positive, bits, number(0)), least)
+            exponent = self.larger(bits, exponent, False)
         finer = self.splat(builder.trunc(builder.and_(self.c, _I64(KEEP_COLUMNS - 1)), _I32), LANES)
-        exponent = builder.sub(self.larger(exponent, number(254), False), finer)
+        exponent = builder.sub(exponent, finer)
         self.put(builder.shl(builder.sub(number(268), exponent), number(23)), at.scales)
         self.put(builder.shl(builder.sub(exponent, number(14)), number(23)), at.units)
+        if self.perturb:
+            coarser = builder.sub(number(14), self.splat(builder.trunc(self.d, _I32), LANES))
+            self.put(builder.shl(builder.sub(exponent, coarser), number(23)), at.quanta)
 
     def reduced(self, line: ir.Value, along_rows: bool) -> list[ir.Value]:
         """Return a line's entries, less the potentials of the lines across."""
@@ -383,16 +490,29 @@ class _Writer(VectorWriter):
     def store_masks(self) -> None:
         at, builder, width = self.at, self.builder, self.at.column_width
         bytes_, bits = ir.VectorType(_BYTE, width), ir.IntType(width)
-        counts_at, wrong_at = at.scratch, at.scratch + width * LANES
+        floats = ir.VectorType(_FLOAT, width)
+        counts_at, lacking_at, clear_at = at.scratch, at.scratch + width * LANES, at.scratch + 5 * width * LANES
+        wrong_at = at.scratch + 9 * width * LANES
+        none, nothing = ir.Constant(bytes_, [0] * width), self.constant(_FLOAT, 0.0, width)
+        all_clear = self.constant(_FLOAT, float("inf"), width)
 
-        def judge(lane: ir.Value, counts: ir.Value, wrong_rows: ir.Value) -> None:
-            potentials = self.get(self.offset(at.columns, lane, 4 * width), ir.VectorType(_FLOAT, width))
+        def judge(lane: ir.Value, counts: ir.Value, wrong_rows: ir.Value, lacking: ir.Value, clear: ir.Value) -> None:
+            if self.clamp_rows and self.clamp_columns:
+                existing = bits((1 << self.cols) - 1)
+                for more in range(self.n):
+                    most = ir.Constant(bytes_, [self.n - 1 - more] * width)
+                    has_room = builder.bitcast(builder.icmp_unsigned("<=", counts, most), bits)
+                    word = self.as_word(builder.and_(has_room, existing))
+                    self.put(word, self.offset(at.room + 8 * LANES * more, lane, 8))
+            potentials = self.get(self.offset(at.columns, lane, 4 * width), floats)
             full = ir.Constant(bytes_, [self.n if column < self.cols else 0 for column in range(width)])
             wrong = builder.bitcast(self.is_wrong(counts, full, potentials, self.clamp_columns), bits)
             if self.clamp_columns and self.cols < width:
                 # Columns that there are not have infinite potentials.
                 wrong = builder.and_(wrong, bits((1 << self.cols) - 1))
             proven = builder.and_(builder.icmp_unsigned("==", wrong, bits(0)), builder.not_(wrong_rows))
+            if self.perturb:
+                proven = builder.and_(proven, self.is_proven_unperturbed(lane, lacking, clear))
             self.put(builder.zext(proven, _I32), self.offset(at.proven, lane, 4))
 
         if self.rows * self.cols <= TILE_BY_TILE:
@@ -402,18 +522,16 @@ class _Writer(VectorWriter):
                 base = builder.inttoptr(self.a, pointer_to(self.source))
                 tile = builder.gep(base, [self.get(self.offset(at.weights, lane, 8), _I64)], source_etype=self.source)
                 mask = builder.add(self.d, self.get(self.offset(at.masks, lane, 8), _I64))
-                counts, wrong = ir.Constant(bytes_, [0] * width), _BIT(0)
+                counts, wrong, lacking, clear = none, _BIT(0), nothing, all_clear
                 for first in range(0, self.rows, at_once):
                     rows = range(first, min(first + at_once, self.rows))
-                    ones, is_wrong = self.store_rows(tile, mask, lane, [_I64(row) for row in rows])
-                    wrong = builder.or_(wrong, is_wrong)
-                    while ones.type.count > width:
-                        half = ones.type.count // 2
-                        ones = builder.add(
-                            self.picked(ones, ones, range(half)), self.picked(ones, ones, range(half, 2 * half))
-                        )
-                    counts = builder.add(counts, ones)
-                judge(lane, counts, wrong)
+                    stored = self.store_rows(tile, mask, lane, [_I64(row) for row in rows])
+                    wrong = builder.or_(wrong, stored.is_wrong)
+                    counts = builder.add(counts, self.folded(stored.ones, width, builder.add))
+                    if self.perturb:
+                        lacking = builder.fadd(lacking, self.folded(stored.lacking, width, builder.fadd))
+                        clear = self.least(clear, self.folded(stored.clear, width, self.least))
+                judge(lane, counts, wrong, lacking, clear)
 
             self.for_each(LANES, store_tile)
             return
@@ -421,54 +539,117 @@ class _Writer(VectorWriter):
         tiles = self.sources()
         masks = [builder.add(self.d, self.get(at.masks + 8 * lane, _I64)) for lane in range(LANES)]
         for lane in range(LANES):
-            self.put(ir.Constant(bytes_, [0] * width), counts_at + width * lane)
+            self.put(none, counts_at + width * lane)
             self.put(_I64(0), wrong_at + 8 * lane)
+            if self.perturb:
+                self.put(nothing, lacking_at + 4 * width * lane)
+                self.put(all_clear, clear_at + 4 * width * lane)
 
         def store_row(row: ir.Value) -> None:
             for lane, tile in enumerate(tiles):
-                ones, is_wrong = self.store_rows(tile, masks[lane], _I64(lane), [row])
-                wrong = builder.or_(self.get(wrong_at + 8 * lane, _I64), builder.zext(is_wrong, _I64))
+                stored = self.store_rows(tile, masks[lane], _I64(lane), [row])
+                wrong = builder.or_(self.get(wrong_at + 8 * lane, _I64), builder.zext(stored.is_wrong, _I64))
                 self.put(wrong, wrong_at + 8 * lane)
-                self.put(builder.add(self.get(counts_at + width * lane, bytes_), ones), counts_at + width * lane)
+                counts = builder.add(self.get(counts_at + width * lane, bytes_), stored.ones)
+                self.put(counts, counts_at + width * lane)
+                if self.perturb:
+                    lacking, clear = lacking_at + 4 * width * lane, clear_at + 4 * width * lane
+                    self.put(builder.fadd(self.get(lacking, floats), stored.lacking), lacking)
+                    self.put(self.least(self.get(clear, floats), stored.clear), clear)
 
         self.for_each(self.rows, store_row)
 
         def judge_lane(lane: ir.Value) -> None:
             counts = self.get(self.offset(counts_at, lane, width), bytes_)
             wrong = self.get(self.offset(wrong_at, lane, 8), _I64)
-            judge(lane, counts, builder.icmp_unsigned("!=", wrong, _I64(0)))
+            lacking, clear = nothing, all_clear
+            if self.perturb:
+                lacking = self.get(self.offset(lacking_at, lane, 4 * width), floats)
+                clear = self.get(self.offset(clear_at, lane, 4 * width), floats)
+            judge(lane, counts, builder.icmp_unsigned("!=", wrong, _I64(0)), lacking, clear)
 
         self.for_each(LANES, judge_lane)
 
-    def store_rows(
-        self, tile: ir.Value, mask: ir.Value, lane: ir.Value, rows: list[ir.Value]
-    ) -> tuple[ir.Value, ir.Value]:
-        """Store the mask of some rows; return it as bytes, filled up, and whether a row holds what it may not."""
+    def least(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.larger(a, b, False)
+
+    def folded(self, value: ir.Value, count: int, both: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+        """Join the halves of a vector until no more than these elements are left."""
+        while value.type.count > count:
+            half = value.type.count // 2
+            value = both(self.picked(value, value, range(half)), self.picked(value, value, range(half, 2 * half)))
+        return value
+
+    def is_proven_unperturbed(self, lane: ir.Value, lacking: ir.Value, clear: ir.Value) -> ir.Value:
+        """Return whether a tile's mask is optimal without the perturbation too, if lines hold what they have to."""
+        builder, at = self.builder, self.at
+        one = self.folded(lacking, 1, builder.fadd)
+        wrong = builder.extract_element(one, _I32(0))
+        least = builder.extract_element(self.folded(clear, 1, self.least), _I32(0))
+        quantum = self.get(self.offset(at.quanta, lane, 4), _FLOAT)
+        unit = self.get(self.offset(at.units, lane, 4), _FLOAT)
+        quantum = builder.fmul(quantum, self.get(self.offset(at.scales, lane, 4), _FLOAT))
+        proven = builder.fcmp_ordered("<", wrong, quantum)
+        margin = builder.fadd(wrong, ir.Constant(_FLOAT, 1.0))
+        proven = builder.and_(proven, builder.fcmp_ordered(">", least, margin))
+        farthest = builder.fmul(unit, ir.Constant(_FLOAT, float(FARTHEST)))
+        for start, width, count in ((at.columns, at.column_width, self.cols), (at.rows, at.row_width, self.rows)):
+            potentials = self.get(self.offset(start, lane, 4 * width), ir.VectorType(_FLOAT, width))
+            size = self.intrinsic(f"llvm.fabs.v{width}f32", potentials.type, [potentials])
+            is_near = builder.fcmp_ordered("<=", size, self.splat(farthest, width))
+            bits = ir.IntType(width)
+            existing = bits((1 << count) - 1)
+            all_near = builder.icmp_unsigned("==", builder.and_(builder.bitcast(is_near, bits), existing), existing)
+            proven = builder.and_(proven, all_near)
+        return proven
+
+    def store_rows(self, tile: ir.Value, mask: ir.Value, lane: ir.Value, rows: list[ir.Value]) -> _Stored:
+        """Store the mask of some rows."""
         at, builder, cols, width = self.at, self.builder, self.cols, self.at.column_width
         count = 1 << (len(rows) - 1).bit_length()
-        values, thresholds = [], []
+        values, thresholds, shares = [], [], []
         for row in rows:
             values.append(self.filled_up(self.magnitudes(self.start_of_row(tile, row), 0, cols), width))
             place = self.offset(at.rows, builder.add(builder.mul(lane, _I64(at.row_width)), row), 4)
             thresholds.append(self.get(place, _FLOAT))
+            if self.perturb:
+                shares.append(self.get(self.offset(at.shares, row, 4 * width), ir.VectorType(_FLOAT, width)))
         # Rows that there are not hold nothing: their thresholds are infinite.
         values += values[-1:] * (count - len(rows))
         thresholds += [ir.Constant(_FLOAT, float("inf"))] * (count - len(rows))
+        shares += shares[-1:] * (count - len(rows))
         potentials = self.get(self.offset(at.columns, lane, 4 * width), ir.VectorType(_FLOAT, width))
-        levels = [self.splat(threshold, width) for threshold in thresholds]
-        columns = [potentials] * count
-        while len(values) > 1:
-            both = range(2 * values[0].type.count)
-            values, levels, columns = (
-                [self.picked(a, b, both) for a, b in zip(each[::2], each[1::2], strict=True)]
-                for each in (values, levels, columns)
-            )
-        level, column = levels[0], columns[0]
-        if self.itemsize == 8:
-            wide = ir.VectorType(_DOUBLE, count * width)
-            level, column = builder.fpext(level, wide), builder.fpext(column, wide)
-        chosen = builder.fcmp_ordered(">", builder.fsub(values[0], column), level)
+        value, level, column = (
+            self.joined(each)
+            for each in (values, [self.splat(threshold, width) for threshold in thresholds], [potentials] * count)
+        )
+        lacking = clear = None
+        if self.perturb:
+            nothing = self.constant(_FLOAT, 0.0, count * width)
+            unit_scale = self.splat(self.get(self.offset(at.scales, lane, 4), _FLOAT), count * width)
+            quanta = self.splat(self.get(self.offset(at.quanta, lane, 4), _FLOAT), count * width)
+            multiples = self.are_multiples(value, quanta)
+            rest = self.in_units(value, column, level, unit_scale)
+            perturbed = builder.fadd(rest, self.perturbation(value, multiples, self.joined(shares)))
+            chosen = builder.fcmp_ordered(">", perturbed, nothing)
+            opposite = builder.fsub(nothing, rest)
+            right, wrong = builder.select(chosen, rest, opposite), builder.select(chosen, opposite, rest)
+            lacking = builder.select(builder.fcmp_ordered(">", wrong, nothing), wrong, nothing)
+            clear = builder.select(multiples, self.constant(_FLOAT, float("inf"), count * width), right)
+        else:
+            if self.itemsize == 8:
+                wide = ir.VectorType(_DOUBLE, count * width)
+                level, column = builder.fpext(level, wide), builder.fpext(column, wide)
+            chosen = builder.fcmp_ordered(">", builder.fsub(value, column), level)
         ones = builder.zext(chosen, ir.VectorType(_BYTE, count * width))
+        if self.clamp_rows and self.clamp_columns:
+            zeros = self.is_zero(value)
+            for number, row in enumerate(rows):
+                place = builder.mul(builder.add(builder.mul(row, _I64(LANES)), lane), _I64(8))
+                for start, each in ((at.bits, chosen), (at.zero_bits, zeros)):
+                    own = self.picked(each, each, range(number * width, (number + 1) * width))
+                    word = self.as_word(builder.bitcast(own, ir.IntType(width)))
+                    self.put(word, builder.add(place, _I64(start)))
         for number, row in enumerate(rows):
             start = builder.add(mask, builder.mul(row, self.c))
             part = self.picked(ones, ones, range(number * width, number * width + cols))
@@ -476,7 +657,8 @@ class _Writer(VectorWriter):
         number_type = ir.IntType(width)
         if count == 1:
             kept = self.intrinsic(f"llvm.ctpop.i{width}", number_type, [builder.bitcast(chosen, number_type)])
-            return ones, self.is_wrong(kept, number_type(self.n), thresholds[0], self.clamp_rows)
+            is_wrong = self.is_wrong(kept, number_type(self.n), thresholds[0], self.clamp_rows)
+            return _Stored(ones, is_wrong, lacking, clear)
         numbers = ir.VectorType(number_type, count)
         kept = self.intrinsic(f"llvm.ctpop.v{count}i{width}", numbers, [builder.bitcast(chosen, numbers)])
         full = ir.Constant(numbers, [self.n] * len(rows) + [0] * (count - len(rows)))
@@ -485,7 +667,126 @@ class _Writer(VectorWriter):
             for number, threshold in enumerate(thresholds):
                 each = builder.insert_element(each, threshold, _I32(number))
         wrong = builder.bitcast(self.is_wrong(kept, full, each, self.clamp_rows), ir.IntType(count))
-        return ones, builder.icmp_unsigned("!=", wrong, ir.IntType(count)(0))
+        return _Stored(ones, builder.icmp_unsigned("!=", wrong, ir.IntType(count)(0)), lacking, clear)
+
+    def as_word(self, bits: ir.Value) -> ir.Value:
+        return self.builder.zext(bits, _I64) if bits.type.width < 64 else bits
+
+    def fill(self) -> None:
+        at, builder = self.at, self.builder
+        words = ir.VectorType(_I64, LANES)
+        zero = self.constant(_I64, 0, LANES)
+
+        def fill_row(row: ir.Value) -> None:
+            kept = self.get(self.offset(at.bits, row, 8 * LANES), words)
+            zeros = self.get(self.offset(at.zero_bits, row, 8 * LANES), words)
+            missing = builder.sub(
+                self.constant(_I64, self.n, LANES), self.intrinsic(f"llvm.ctpop.v{LANES}i64", words, [kept])
+            )
+            self.put(missing, at.scratch)
+
+            def fill_from(less: ir.Value) -> None:
+                columns = self.offset(at.room, builder.sub(_I64(self.n - 1), less), 8 * LANES)
+                before = builder.block
+                loop, after = builder.append_basic_block(), builder.append_basic_block()
+                given = (
+                    self.get(self.offset(at.bits, row, 8 * LANES), words),
+                    self.get(columns, words),
+                    self.get(at.scratch, words),
+                )
+                builder.cbranch(self.any_of(self.fitting(zeros, *given)), loop, after)
+                builder.position_at_end(loop)
+                values = [builder.phi(words) for _ in given]
+                for value, first in zip(values, given, strict=True):
+                    value.add_incoming(first, before)
+                kept, room, missing = values
+                best = self.fitting(zeros, kept, room, missing)
+                bit = builder.and_(best, builder.sub(zero, best))
+                taken = builder.zext(builder.icmp_unsigned("!=", bit, zero), words)
+                following = builder.or_(kept, bit), builder.xor(room, bit), builder.sub(missing, taken)
+                for place, value in zip(
+                    (self.offset(at.bits, row, 8 * LANES), columns, at.scratch), following, strict=True
+                ):
+                    self.put(value, place)
+                for value, again in zip(values, following, strict=True):
+                    value.add_incoming(again, loop)
+                builder.cbranch(self.any_of(self.fitting(zeros, *following)), loop, after)
+                builder.position_at_end(after)
+
+            self.for_each(self.n, fill_from)
+
+        self.for_each(self.rows, fill_row)
+        self.exchange()
+
+    def exchange(self) -> None:
+        """Let rows that are short take zeros that other rows keep, which keep others instead, of columns with room."""
+        at, builder = self.at, self.builder
+        words = ir.VectorType(_I64, LANES)
+        zero = self.constant(_I64, 0, LANES)
+        self.put(zero, at.short)
+
+        def exchange_of_row(row: ir.Value) -> None:
+            own_at = self.offset(at.bits, row, 8 * LANES)
+            kept = self.get(own_at, words)
+            missing = builder.sub(
+                self.constant(_I64, self.n, LANES), self.intrinsic(f"llvm.ctpop.v{LANES}i64", words, [kept])
+            )
+            some, none = builder.append_basic_block(), builder.append_basic_block()
+            builder.cbranch(self.any_of(missing), some, none)
+            builder.position_at_end(some)
+            self.put(missing, at.scratch)
+            zeros = self.get(self.offset(at.zero_bits, row, 8 * LANES), words)
+
+            def exchange_with(other: ir.Value) -> None:
+                other_at = self.offset(at.bits, other, 8 * LANES)
+                kept, kept_there = self.get(own_at, words), self.get(other_at, words)
+                zeros_there = self.get(self.offset(at.zero_bits, other, 8 * LANES), words)
+                room, missing = self.get(at.room, words), self.get(at.scratch, words)
+                given = builder.and_(builder.and_(kept_there, zeros_there), builder.and_(zeros, builder.not_(kept)))
+                taken = builder.and_(builder.and_(zeros_there, builder.not_(kept_there)), room)
+                can = builder.and_(builder.icmp_signed(">", missing, zero), builder.icmp_unsigned("!=", given, zero))
+                can = builder.and_(can, builder.icmp_unsigned("!=", taken, zero))
+                where = builder.sext(can, words)
+                given, taken = (
+                    builder.and_(where, builder.and_(each, builder.sub(zero, each))) for each in (given, taken)
+                )
+                # Its own row gives nothing: there no zero is both kept and not kept.
+                self.put(builder.xor(kept_there, builder.or_(given, taken)), other_at)
+                self.put(builder.or_(self.get(own_at, words), given), own_at)
+                self.put(builder.xor(room, taken), at.room)
+                self.put(builder.add(missing, where), at.scratch)
+
+            self.for_each(self.rows, exchange_with)
+            self.put(builder.or_(self.get(at.short, words), self.get(at.scratch, words)), at.short)
+            builder.branch(none)
+            builder.position_at_end(none)
+
+        self.for_each(self.rows, exchange_of_row)
+
+    def fitting(self, zeros: ir.Value, kept: ir.Value, room: ir.Value, missing: ir.Value) -> ir.Value:
+        """Return which zeros of a row can be added, of columns with room, in words of each lane."""
+        builder = self.builder
+        is_short = builder.sext(builder.icmp_signed(">", missing, ir.Constant(missing.type, [0] * LANES)), missing.type)
+        return builder.and_(builder.and_(zeros, builder.not_(kept)), builder.and_(room, is_short))
+
+    def any_of(self, words: ir.Value) -> ir.Value:
+        any_bit = self.intrinsic(f"llvm.vector.reduce.or.v{LANES}i64", _I64, [words])
+        return self.builder.icmp_unsigned("!=", any_bit, _I64(0))
+
+    def store_filled(self) -> None:
+        at, builder, cols, width = self.at, self.builder, self.cols, self.at.column_width
+        mask = builder.add(self.d, self.get(self.offset(at.masks, self.a, 8), _I64))
+
+        def store_row(row: ir.Value) -> None:
+            place = builder.add(builder.mul(row, _I64(LANES)), self.a)
+            word = self.get(self.offset(at.bits, place, 8), _I64)
+            word = builder.trunc(word, ir.IntType(width)) if width < 64 else word
+            bits = builder.bitcast(word, ir.VectorType(_BIT, width))
+            ones = builder.zext(self.picked(bits, bits, range(cols)), ir.VectorType(_BYTE, cols))
+            start = builder.add(mask, builder.mul(row, self.c))
+            builder.store(ones, builder.inttoptr(start, pointer_to(ones.type)), align=1)
+
+        self.for_each(self.rows, store_row)
 
     def is_wrong(self, count: ir.Value, full: ir.Value, potential: ir.Value, clamp: bool) -> ir.Value:
         """Return whether a line holds more than it may, or fewer: which it may where its potential is 0."""

@@ -18,6 +18,10 @@ HALF = 1 << 14
 # What `Code.load` takes as c: how many bits finer than that weights are to be, and whether the potentials of columns
 # and of rows stand in `columns` and `rows`, or are to be set to 0 and to the middle of all weights.
 KEEP_COLUMNS, KEEP_ROWS = 1 << 8, 1 << 9
+# Potentials of perturbed tiles lie within this many units, or nothing is proven: differences are exact.
+FARTHEST = 1 << 23
+# Their units are chosen by what potentials take away, or so many bits less than the largest magnitude.
+FARTHEST_BELOW = 9
 
 
 class Layout(NamedTuple):
@@ -29,11 +33,21 @@ class Layout(NamedTuple):
         int32 (lanes): the bits of its largest magnitude, as a float32.
     units, scales
         float32 (lanes): the weight that is 1 in the lanes, and its inverse; powers of two.
+    quanta
+        float32 (lanes): of what weights have to be multiples to be perturbed; powers of two.
+    zeros
+        int32 (lanes): how many entries are zero.
     proven
         int32 (lanes): not 0 where the mask that is stored is proven.
+    shares
+        float32 (rows, column_width): by how much each entry is perturbed, in units of the weights.
     columns, rows
         float32 (lanes, column_width), (lanes, row_width): potentials in units of the weights. Those of columns that
         there are not are infinite, so that these are never chosen.
+    bits, zero_bits, room, short
+        Where lines may be short, int64 (rows, lanes): the entries that each row of a mask keeps, and those that are
+        zero. (cols, lanes): the columns with room for one more, for two, and so on. (lanes): not 0 where rows have
+        remained short.
     scratch
         What else is needed tile by tile.
     u, v, floor_u, floor_v, best, entries
@@ -51,9 +65,16 @@ class Layout(NamedTuple):
     largest: int
     units: int
     scales: int
+    quanta: int
+    zeros: int
     proven: int
+    shares: int
     columns: int
     rows: int
+    bits: int
+    zero_bits: int
+    room: int
+    short: int
     scratch: int
     u: int
     v: int
@@ -72,16 +93,17 @@ def layout(rows: int, cols: int) -> Layout:
     column_width, row_width = max(8, 1 << (cols - 1).bit_length()), -(-rows // 8) * 8
     vector = 2 * LANES
     scratch = max(
-        # 32 bytes of maxima
-        32 * LANES,
+        # 32 bytes of maxima, and of counts
+        64 * LANES,
         # potentials and the two best of each row, tile by tile
         2 * LANES * (column_width + 2 * row_width),
-        # a byte for each column, and a word
-        (column_width + 8) * LANES,
+        # a byte and two float32 for each column, and a word
+        (9 * column_width + 8) * LANES,
     )
     sizes = (
-        *(8 * LANES, 8 * LANES, 4 * LANES, 4 * LANES, 4 * LANES, 4 * LANES),
-        *(4 * LANES * column_width, 4 * LANES * row_width, scratch),
+        *(8 * LANES, 8 * LANES, 4 * LANES, 4 * LANES, 4 * LANES, 4 * LANES, 4 * LANES, 4 * LANES),
+        *(4 * rows * column_width, 4 * LANES * column_width, 4 * LANES * row_width),
+        *(8 * LANES * rows, 8 * LANES * rows, 8 * LANES * cols, 8 * LANES, scratch),
         *(vector * row_width, vector * column_width, vector * row_width, vector * column_width, vector * 2 * row_width),
         vector * rows * cols,
     )
@@ -103,18 +125,32 @@ class Code(NamedTuple):
     prove
         a, b: as for `load`, c: bytes from row to row of a mask, d: address of the masks. Fills `columns`, `rows` and
         `proven`, and stores masks.
+    load_perturbed, prove_perturbed
+        The same for tiles that tie ("Ties" in docs/proof.md): entries that are multiples of 2**d units are perturbed by
+        `shares`. `load_perturbed` takes d too, and fills `quanta` and `zeros`.
+    fill
+        Fills masks up with zeros, row after row, from columns with the most room on: `bits`, `room` and `short`.
+    store_filled
+        a: lane, c, d: as for `prove`. Stores the mask that `bits` hold.
     """
 
     load: int
     move_rows: int
     move_columns: int
     prove: int
+    load_perturbed: int
+    prove_perturbed: int
+    fill: int
+    store_filled: int
 
 
 @inner
 def unpack(program: NDArray[np.int64]) -> tuple[Code, Layout]:
     """Return the code and the layout of a program."""
-    return Code(program[0], program[1], program[2], program[3]), layout_in(program, 4)
+    return (
+        Code(program[0], program[1], program[2], program[3], program[4], program[5], program[6], program[7]),
+        layout_in(program, 8),
+    )
 
 
 @inner
@@ -139,6 +175,13 @@ def layout_in(program: NDArray[np.int64], start: int) -> Layout:
         program[start + 15],
         program[start + 16],
         program[start + 17],
+        program[start + 18],
+        program[start + 19],
+        program[start + 20],
+        program[start + 21],
+        program[start + 22],
+        program[start + 23],
+        program[start + 24],
     )
 
 

@@ -5,16 +5,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from masksolve._methods.exact.fill_zeros import fill_with_zeros
 from masksolve._methods.exact.inner_loops import narrow_call as call
-from masksolve._methods.exact.lanes import Grid
+from masksolve._methods.exact.lanes import FULL_OF_ZEROS, Grid
 from masksolve._methods.exact.narrow.layout import KEEP_COLUMNS, KEEP_ROWS, LANES, Layout, unpack
 from masksolve._translated import inner, translated_with_vectors
 
 # Share of the first group of tiles that has to be proven for the others to be tried at all: ties hardly ever are.
 _WORTH_TRYING = 0.5
-# Share that a pass has to prove of what is left of the first group, unless no more than this is left of it.
-_WORTH_REFINING = 0.25
+# Share that a pass has to prove of what is left of the first group, unless no more than so many tiles are.
+_WORTH_REFINING, _TOO_FEW_TO_TELL = 0.25, 2
 _INFINITY = 0x7F800000
+# What a pass is part of: `solve_exactly`, `solve_as_at_most` or `solve_exactly_again`.
+_FIRST, _AT_MOST, _AGAIN = 0, 1, 2
 
 
 class Pass(NamedTuple):
@@ -29,16 +32,37 @@ class Pass(NamedTuple):
     largest: float
 
 
+class Grain(NamedTuple):
+    """The units of a pass, and what is perturbed in it.
+
+    finer
+        By how many bits units are finer than those of the first pass; of perturbed tiles, than 2**-14 of what the
+        potentials take away from weights.
+    quantum
+        Multiples of 2**quantum units are perturbed; none if this is 0.
+    spread
+        By how many units at most.
+    """
+
+    finer: int
+    quantum: int = 0
+    spread: float = 0.0
+
+
 class _Group(NamedTuple):
     """What is known of a group of tiles, lane by lane: views of its memory, as `layout.Layout` says."""
 
     memory: NDArray[Any]
+    words: NDArray[Any]
     weights: NDArray[Any]
     masks: NDArray[Any]
     largest: NDArray[Any]
+    zeros: NDArray[Any]
     proven: NDArray[Any]
+    shares: NDArray[Any]
     columns: NDArray[Any]
     rows: NDArray[Any]
+    short: NDArray[Any]
 
 
 class _Queue(NamedTuple):
@@ -53,21 +77,30 @@ class _Task(NamedTuple):
     """What every function of a pass needs to know."""
 
     at: Layout
+    n: int
+    stage: int
     grid: Grid
+    shares: NDArray[Any]
     potentials: NDArray[Any]
     at_most: bool
 
 
 @translated_with_vectors
-def equilibrate_narrow(
-    program, clamped, grid, tiles, start, memory, passes, clamped_passes, potentials, where, columns, rows, at_most
-) -> tuple[int, int]:
-    """Solve tiles of a grid; return how many remain as "exactly n" and as "at most n"; -1 if a weight is not finite.
+def solve_exactly(
+    program, n, grid, tiles, start, memory, passes, shares, potentials, where, columns, rows, at_most
+) -> tuple[int, int, int]:
+    """Solve tiles of a grid as "exactly n".
+
+    Return how many are left to be solved as "exactly n", how many as "at most n", because many of their entries are
+    zero or because that is what is asked for, and from which on the latter were not tried. The first is -1 if a weight
+    is not finite.
 
     Parameters
     ----------
-    program, clamped
-        `inner_loops.narrow_program`, without and with clamps.
+    program
+        `inner_loops.narrow_program`, without clamps.
+    n
+        What lines hold.
     grid
         What `Grid` holds.
     tiles
@@ -76,92 +109,167 @@ def equilibrate_narrow(
         (k, c): column potentials to start from; or empty.
     memory
         `layout.new_memory`.
-    passes, clamped_passes
-        (passes, 5): by how many bits each is finer than the first, and what its `Pass` holds; without and with clamps.
+    passes
+        (passes, 7): what the `Grain` and the `Pass` of each hold.
+    shares
+        (r, c): the perturbation of each entry, between 0 and 1 times what the pass allows.
     potentials
         (tiles in the grid, c): where column potentials found are written; or empty.
     where, columns, rows
-        (2, k), (2, k, c), (2, k, r): filled with the tiles that remain and their potentials, [0] as "exactly n" and [1]
-        as "at most n".
+        (2, k), (2, k, c), (2, k, r): filled with the tiles that are left and their potentials, [0] as "exactly n" and
+        [1] as "at most n".
     at_most
         Whether lines may hold fewer than n.
     """
     code, at = unpack(program)
-    clamped_code, _ = unpack(clamped)
-    task = _Task(at, Grid(*grid), potentials, at_most)
-    group = _Group(
-        memory,
-        memory[at.weights : at.weights + 8 * LANES].view(np.int64),
-        memory[at.masks : at.masks + 8 * LANES].view(np.int64),
-        memory[at.largest : at.largest + 4 * LANES].view(np.int32),
-        memory[at.proven : at.proven + 4 * LANES].view(np.int32),
-        memory[at.columns : at.columns + 4 * LANES * at.column_width].view(np.float32).reshape(LANES, -1),
-        memory[at.rows : at.rows + 4 * LANES * at.row_width].view(np.float32).reshape(LANES, -1),
-    )
+    task = _Task(at, n, _FIRST, Grid(*grid), shares, potentials, at_most)
+    group = _group_in(memory, at)
+    given = _Queue(tiles, start, rows[0])
     exactly = _Queue(where[0], columns[0], rows[0])
     as_at_most = _Queue(where[1], columns[1], rows[1])
-    given = _Queue(tiles, start, rows[0])
-    left, others, first = 0, 0, 0
+    keeps = KEEP_COLUMNS if len(start) > 0 else 0
+    left, others, first, full_of_zeros = 0, 0, 0, 0
     # One group goes through all passes first: it shows whether the rest is worth trying.
     stop = min(LANES, len(tiles))
     # A bit for each pass.
     is_worth_it = -1
     while first < len(tiles):
-        keeps = KEEP_COLUMNS if len(start) > 0 else 0
         before = left
         left, others = _run(code, task, group, given, first, stop, exactly, left, as_at_most, others, passes[0], keeps)
         if left < 0:
-            return -1, 0
+            return -1, 0, 0
         for number in range(1, len(passes)):
             unproven = left - before
             if unproven > 0 and (first == 0 or (is_worth_it >> number) & 1):
-                keeps = KEEP_COLUMNS | KEEP_ROWS
+                both = KEEP_COLUMNS | KEEP_ROWS
                 left, others = _run(
-                    code, task, group, exactly, before, left, exactly, before, as_at_most, others, passes[number], keeps
+                    code, task, group, exactly, before, left, exactly, before, as_at_most, others, passes[number], both
                 )
             if first == 0:
                 gained = unproven - (left - before)
-                if unproven > _WORTH_REFINING * stop and gained <= _WORTH_REFINING * unproven:
+                if unproven > _TOO_FEW_TO_TELL and gained <= _WORTH_REFINING * unproven:
                     is_worth_it &= ~(1 << number)
+                if number == 1:
+                    for lane in range(unproven):
+                        full_of_zeros += _is_full_of_zeros(task, group, lane)
         first = stop
-        if left <= (1 - _WORTH_TRYING) * stop:
-            stop = len(tiles)
-        else:
+        if full_of_zeros > (1 - _WORTH_TRYING) * stop:
+            untried = others
+            others = _enqueue_untried(given, first, as_at_most, others)
+            return left, others, untried
+        if left > (1 - _WORTH_TRYING) * stop:
+            left = _enqueue_untried(given, first, exactly, left)
             break
-    for k in range(first, len(tiles)):
-        exactly.where[left] = tiles[k]
-        for j in range(columns.shape[2]):
-            exactly.columns[left, j] = start[k, j] if len(start) > 0 else 0
-        left += 1
-    for number in range(len(clamped_passes)):
-        if others > 0:
-            others, _ = _run(
-                clamped_code,
-                task,
-                group,
-                as_at_most,
-                0,
-                others,
-                as_at_most,
-                0,
-                as_at_most,
-                -1,
-                clamped_passes[number],
-                KEEP_COLUMNS | KEEP_ROWS,
+        stop = len(tiles)
+    return left, others, others
+
+
+@translated_with_vectors
+def solve_as_at_most(
+    program, n, grid, start, memory, passes, shares, potentials, where, columns, rows, left, others, untried, at_most
+) -> tuple[int, int]:
+    """Solve tiles that `solve_exactly` left to be solved as "at most n"; return how many are left as either.
+
+    If "exactly n" is asked for, masks are filled up with zeros; tiles where that cannot be done are left to be solved
+    as "exactly n".
+
+    Parameters
+    ----------
+    program
+        `inner_loops.narrow_program`, with clamps.
+    left, others, untried
+        What `solve_exactly` returned.
+
+    The other parameters are those of `solve_exactly`.
+    """
+    code, at = unpack(program)
+    task = _Task(at, n, _AT_MOST, Grid(*grid), shares, potentials, at_most)
+    group = _group_in(memory, at)
+    exactly = _Queue(where[0], columns[0], rows[0])
+    queue = _Queue(where[1], columns[1], rows[1])
+    for number in range(len(passes)):
+        tried = others if number > 0 else untried
+        after = 0
+        # Those that were tried, which have potentials, and then those that were not.
+        for part in range(2):
+            keeps = KEEP_COLUMNS | KEEP_ROWS
+            if part == 1:
+                keeps = KEEP_COLUMNS if len(start) > 0 else 0
+            first = tried if part == 1 else 0
+            stop = others if part == 1 else tried
+            after, left = _run(
+                code, task, group, queue, first, stop, queue, after, exactly, left, passes[number], keeps
             )
+            if after < 0:
+                return -1, 0
+        others = after
     return left, others
 
 
+@translated_with_vectors
+def solve_exactly_again(program, n, grid, memory, passes, shares, potentials, where, columns, rows, first, left) -> int:
+    """Solve tiles as "exactly n" that could not be filled up with zeros; return how many are left.
+
+    Parameters
+    ----------
+    first, left
+        From which on they lie in `where`, and up to which.
+
+    The other parameters are those of `solve_exactly`.
+    """
+    code, at = unpack(program)
+    task = _Task(at, n, _AGAIN, Grid(*grid), shares, potentials, False)
+    group = _group_in(memory, at)
+    queue = _Queue(where[0], columns[0], rows[0])
+    for number in range(len(passes)):
+        both = KEEP_COLUMNS | KEEP_ROWS
+        left, _ = _run(code, task, group, queue, first, left, queue, first, queue, 0, passes[number], both)
+    count: int = left
+    return count
+
+
 @inner
-def _run(code, task, group, source, begin, end, queue, left, as_at_most, others, schedule, keeps):
+def _group_in(memory, at):
+    return _Group(
+        memory,
+        memory.view(np.int64),
+        memory[at.weights : at.weights + 8 * LANES].view(np.int64),
+        memory[at.masks : at.masks + 8 * LANES].view(np.int64),
+        memory[at.largest : at.largest + 4 * LANES].view(np.int32),
+        memory[at.zeros : at.zeros + 4 * LANES].view(np.int32),
+        memory[at.proven : at.proven + 4 * LANES].view(np.int32),
+        memory[at.shares : at.columns].view(np.float32).reshape(-1, at.column_width),
+        memory[at.columns : at.columns + 4 * LANES * at.column_width].view(np.float32).reshape(LANES, -1),
+        memory[at.rows : at.rows + 4 * LANES * at.row_width].view(np.float32).reshape(LANES, -1),
+        memory[at.short : at.short + 8 * LANES].view(np.int64),
+    )
+
+
+@inner
+def _enqueue_untried(given, first, queue, number):
+    """Add the tiles given from one on to a queue; return how many it holds now."""
+    for k in range(first, len(given.where)):
+        queue.where[number] = given.where[k]
+        for j in range(queue.columns.shape[1]):
+            queue.columns[number, j] = given.columns[k, j] if len(given.columns) > 0 else 0
+        number += 1
+    return number
+
+
+@inner
+def _run(code, task, group, source, begin, end, queue, left, other, others, schedule, keeps):
     """Run a pass over some tiles of a source, and add those that are not proven to a queue, which may be the same.
 
-    Return how many the queue holds then, and how many the queue of tiles to be solved as "at most n", because as
-    "exactly n" does not do; where that holds -1, there is none.
+    Tiles that have to be solved the other way, as "at most n" or as "exactly n", are added to the other queue. Return
+    how many both hold then.
     """
     grid = task.grid
-    finer, rounds, relaxation = schedule[0], schedule[1], schedule[2]
-    growth, largest = schedule[3], schedule[4]
+    finer, quantum, spread, rounds = schedule[0], schedule[1], schedule[2], schedule[3]
+    relaxation, growth, largest = schedule[4], schedule[5], schedule[6]
+    load, prove = code.load, code.prove
+    if quantum > 0:
+        load, prove = code.load_perturbed, code.prove_perturbed
+        _perturb(task, group, spread)
     for first in range(begin, end, LANES):
         in_group = min(LANES, end - first)
         for lane in range(LANES):
@@ -175,7 +283,7 @@ def _run(code, task, group, source, begin, end, queue, left, as_at_most, others,
             if keeps & KEEP_ROWS:
                 for i in range(source.rows.shape[1]):
                     group.rows[lane, i] = source.rows[number, i]
-        call(code.load, group.memory, grid.weights, grid.weights_row, keeps | int(finer), 0)
+        call(load, group.memory, grid.weights, grid.weights_row, keeps | int(finer), int(quantum))
         top = 0
         for lane in range(LANES):
             top = max(top, group.largest[lane])
@@ -186,30 +294,87 @@ def _run(code, task, group, source, begin, end, queue, left, as_at_most, others,
             call(code.move_rows, group.memory, beyond, 0, 0, 0)
             beyond = int(32768 * (min(largest, relaxation + growth * round_) - 1))
             call(code.move_columns, group.memory, beyond, 0, 0, 0)
-        call(code.prove, group.memory, grid.weights, grid.weights_row, grid.masks_row, grid.masks)
+        call(prove, group.memory, grid.weights, grid.weights_row, grid.masks_row, grid.masks)
+        if task.stage == _AT_MOST and not task.at_most:
+            call(code.fill, group.memory, 0, 0, 0, 0)
         for lane in range(in_group):
             tile = source.where[first + lane]
             if group.proven[lane] == 0:
-                _enqueue(queue, left, group, lane, tile, np.float32(0.0))
-                left += 1
+                if task.stage == _FIRST and quantum > 0 and _is_full_of_zeros(task, group, lane):
+                    _enqueue(other, others, group, lane, tile, _shift_to_at_most(queue, group, lane))
+                    others += 1
+                else:
+                    _enqueue(queue, left, group, lane, tile, np.float32(0.0))
+                    left += 1
                 continue
             lowest = np.float32(0.0)
-            if task.at_most and others >= 0:
-                worst = np.float32(np.inf)
-                lowest = np.float32(np.inf)
-                for j in range(queue.columns.shape[1]):
-                    lowest = min(lowest, group.columns[lane, j])
-                for i in range(queue.rows.shape[1]):
-                    worst = min(worst, group.rows[lane, i])
-                if lowest + worst < 0:
-                    # Half of what is lacking to rows, half to columns.
-                    _enqueue(as_at_most, others, group, lane, tile, np.float32(0.5) * (lowest - worst))
+            if task.stage == _AT_MOST:
+                if not (task.at_most or _fill(code, task, group, lane)):
+                    _enqueue(other, others, group, lane, tile, np.float32(0.0))
+                    others += 1
+                    continue
+            elif task.at_most:
+                lowest = _least(group.columns, lane, queue.columns.shape[1])
+                if lowest + _least(group.rows, lane, queue.rows.shape[1]) < 0:
+                    _enqueue(other, others, group, lane, tile, _shift_to_at_most(queue, group, lane))
                     others += 1
                     continue
             # Under "at most n", potentials less the least of them are not negative, and neither are the rows' with it.
             if len(task.potentials) > 0:
                 _store_potentials(task, group, lane, tile, lowest)
     return left, others
+
+
+@inner
+def _is_full_of_zeros(task, group, lane):
+    """Return whether so many entries of a tile that was perturbed are zero that it is better solved as "at most n"."""
+    return group.zeros[lane] >= FULL_OF_ZEROS * task.grid.rows * task.grid.cols
+
+
+@inner
+def _least(potentials, lane, count):
+    least = np.float32(np.inf)
+    for k in range(count):
+        least = min(least, potentials[lane, k])
+    return least
+
+
+@inner
+def _shift_to_at_most(queue, group, lane):
+    """Return the shift of column potentials that splits what is lacking for "at most n" between rows and columns."""
+    lowest = _least(group.columns, lane, queue.columns.shape[1])
+    return np.float32(0.5) * (lowest - _least(group.rows, lane, queue.rows.shape[1]))
+
+
+@inner
+def _fill(code, task, group, lane):
+    """Fill the mask of a tile up with zeros, and store it; return whether that can be done."""
+    at, rows, cols = task.at, task.grid.rows, task.grid.cols
+    if group.short[lane] != 0 and not fill_with_zeros(
+        group.words,
+        (at.bits >> 3) + lane,
+        (at.zero_bits >> 3) + lane,
+        LANES,
+        1,
+        at.scratch >> 3,
+        task.n,
+        cols,
+        rows,
+        cols,
+        True,
+    ):
+        return False
+    call(code.store_filled, group.memory, lane, 0, task.grid.masks_row, task.grid.masks)
+    return True
+
+
+@inner
+def _perturb(task, group, spread):
+    """Set by how much entries are perturbed, in whole units."""
+    rows, cols = task.shares.shape
+    for i in range(rows):
+        for j in range(cols):
+            group.shares[i, j] = np.float32(np.rint(spread * task.shares[i, j]))
 
 
 @inner

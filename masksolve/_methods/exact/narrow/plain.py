@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from masksolve import _networks
 from masksolve._methods.exact.narrow.layout import (
+    FARTHEST,
+    FARTHEST_BELOW,
     HALF,
     KEEP_COLUMNS,
     KEEP_ROWS,
@@ -28,7 +30,9 @@ from masksolve._methods.exact.narrow.layout import (
 from masksolve._methods.exact.plain import pick, pointer
 from masksolve._translated import inner
 
-_LOAD, _MOVE_ROWS, _MOVE_COLUMNS, _PROVE = range(len(Code._fields))
+_LOAD, _MOVE_ROWS, _MOVE_COLUMNS, _PROVE, _LOAD_PERTURBED, _PROVE_PERTURBED, _FILL, _STORE_FILLED = range(
+    len(Code._fields)
+)
 
 
 class _Shape(NamedTuple):
@@ -85,13 +89,21 @@ def call(function, memory, a, b, c, d):
 @inner
 def _run(which, numbers, memory, a, b, c, d):
     at, shape = layout_in(numbers, 0), _shape_in(numbers, _LAYOUT)
+    if which == _STORE_FILLED:
+        _store_filled(at, shape, memory, a, c, d)
+        return
     for lane in range(LANES):
-        if which == _LOAD:
-            _load(at, shape, memory, lane, a, b, c)
-        elif which == _PROVE:
+        if which == _FILL:
+            _fill(at, shape, memory, lane)
+        elif which in (_LOAD, _LOAD_PERTURBED):
+            _load(at, shape, memory, lane, a, b, c, d, which == _LOAD_PERTURBED)
+        elif which in (_PROVE, _PROVE_PERTURBED):
             _choose_best(at, shape, numbers, memory, lane)
             _add_potentials(at, shape, memory, lane)
-            _store_mask(at, shape, memory, lane, a, b, c, d)
+            if which == _PROVE:
+                _store_mask(at, shape, memory, lane, a, b, c, d)
+            else:
+                _store_perturbed(at, shape, memory, lane, a, b, c, d)
         else:
             _move(at, shape, numbers, memory, lane, which == _MOVE_ROWS, a)
 
@@ -150,6 +162,32 @@ def _difference(shape, value, potential):
 
 
 @inner
+def _in_units(shape, value, column, row, scale):
+    """Return a magnitude less the potentials of its lines, as a float32 in units of the lanes."""
+    return np.float32(_difference(shape, _difference(shape, value, column), row)) * scale
+
+
+@inner
+def _is_multiple(shape, value, quantum):
+    """Return whether a magnitude is a multiple of a power of two, less than 2**23 times as large."""
+    # Digits after the quantum are lost on the way up. Where that overflows, NaN is equal to nothing.
+    if shape.itemsize == 4:
+        far = quantum * np.float32(2.0**23)
+        return (np.float32(value) + far) - far == np.float32(value)
+    far_away = np.float64(quantum) * 2.0**52
+    return (value + far_away) - far_away == value
+
+
+@inner
+def _perturbation(at, shape, memory, value, is_multiple, i, j):
+    """Return by how much an entry is perturbed, in units."""
+    # Lines that may be short need no zeros.
+    if not is_multiple or ((shape.clamp_rows or shape.clamp_columns) and not value > 0):
+        return np.float32(0)
+    return carray(pointer(memory + at.shares), (shape.rows, at.column_width), np.float32)[i, j]
+
+
+@inner
 def _rounded(value):
     """Return the nearest integer of 16 bits; where 32 are too few for it, it is the least, as x86 has it."""
     whole = np.rint(value)
@@ -158,15 +196,28 @@ def _rounded(value):
 
 
 @inner
-def _load(at, shape, memory, lane, address, row_step, keeps):
+def _greatest(potentials, word, bits):
+    """Return the greatest of potentials, or any that is negative if all are."""
+    greatest = np.int32(-2147483648)
+    for potential in potentials:
+        word[0] = potential
+        greatest = max(greatest, bits[0])
+    bits[0] = greatest
+    return word[0]
+
+
+@inner
+def _load(at, shape, memory, lane, address, row_step, keeps, coarser, perturb):
     top = 0.0
     word = carray(pointer(memory + at.scratch), (1,), np.float32)
     bits = carray(pointer(memory + at.scratch), (1,), np.int32)
     is_finite = True
+    zeros = 0
     for i in range(shape.rows):
         for j in range(shape.cols):
             value = _magnitude(shape, memory, at, lane, address, row_step, i, j)
             is_finite &= value < np.inf
+            zeros += value == 0
             top = max(top, value)
     if not is_finite:
         largest = np.int64(0x7F800000)
@@ -179,14 +230,33 @@ def _load(at, shape, memory, lane, address, row_step, keeps):
         exponent = carray(pointer(memory + at.scratch), (1,), np.int64)[0] >> 52
         largest = min(max(exponent - (1023 - 127), 0), 254) << 23
     carray(pointer(memory + at.largest), (LANES,), np.int32)[lane] = largest
-    exponent = min(max(largest >> 23, 40), 254) - (keeps & (KEEP_COLUMNS - 1))
+    exponent = np.int64(largest) >> 23
+    exponent = min(max(exponent, np.int64(40)), np.int64(254))
+    columns, rows = _potentials(at, memory, lane)
+    if perturb:
+        carray(pointer(memory + at.zeros), (LANES,), np.int32)[lane] = zeros
+        # That of what the potentials take away: entries near it decide, and larger ones may be multiples of more.
+        word[0] = _greatest(rows[: shape.rows], word, bits) + _greatest(columns[: shape.cols], word, bits)
+        typical = np.int64(bits[0]) >> 23 if word[0] > 0 else np.int64(0)
+        least = max(exponent - FARTHEST_BELOW, np.int64(40))
+        exponent = min(max(typical, least), exponent)
+    exponent -= keeps & (KEEP_COLUMNS - 1)
     bits[0] = (268 - exponent) << 23
     scale = word[0]
     bits[0] = (exponent - 14) << 23
     unit = word[0]
     _of_each_lane(memory, at.scales)[lane] = scale
     _of_each_lane(memory, at.units)[lane] = unit
-    columns, rows = _potentials(at, memory, lane)
+    quantum = np.float32(0)
+    if perturb:
+        bits[0] = (exponent - 14 + coarser) << 23
+        quantum = word[0]
+        _of_each_lane(memory, at.quanta)[lane] = quantum
+        # To whole units, which leave differences exact.
+        for j in range(at.column_width):
+            columns[j] = np.rint(columns[j] * scale) * unit
+        for i in range(at.row_width):
+            rows[i] = np.rint(rows[i] * scale) * unit
     if keeps & KEEP_COLUMNS == 0:
         columns[:] = 0
     columns[shape.cols :] = np.inf
@@ -196,8 +266,11 @@ def _load(at, shape, memory, lane, address, row_step, keeps):
     for i in range(shape.rows):
         for j in range(shape.cols):
             value = _magnitude(shape, memory, at, lane, address, row_step, i, j)
-            rest = np.float32(_difference(shape, _difference(shape, value, columns[j]), rows[i]))
-            entries[i * shape.cols + j, lane] = _rounded(rest * scale)
+            rest = _in_units(shape, value, columns[j], rows[i], scale)
+            if perturb:
+                is_multiple = _is_multiple(shape, value, quantum)
+                rest += _perturbation(at, shape, memory, value, is_multiple, i, j)
+            entries[i * shape.cols + j, lane] = _rounded(rest)
     _of_lanes(memory, at.u, at.row_width)[:, lane] = 0
     _of_lanes(memory, at.v, at.column_width)[:, lane] = 0
     zero = np.float32(0)
@@ -285,6 +358,75 @@ def _is_wrong(count, full, potential, clamp):
 
 
 @inner
+def _words(memory, start, count):
+    return carray(pointer(memory + start), (count, LANES), np.int64)
+
+
+@inner
+def _keep_bits(at, shape, memory, lane, i, j, keep, is_zero):
+    """Add an entry to what is known of a row, for zeros to fill it up."""
+    if shape.clamp_rows and shape.clamp_columns:
+        bits, zero_bits = _words(memory, at.bits, shape.rows), _words(memory, at.zero_bits, shape.rows)
+        if j == 0:
+            bits[i, lane] = 0
+            zero_bits[i, lane] = 0
+        bits[i, lane] |= np.int64(keep) << j
+        zero_bits[i, lane] |= np.int64(is_zero) << j
+
+
+@inner
+def _fill(at, shape, memory, lane):
+    bits, zero_bits = _words(memory, at.bits, shape.rows), _words(memory, at.zero_bits, shape.rows)
+    room = carray(pointer(memory + at.scratch), (shape.cols,), np.int64)
+    room[:] = shape.n
+    for i in range(shape.rows):
+        for j in range(shape.cols):
+            room[j] -= (bits[i, lane] >> j) & 1
+    for i in range(shape.rows):
+        missing = _missing(shape, bits[i, lane])
+        for most in range(shape.n, 0, -1):
+            for j in range(shape.cols):
+                if missing > 0 and room[j] == most and ((zero_bits[i, lane] & ~bits[i, lane]) >> j) & 1:
+                    bits[i, lane] |= np.int64(1) << j
+                    room[j] -= 1
+                    missing -= 1
+    with_room = np.int64(0)
+    for j in range(shape.cols):
+        with_room |= np.int64(room[j] > 0) << j
+    short = np.int64(0)
+    for i in range(shape.rows):
+        missing = _missing(shape, bits[i, lane])
+        for k in range(shape.rows):
+            given = bits[k, lane] & zero_bits[k, lane] & zero_bits[i, lane] & ~bits[i, lane]
+            taken = zero_bits[k, lane] & ~bits[k, lane] & with_room
+            if missing > 0 and given != 0 and taken != 0:
+                bits[k, lane] ^= (given & -given) | (taken & -taken)
+                bits[i, lane] |= given & -given
+                with_room ^= taken & -taken
+                missing -= 1
+        short |= missing
+    _words(memory, at.short, 1)[0, lane] = short
+
+
+@inner
+def _missing(shape, row):
+    missing = shape.n
+    for j in range(shape.cols):
+        missing -= (row >> j) & 1
+    return missing
+
+
+@inner
+def _store_filled(at, shape, memory, lane, mask_step, masks):
+    mask = masks + carray(pointer(memory + at.masks), (LANES,), np.int64)[lane]
+    bits = _words(memory, at.bits, shape.rows)
+    for i in range(shape.rows):
+        chosen = carray(pointer(mask + i * mask_step), (shape.cols,), np.uint8)
+        for j in range(shape.cols):
+            chosen[j] = (bits[i, lane] >> j) & 1
+
+
+@inner
 def _store_mask(at, shape, memory, lane, address, row_step, mask_step, masks):
     columns, rows = _potentials(at, memory, lane)
     mask = masks + carray(pointer(memory + at.masks), (LANES,), np.int64)[lane]
@@ -300,7 +442,46 @@ def _store_mask(at, shape, memory, lane, address, row_step, mask_step, masks):
             chosen[j] = keep
             count += keep
             counts[j] += keep
+            _keep_bits(at, shape, memory, lane, i, j, keep, value == 0)
         proven &= not _is_wrong(count, shape.n, rows[i], shape.clamp_rows)
     for j in range(shape.cols):
         proven &= not _is_wrong(counts[j], shape.n, columns[j], shape.clamp_columns)
+    carray(pointer(memory + at.proven), (LANES,), np.int32)[lane] = proven
+
+
+@inner
+def _store_perturbed(at, shape, memory, lane, address, row_step, mask_step, masks):
+    columns, rows = _potentials(at, memory, lane)
+    scale, quantum = _of_each_lane(memory, at.scales)[lane], _of_each_lane(memory, at.quanta)[lane]
+    mask = masks + carray(pointer(memory + at.masks), (LANES,), np.int64)[lane]
+    counts = carray(pointer(memory + at.scratch), (shape.cols,), np.int64)
+    counts[:] = 0
+    proven = True
+    lacking, clear = np.float32(0), np.float32(np.inf)
+    farthest = _of_each_lane(memory, at.units)[lane] * np.float32(FARTHEST)
+    for i in range(shape.rows):
+        chosen = carray(pointer(mask + i * mask_step), (shape.cols,), np.uint8)
+        count = 0
+        for j in range(shape.cols):
+            value = _magnitude(shape, memory, at, lane, address, row_step, i, j)
+            is_multiple = _is_multiple(shape, value, quantum)
+            rest = _in_units(shape, value, columns[j], rows[i], scale)
+            keep = rest + _perturbation(at, shape, memory, value, is_multiple, i, j) > 0
+            right = rest if keep else -rest
+            if right < 0:
+                lacking -= right
+            if not is_multiple:
+                clear = min(clear, right)
+            chosen[j] = keep
+            count += keep
+            counts[j] += keep
+            _keep_bits(at, shape, memory, lane, i, j, keep, value == 0)
+        proven &= not _is_wrong(count, shape.n, rows[i], shape.clamp_rows)
+        proven &= abs(rows[i]) <= farthest
+    for j in range(shape.cols):
+        proven &= not _is_wrong(counts[j], shape.n, columns[j], shape.clamp_columns)
+        proven &= abs(columns[j]) <= farthest
+    # (c) of the proof.
+    proven &= bool(lacking < quantum * scale)
+    proven &= bool(clear > lacking + np.float32(1))
     carray(pointer(memory + at.proven), (LANES,), np.int32)[lane] = proven
