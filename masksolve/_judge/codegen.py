@@ -24,7 +24,6 @@ from masksolve._judge.interface import (
     NOT_NEGATIVE,
     OVERFULL,
     PROVEN,
-    QUANTUM,
     TOTAL,
     UNROUNDED,
     WITHOUT_ZEROS,
@@ -439,7 +438,6 @@ class _Writer:
             mask: ir.Value,
             sums: ir.Value,
             wrong: ir.Value,
-            quantum: ir.Value,
             clearance: ir.Value,
             largest: ir.Value,
             rounded: ir.Value,
@@ -466,20 +464,20 @@ class _Writer:
             mantissa = builder.and_(bits, self.constant((1 << 52) - 1, _I64))
             is_power = builder.icmp_signed("==", mantissa, self.constant(0, _I64))
             divisor = builder.select(is_power, c, builder.fsub(c, rest))
+            clear = self.largest(builder.fmul(right, self.constant(0.5, _DOUBLE)), divisor)
             is_zero = builder.fcmp_ordered("<=", c, zero)
             # NaN, which compares false, makes the sum NaN.
             missing = builder.select(builder.fcmp_ordered(">=", right, zero), zero, builder.fsub(zero, right))
             return [
                 builder.add(sums, builder.zext(keep, integers)),
                 builder.fadd(wrong, missing),
-                builder.select(is_zero, quantum, self.least(quantum, divisor)),
-                builder.select(is_zero, clearance, self.least(clearance, right)),
+                builder.select(is_zero, clearance, self.least(clearance, clear)),
                 self.largest(largest, c),
                 builder.or_(rounded, builder.sext(builder.fcmp_unordered("!=", off, zero), integers)),
             ]
 
-        start = [none, zero, infinity, infinity, zero, none]
-        sums, wrong, quantum, clearance, largest, rounded = self.for_each_group(start, weigh_row)
+        start = [none, zero, infinity, zero, none]
+        sums, wrong, clearance, largest, rounded = self.for_each_group(start, weigh_row)
         room = builder.sitofp(builder.sub(self.splat(self.n), self.in_columns(sums)), wrong.type)
         once = ir.Constant(self.bits.type, [lane < self.columns for lane in range(self.lanes)])
         short = builder.select(once, builder.fmul(room, potentials), zero)
@@ -487,7 +485,6 @@ class _Writer:
         not_negative = builder.or_(self.exact_columns, self.all(builder.fcmp_ordered(">=", potentials, zero)))
         for values, combine, index in (
             (wrong, self.plus, WRONG),
-            (quantum, self.least, QUANTUM),
             (clearance, self.least, CLEARANCE),
             (largest, self.largest, LARGEST),
             (self.magnitude(potentials), self.largest, FARTHEST),

@@ -34,10 +34,10 @@ PROVEN, FILLED, OVERFULL, NOT_FINITE, HAS_ZEROS = 1, 2, 4, 8, 16
 UNROUNDED, NOT_NEGATIVE = 1, 2
 
 # Of `out`: where `prove` writes, and where `weigh` does: by how much entries and lines are wrong, altogether; the
-# largest power of two that divides all weights; how far entries other than zero lie on the right side of their row's
-# middle, at least; the largest weight; the largest abs(potential).
-TOTAL, KEPT, WRONG, QUANTUM, CLEARANCE, LARGEST, FARTHEST = range(7)
-OUTPUTS = 7
+# least that any entry other than zero has of the larger of two: half of how far it lies on the right side of its row's
+# middle, and the largest power of two that divides it; the largest weight; the largest abs(potential).
+TOTAL, KEPT, WRONG, CLEARANCE, LARGEST, FARTHEST = range(6)
+OUTPUTS = 6
 
 # Wider or higher tiles are judged by the functions of `plain`: machine code counts in bytes.
 LARGEST_TILE = 128

@@ -19,7 +19,6 @@ from masksolve._judge.interface import (
     NOT_NEGATIVE,
     OVERFULL,
     PROVEN,
-    QUANTUM,
     TOTAL,
     UNROUNDED,
     WITHOUT_ZEROS,
@@ -172,7 +171,7 @@ def _is_right(out, is_unrounded):
     if wrong == 0 and is_unrounded:
         return True
     rounding = top * _ROUNDING
-    return top > _SMALLEST_TOP and (wrong + rounding < out[QUANTUM] or out[CLEARANCE] > 2 * wrong + rounding)
+    return top > _SMALLEST_TOP and wrong + rounding < out[CLEARANCE]
 
 
 class LineBuffers(NamedTuple):

@@ -24,7 +24,6 @@ from masksolve._judge.interface import (
     OUTPUTS,
     OVERFULL,
     PROVEN,
-    QUANTUM,
     TOTAL,
     UNROUNDED,
     WITHOUT_ZEROS,
@@ -161,7 +160,7 @@ def weigh(program, weights, weights_row, mask, mask_row, potentials, rows, readi
     least_kept_weight = 0.0 if reading & WITHOUT_ZEROS != 0 else -1.0
     width = _width(columns)
     wrong, sums = np.zeros(program.group * width), np.zeros(columns, np.int64)
-    quantum, clearance, largest, farthest = np.inf, np.inf, 0.0, 0.0
+    clearance, largest, farthest = np.inf, 0.0, 0.0
     unrounded, not_negative = True, True
     # Written as an integer, to be read as a number.
     bits = np.empty(1, np.int64)
@@ -197,8 +196,8 @@ def weigh(program, weights, weights_row, mask, mask_row, potentials, rows, readi
                 number[0] = c
                 is_power = bits[0] & ((1 << 52) - 1) == 0
                 bits[0] &= bits[0] - 1
-                quantum = min(quantum, c if is_power else c - number[0])
-                clearance, largest = min(clearance, right), max(largest, c)
+                divisor = c if is_power else c - number[0]
+                clearance, largest = min(clearance, max(0.5 * right, divisor)), max(largest, c)
     for j in range(columns):
         v = _number(potentials, j, size)
         farthest = max(farthest, abs(v))
@@ -206,7 +205,7 @@ def weigh(program, weights, weights_row, mask, mask_row, potentials, rows, readi
             wrong[j] += (n - sums[j]) * v
             not_negative &= v >= 0
     results: Any = carray(_pointer_(out), (OUTPUTS,), np.float64)
-    results[WRONG], results[QUANTUM], results[CLEARANCE] = _sum(wrong), quantum, clearance
+    results[WRONG], results[CLEARANCE] = _sum(wrong), clearance
     results[LARGEST], results[FARTHEST] = largest, farthest
     return (UNROUNDED if unrounded else 0) | (NOT_NEGATIVE if not_negative else 0)
 
