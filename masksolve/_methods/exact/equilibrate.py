@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from masksolve._errors import UnusableWeightError
 from masksolve._methods.exact.inner_loops import narrow_program, program
-from masksolve._methods.exact.lanes import AS_AT_MOST, AS_EXACTLY, Tiles
+from masksolve._methods.exact.lanes import AS_AT_MOST, AS_EXACTLY, TIES_EXACTLY, Tiles
 from masksolve._methods.exact.layout import Vectors, clamped_on_one_side, is_large_enough, new_memory, vectors_in
 from masksolve._methods.exact.narrow import layout as narrow_layout
 from masksolve._methods.exact.narrow.passes import (
@@ -84,20 +84,21 @@ def equilibrate_tiles(
     remaining[0] = queue.where
     if queue.potentials is not None:
         start[0] = queue.potentials
-    count = equilibrate_strict(
-        _program(n, m, itemsize, itemsize, *exact),
-        grid,
-        *_vectors_of(m, itemsize),
-        schedule.rounds,
-        schedule.relaxations,
-        found,
-        remaining,
-        start,
-        stages,
-        count,
-        queue.tried,
-        *exact,
-    )
+    if (stages < TIES_EXACTLY).any():
+        count = equilibrate_strict(
+            _program(n, m, itemsize, itemsize, *exact),
+            grid,
+            *_vectors_of(m, itemsize),
+            schedule.rounds,
+            schedule.relaxations,
+            found,
+            remaining,
+            start,
+            stages,
+            count,
+            queue.tried,
+            *exact,
+        )
     if count < 0:
         raise UnusableWeightError
     if count > 0:
@@ -170,14 +171,14 @@ def _equilibrate_narrow(
         raise UnusableWeightError
     if left + others == 0:
         return None
-    stages = np.full(left + others, AS_EXACTLY, np.int8)
+    # Of what few tiles are left where most are proven, nearly all tie.
+    tried = 2 * (left + others) < count
+    stages = np.full(left + others, TIES_EXACTLY if tried else AS_EXACTLY, np.int8)
     stages[left:] = AS_AT_MOST
     potentials = np.concatenate([columns[0, :left], columns[1, :others]])
     # Those of weights near the ends of float32 may lie beyond it.
     potentials[~np.isfinite(potentials)] = 0
-    # Of ties, hardly any is proven; they are better begun from the start.
-    tried = warm or 2 * len(stages) < count
-    return _Queue(np.concatenate([where[0, :left], where[1, :others]]), potentials, stages, tried)
+    return _Queue(np.concatenate([where[0, :left], where[1, :others]]), potentials, stages, warm or tried)
 
 
 @functools.cache
