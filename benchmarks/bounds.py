@@ -85,12 +85,11 @@ def count(n: int, m: int, family: str, saturated: bool) -> Count:
     from masksolve._methods.exact import equilibrate
 
     calls: Counter[tuple[int, str]] = Counter()
-    kernels = {
-        name: getattr(equilibrate, name)
-        for name in ("equilibrate_narrow", "equilibrate_strict", "equilibrate_perturbed")
-    }
+    narrow = ("solve_exactly", "solve_as_at_most", "solve_exactly_again")
+    kernels = {name: getattr(equilibrate, name) for name in (*narrow, "equilibrate_strict", "equilibrate_perturbed")}
     for name, kernel in kernels.items():
-        replaced = _replaced_narrow(calls) if name == "equilibrate_narrow" else _replaced(calls)
+        prefix = "clamped_" if name == "solve_as_at_most" else ""
+        replaced = _replaced_narrow(calls, prefix) if name in narrow else _replaced(calls)
         setattr(equilibrate, name, _interpreted(kernel, replaced))
     try:
         ms.solve_matrix(random_matrix(family, _SIDE), n, m, saturated=saturated, threads=1)
@@ -124,11 +123,14 @@ def functions_of(n: int, m: int, itemsize: int) -> dict[str, Counter[str]]:
         return {name: _instructions(body, [m]) for name, body in _bodies(write_module(n, m, itemsize, 4))}
     lanes = narrow.LANES
     store = [lanes] if m * m <= narrow.TILE_BY_TILE else [m, lanes]
+    # How often loops of `fill` run is up to the tiles: it is not counted.
     times = {"load": [m, lanes, lanes, m], "move_rows": [m], "move_columns": [m], "prove": [m, lanes, *store]}
+    times |= {"load_perturbed": times["load"], "prove_perturbed": times["prove"], "store_filled": [m]}
     return {
         prefix + name: _instructions(body, times[name])
         for prefix, clamp in (("", False), ("clamped_", True))
         for name, body in _bodies(narrow.write_module(n, m, m, clamp, clamp, 4))
+        if name in times
     }
 
 
@@ -191,7 +193,7 @@ def _replaced(calls: Counter[tuple[int, str]]) -> dict[str, Any]:
     return {"unpack": unpack, "call": call, "lowest_bit": lambda word: (int(word) & -int(word)).bit_length() - 1}
 
 
-def _replaced_narrow(calls: Counter[tuple[int, str]]) -> dict[str, Any]:
+def _replaced_narrow(calls: Counter[tuple[int, str]], prefix: str) -> dict[str, Any]:
     """Return the same for 16-bit integers."""
     from masksolve._methods.exact.narrow.layout import Code, Layout
 
@@ -200,9 +202,7 @@ def _replaced_narrow(calls: Counter[tuple[int, str]]) -> dict[str, Any]:
     def unpack(program: Any) -> tuple[Code, Layout]:
         numbers = [int(number) for number in program]
         code = Code(*numbers[: len(Code._fields)])
-        # The functions without clamps come first.
-        prefix = "clamped_" if names else ""
-        names.update({address: prefix + name for name, address in code._asdict().items() if address not in names})
+        names.update({address: prefix + name for name, address in code._asdict().items()})
         return code, Layout(*numbers[len(Code._fields) :])
 
     def call(address: int, memory: Any, a: int, b: int, c: int, d: int) -> None:

@@ -61,7 +61,7 @@ def test_processes_that_compile_at_the_same_moment_do_not_disturb_each_other(tmp
     # What they left on disk works, too.
     for number in range(2):
         finish(start(tmp_path, number))
-    assert list(tmp_path.rglob("equilibrate_narrow-*.o"))
+    assert list(tmp_path.rglob("solve_exactly-*.o"))
 
 
 def test_where_nothing_can_be_written_code_is_compiled_but_not_kept() -> None:

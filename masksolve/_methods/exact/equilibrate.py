@@ -233,7 +233,7 @@ def _narrow_memory(m: int) -> Any:
 
 
 def _narrow_queue(count: int, m: int) -> tuple[tuple[NDArray[Any], ...], tuple[Any, ...]]:
-    """Return the arrays `where`, `columns` and `rows` of 16-bit passes, for this many tiles at least, and what it takes for them.
+    """Return `where`, `columns` and `rows` of 16-bit passes, for this many tiles at least, and what they take for them.
 
     The thread keeps them: fresh memory takes as long as a small call.
     """
@@ -268,8 +268,8 @@ _NO_POTENTIALS = {4: constant(np.empty((0, 1), np.float32)), 8: constant(np.empt
 class _Schedule:
     """The schedule of equilibration, as plain tuples of what `Rounds`, `Relaxations` and `PerturbedRounds` hold.
 
-    `shares` (m, m): the perturbation of each entry, between 0 and 1 times what the tile allows. `given_shares`, `passes`,
-    `warm_passes` and `clamped_passes` are what 16-bit passes take.
+    `shares` (m, m): the perturbation of each entry, between 0 and 1 times what the tile allows. `given_shares`,
+    `passes`, `warm_passes` and `clamped_passes` are what 16-bit passes take.
     """
 
     rounds: tuple[int, ...]

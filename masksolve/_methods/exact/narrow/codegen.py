@@ -79,9 +79,9 @@ def write_module(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: 
         "prove": lambda write: write.prove(),
         "load_perturbed": lambda write: write.load(),
         "prove_perturbed": lambda write: write.prove(),
-        "fill": lambda write: write.fill(),
-        "store_filled": lambda write: write.store_filled(),
     }
+    if clamp_rows and clamp_columns:
+        writers |= {"fill": lambda write: write.fill(), "store_filled": lambda write: write.store_filled()}
     for name, write in writers.items():
         function = ir.Function(module, _PROTOTYPE, name)
         builder = ir.IRBuilder(function.append_basic_block())
