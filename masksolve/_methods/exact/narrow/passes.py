@@ -13,8 +13,9 @@ from masksolve._translated import inner, translated_with_vectors
 
 # Share of the first group of tiles that has to be proven for the others to be tried at all: ties hardly ever are.
 _WORTH_TRYING = 0.5
-# Share that a pass has to prove of what is left of the first group, unless no more than so many tiles are.
-_WORTH_REFINING, _TOO_FEW_TO_TELL = 0.25, 2
+# Share that a pass has to prove of what is left of the first group, unless no more than so many tiles are left.
+_WORTH_REFINING = 0.25
+_TOO_FEW_TO_TELL = 2
 _INFINITY = 0x7F800000
 # What a pass is part of: `solve_exactly`, `solve_as_at_most` or `solve_exactly_again`.
 _FIRST, _AT_MOST, _AGAIN = 0, 1, 2
