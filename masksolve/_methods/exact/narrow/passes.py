@@ -287,17 +287,7 @@ def _run(code, task, group, source, begin, end, queue, left, other, others, sche
         _perturb(task, group, spread)
     for first in range(begin, end, LANES):
         in_group = min(LANES, end - first)
-        for lane in range(LANES):
-            number = first + min(lane, in_group - 1)
-            down, across = source.where[number] >> 32, source.where[number] & 0xFFFFFFFF
-            group.weights[lane] = down * grid.weights_down + across * grid.weights_across
-            group.masks[lane] = down * grid.masks_down + across * grid.masks_across
-            if keeps & KEEP_COLUMNS:
-                for j in range(source.columns.shape[1]):
-                    group.columns[lane, j] = source.columns[number, j]
-            if keeps & KEEP_ROWS:
-                for i in range(source.rows.shape[1]):
-                    group.rows[lane, i] = source.rows[number, i]
+        _place_lanes(task, group, source, first, in_group, keeps)
         call(load, group.memory, grid.weights, grid.weights_row, keeps | int(finer), int(quantum))
         top = 0
         for lane in range(LANES):
@@ -312,6 +302,11 @@ def _run(code, task, group, source, begin, end, queue, left, other, others, sche
         call(prove, group.memory, grid.weights, grid.weights_row, grid.masks_row, grid.masks)
         if task.stage == _AT_MOST and not task.at_most:
             call(code.fill, group.memory, 0, 0, 0, 0)
+        unproven = 0
+        for lane in range(LANES):
+            unproven += int(group.proven[lane] == 0)
+        if unproven == 0 and task.stage == _FIRST and not task.at_most and len(task.potentials) == 0:
+            continue
         for lane in range(in_group):
             tile = source.where[first + lane]
             if group.proven[lane] == 0:
@@ -338,6 +333,38 @@ def _run(code, task, group, source, begin, end, queue, left, other, others, sche
             if len(task.potentials) > 0:
                 _store_potentials(task, group, lane, tile, lowest)
     return left, others
+
+
+@inner
+def _place_lanes(task, group, source, first, in_group, keeps):
+    """Say where a group's tiles are, the last of them in all lanes that are left, and their potentials, if kept."""
+    grid, tile = task.grid, source.where[first]
+    if keeps == 0 and source.where[first + in_group - 1] - tile == LANES - 1:
+        # Neighbours, as most are that come from a grid: to multiply for each would take as long as a round.
+        weights, masks = (
+            _place(tile, grid.weights_down, grid.weights_across),
+            _place(tile, grid.masks_down, grid.masks_across),
+        )
+        for lane in range(LANES):
+            group.weights[lane] = weights + lane * grid.weights_across
+            group.masks[lane] = masks + lane * grid.masks_across
+    else:
+        for lane in range(LANES):
+            number = first + min(lane, in_group - 1)
+            tile = source.where[number]
+            group.weights[lane] = _place(tile, grid.weights_down, grid.weights_across)
+            group.masks[lane] = _place(tile, grid.masks_down, grid.masks_across)
+            if keeps & KEEP_COLUMNS:
+                for j in range(source.columns.shape[1]):
+                    group.columns[lane, j] = source.columns[number, j]
+            if keeps & KEEP_ROWS:
+                for i in range(source.rows.shape[1]):
+                    group.rows[lane, i] = source.rows[number, i]
+
+
+@inner
+def _place(tile, down, across):
+    return (tile >> 32) * down + (tile & 0xFFFFFFFF) * across
 
 
 @inner
