@@ -14,6 +14,7 @@ import argparse
 import ctypes
 import re
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
@@ -101,7 +102,8 @@ def count(n: int, m: int, family: str, saturated: bool) -> Count:
     instructions: Counter[str] = Counter()
     rounds = 0.0
     for itemsize in (2, 4, 8):
-        for name, each in functions_of(n, m, itemsize).items():
+        called = {name for size, name in calls if size == itemsize}
+        for name, each in functions_of(n, m, itemsize, called).items():
             times = calls[itemsize, name]
             instructions.update({kind: number * times / tiles for kind, number in each.items()})
             if name.endswith("move_rows"):
@@ -111,8 +113,8 @@ def count(n: int, m: int, family: str, saturated: bool) -> Count:
     return Count(case, rounds, instructions, m * m * (4 + 1))
 
 
-def functions_of(n: int, m: int, itemsize: int) -> dict[str, Counter[str]]:
-    """Count the instructions, by kind, that one call of each function compiled for float32 weights executes.
+def functions_of(n: int, m: int, itemsize: int, names: Collection[str]) -> dict[str, Counter[str]]:
+    """Count the instructions, by kind, that one call of each of some functions for float32 weights executes.
 
     Numbers in lanes have 2, 4 or 8 bytes.
     """
@@ -120,7 +122,8 @@ def functions_of(n: int, m: int, itemsize: int) -> dict[str, Counter[str]]:
     from masksolve._methods.exact.narrow import codegen as narrow
 
     if itemsize > 2:
-        return {name: _instructions(body, [m]) for name, body in _bodies(write_module(n, m, itemsize, 4))}
+        bodies = _bodies(write_module(n, m, itemsize, 4))
+        return {name: _instructions(body, [m]) for name, body in bodies if name in names}
     lanes = narrow.LANES
     store = [lanes] if m * m <= narrow.TILE_BY_TILE else [m, lanes]
     # How often loops of `fill` run is up to the tiles: it is not counted.
@@ -133,7 +136,7 @@ def functions_of(n: int, m: int, itemsize: int) -> dict[str, Counter[str]]:
         prefix + name: _instructions(body, times[name] if not clamp or name != "load" else times["load_perturbed"])
         for prefix, clamp in (("", False), ("clamped_", True))
         for name, body in _bodies(narrow.write_module(n, m, m, clamp, clamp, 4))
-        if name in times
+        if name in times and prefix + name in names
     }
 
 
@@ -215,8 +218,10 @@ def _replaced_narrow(calls: Counter[tuple[int, str]], prefix: str) -> dict[str, 
     return {"unpack": unpack, "call": call}
 
 
-def _interpreted(kernel: Any, instead: dict[str, Any]) -> FunctionType:
+def _interpreted(kernel: Any, instead: dict[str, Any]) -> Callable[..., Any]:
     """Turn the kernel, and those that it calls, into Python functions, some of which are replaced."""
+    from masksolve._translated import Constant
+
     scopes: dict[str, dict[str, Any]] = {}
 
     def scope_of(module: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +234,12 @@ def _interpreted(kernel: Any, instead: dict[str, Any]) -> FunctionType:
                     scopes[name][key] = FunctionType(value.__code__, scope_of(value.__globals__), key)
         return scopes[name]
 
-    return FunctionType(kernel.py_func.__code__, scope_of(kernel.py_func.__globals__))
+    function = FunctionType(kernel.py_func.__code__, scope_of(kernel.py_func.__globals__))
+
+    def run(*arguments: Any) -> Any:
+        return function(*[each.array if isinstance(each, Constant) else each for each in arguments])
+
+    return run
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def checkpoint(tmp_path: Path) -> Path:
 # In the order in which a prune imports them: of the package and of others, in Python and in C.
 MODULES = [
     *("masksolve.cli", "numpy", "numpy._core._multiarray_umath", "masksolve._solve", "masksolve.diversity", "click"),
-    *("rich.progress", "masksolve.checkpoint", "ml_dtypes", "safetensors", "masksolve.checkpoint._work", "numba"),
+    *("rich.progress", "masksolve.checkpoint", "ml_dtypes", "safetensors", "masksolve.checkpoint._work", "llvmlite"),
 ]
 
 
