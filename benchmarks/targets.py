@@ -300,19 +300,24 @@ def earlier(folder: Path, size: int) -> list[Line]:
     """Measure an earlier commit against this one."""
     lines = []
     for (n, m), target in zip(_HALVES, (2, 1.5, 1.7, 1.7), strict=True):
-        environments = {"earlier": {"PYTHONPATH": str(folder.resolve())}, "now": {"PYTHONPATH": str(ROOT)}}
-        taken = _in_turn_apart(environments, n, m, size)
+        taken = _in_turn_apart({"earlier": {}, "now": {}}, n, m, size, folders={"earlier": folder})
         ratio = taken["earlier"] / taken["now"]
         lines.append(Line("times faster than the earlier commit", f"{n}:{m}", "≥", target, ratio, "×"))
     return lines
 
 
-def _in_turn_apart(environments: Mapping[str, Mapping[str, str]], n: int, m: int, size: int) -> dict[str, float]:
-    """Least seconds of a solve in each environment, in processes of their own, all of them in turn."""
+def _in_turn_apart(
+    environments: Mapping[str, Mapping[str, str]], n: int, m: int, size: int, folders: Mapping[str, Path] | None = None
+) -> dict[str, float]:
+    """Least seconds of a solve in each environment, in processes of their own, all of them in turn.
+
+    `folders` are those of the checkouts that take the place of this one.
+    """
     taken: dict[str, list[float]] = {name: [] for name in environments}
     for _ in range(3):
         for name, environment in environments.items():
-            taken[name] += _python(_SOLVE, str(n), str(m), str(size), environment=environment)
+            folder = (folders or {}).get(name, ROOT)
+            taken[name] += _python(_SOLVE, str(n), str(m), str(size), environment=environment, folder=folder)
     return {name: min(seconds) for name, seconds in taken.items()}
 
 
@@ -518,11 +523,13 @@ def per_call(call: Callable[[], object]) -> float:
     return statistics.median(timeit.repeat(call, number=1000, repeat=_REPEATS)) / 1000
 
 
-def _python(code: str, *arguments: str, environment: Mapping[str, str] | None = None) -> list[float]:
-    """Return the numbers that a program prints in a new process."""
+def _python(
+    code: str, *arguments: str, environment: Mapping[str, str] | None = None, folder: Path = ROOT
+) -> list[float]:
+    """Return the numbers that a program prints in a new process, which imports what lies in a folder."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
+        cwd=folder,
         env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
