@@ -105,17 +105,21 @@ def new_engine(
     """
 
     def compiled() -> bytes:
-        try:
-            module = binding.parse_assembly(write(*arguments))
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"LLVM {'.'.join(map(str, binding.llvm_version_info))} does not read the code for {what_for}; "
-                f"with the environment variable {PLAIN_VARIABLE}=1 none is needed"
-            ) from error
-        code: bytes = target_machine().emit_object(module)
+        code: bytes = target_machine().emit_object(parsed(write, arguments, what_for))
         return code
 
     return engine_of(stored("-".join(map(str, (name, *map(int, arguments)))), compiled))
+
+
+def parsed(write: Callable[..., str], arguments: tuple[int, ...], what_for: str) -> binding.ModuleRef:
+    """Return the LLVM IR write(*arguments), as LLVM reads it."""
+    try:
+        return binding.parse_assembly(write(*arguments))
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"LLVM {'.'.join(map(str, binding.llvm_version_info))} does not read the code for {what_for}; "
+            f"with the environment variable {PLAIN_VARIABLE}=1 none is needed"
+        ) from error
 
 
 def engine_of(code: bytes) -> binding.ExecutionEngine:
