@@ -22,6 +22,9 @@ from masksolve._methods import load_method
 from masksolve._pattern import Pattern
 from masksolve._tiles import grids, potentials_shape, regions, tile_grids
 
+# Smaller tiles are solved from nothing as soon as potentials to start from are read.
+_LARGEST_COLD = 4
+
 
 def solve_block(
     weights: ArrayLike,
@@ -217,10 +220,15 @@ def solve_matrix(
     pattern = Pattern(n, m)
     array = as_weights(weights)
     check_flag(return_potentials, "return_potentials")
-    found = None
+    found, warm = None, False
     if potentials is not None or return_potentials:
-        found = _start_potentials(array, pattern, method, direction, potentials)
-    warm = potentials is not None
+        start = _checked_potentials(array, pattern, method, direction, potentials)
+        warm = start is not None and pattern.m > _LARGEST_COLD
+        if warm or return_potentials:
+            found = np.zeros(potentials_shape(array.shape, pattern.m), potentials_dtype(array.dtype))
+        if start is not None and found is not None and warm:
+            largest = np.finfo(found.dtype).max
+            np.clip(start, -largest, largest, out=found)
     mask = _solve(array, pattern, method, saturated, direction, threads, options, found, warm)
     if not return_potentials or found is None:
         return mask
@@ -265,10 +273,10 @@ def _solve(
     return mask
 
 
-def _start_potentials(
+def _checked_potentials(
     weights: NDArray[Any], pattern: Pattern, method: str, direction: str, given: NDArray[Any] | None
-) -> NDArray[Any]:
-    """Return an array for the potentials of every whole tile, with those to start from, if any."""
+) -> NDArray[np.floating[Any]] | None:
+    """Return the potentials to start from, if any are given; refuse them where there are none of the kind."""
     load_method(method, ())
     check_direction(direction)
     if method != "exact" or direction != "both":
@@ -276,20 +284,20 @@ def _start_potentials(
             f"method {method!r} with direction {direction!r} has no potentials to start from or to return; "
             "use method 'exact' and direction 'both'"
         )
-    shape = potentials_shape(weights.shape, pattern.m)
-    found = np.zeros(shape, potentials_dtype(weights.dtype))
-    if given is not None:
-        start = as_array(given, "potentials are")
-        if start.shape != shape or start.dtype.kind != "f":
-            raise ValueError(
-                f"potentials have shape {start.shape} and dtype {start.dtype}; weights of shape {weights.shape} need "
-                f"floats of shape {shape}, as return_potentials=True gives for {pattern}"
-            )
-        if not np.isfinite(start).all():
-            raise ValueError("potentials hold NaN or infinities; pass those that an earlier call returned, unchanged")
-        largest = np.finfo(found.dtype).max
-        found[...] = np.clip(start, -largest, largest)
-    return found
+    if given is None:
+        return None
+    start, shape = as_array(given, "potentials are"), potentials_shape(weights.shape, pattern.m)
+    if start.shape != shape or start.dtype.kind != "f":
+        raise ValueError(
+            f"potentials have shape {start.shape} and dtype {start.dtype}; weights of shape {weights.shape} need "
+            f"floats of shape {shape}, as return_potentials=True gives for {pattern}"
+        )
+    with np.errstate(all="ignore"):
+        # A sum is faster, but may overflow.
+        is_finite = np.isfinite(start.sum()) or np.isfinite(start).all()
+    if not is_finite:
+        raise ValueError("potentials hold NaN or infinities; pass those that an earlier call returned, unchanged")
+    return start
 
 
 def _check_block(blocks: NDArray[Any], pattern: Pattern) -> None:
