@@ -39,7 +39,7 @@ UNROUNDED, NOT_NEGATIVE = 1, 2
 TOTAL, KEPT, WRONG, CLEARANCE, LARGEST, FARTHEST = range(6)
 OUTPUTS = 6
 
-# Wider or higher tiles are judged by the functions of `plain`: machine code counts in bytes.
+# Wider or higher tiles are judged in integers: machine code counts in bytes.
 LARGEST_TILE = 128
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -82,7 +83,7 @@ def write_module(n: int, length: int, itemsize: int, exponent_bits: int, side_by
     return str(module)
 
 
-class _Writer(VectorWriter):
+class _Writer(VectorWriter, ABC):
     """Writes the function for lines of magnitudes, whose bits grow with them as integers, infinity and NaN last."""
 
     width: int
@@ -180,11 +181,13 @@ class _Writer(VectorWriter):
     first_weight: int
     first_mask: int
 
+    @abstractmethod
     def load(self, weights: ir.Value) -> None:
-        raise NotImplementedError
+        """Fill memory with the magnitudes."""
 
+    @abstractmethod
     def store(self, weights: ir.Value, masks: ir.Value, tied: bool) -> None:
-        raise NotImplementedError
+        """Store the masks of lines, of which some may tie."""
 
     def magnitudes(self, value: ir.Value) -> ir.Value:
         without_sign = (1 << (8 * self.itemsize - 1)) - 1

@@ -11,7 +11,7 @@ from masksolve._methods.exact.lanes import FULL_OF_ZEROS, Grid
 from masksolve._methods.exact.narrow.layout import KEEP_COLUMNS, KEEP_ROWS, LANES, Layout, unpack
 from masksolve._translated import inner, translated_with_vectors
 
-# Share of the first group of tiles that has to be proven for the others to be tried at all: ties hardly ever are.
+# Share of the first group of tiles that has to be proven for the others to be tried at all.
 _WORTH_TRYING = 0.5
 # Share that a pass has to prove of what is left of the first group, unless no more than so many tiles are left.
 _WORTH_REFINING = 0.25
