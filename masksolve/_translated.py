@@ -1,8 +1,8 @@
 """Kernels that are translated to machine code (`_translate`), which need no Numba: it is not even imported.
 
 With the environment variable MASKSOLVE_PLAIN_NUMBA=1 there is no machine code of our own: everything is compiled by
-Numba's public API, in every process again, and the inner loops are plain Numba (`_methods/exact/plain`), meant to
-compute the same, bit for bit. Where LLVM does not compile the machine code, that happens by itself, with a
+Numba's public API, in every process again, and the inner loops are plain Numba (`_methods/exact/plain`). Masks and
+potentials are the same, bit for bit. Where LLVM does not compile the machine code, that happens by itself, with a
 warning of the logger `masksolve`.
 """
 

@@ -643,7 +643,9 @@ class _Writer(VectorWriter):
             chosen = builder.fcmp_ordered(">", builder.fsub(value, column), level)
         ones = builder.zext(chosen, ir.VectorType(_BYTE, count * width))
         if self.clamp_rows and self.clamp_columns:
-            zeros = self.is_zero(value)
+            # Columns that there are not hold no zeros to fill up with.
+            existing = ir.Constant(ir.VectorType(_BIT, count * width), [k < cols for k in range(width)] * count)
+            zeros = builder.and_(self.is_zero(value), existing)
             for number, row in enumerate(rows):
                 place = builder.mul(builder.add(builder.mul(row, _I64(LANES)), lane), _I64(8))
                 for start, each in ((at.bits, chosen), (at.zero_bits, zeros)):
