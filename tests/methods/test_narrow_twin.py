@@ -18,7 +18,10 @@ SHAPES = [(1, 2, 2), (2, 3, 3), (3, 4, 4), (2, 5, 3), (4, 8, 8), (5, 9, 9), (3, 
 # What is kept of the potentials, and the bits by which units are finer than those of the first pass.
 STARTS = [0, KEEP_COLUMNS, KEEP_COLUMNS | KEEP_ROWS | 6]
 QUANTUM, SPREAD = 10, 200
-FIELDS = ("largest", "units", "scales", "quanta", "zeros", "proven", "bits", "zero_bits", "short", "u", "v", "entries")
+FIELDS = (
+    *("largest", "units", "scales", "quanta", "zeros", "proven", "lowest_column", "lowest_row"),
+    *("bits", "zero_bits", "short", "u", "v", "entries"),
+)
 
 
 def view_of(address: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -121,7 +124,7 @@ def test_every_function_leaves_the_same_in_memory(n: int, rows: int, cols: int, 
             steps: list[tuple[Any, ...]] = [("load" + perturbed, tiles.ctypes.data, cols, start, QUANTUM)]
             for beyond in (0, 9000):
                 steps += [("move_rows", beyond), ("move_columns", 9000)]
-            steps.append(("prove" + perturbed, tiles.ctypes.data, cols, cols))
+            steps += [("prove" + perturbed, tiles.ctypes.data, cols, cols), ("find_lowest",)]
             if at_most:
                 steps += [("fill",), *(("store_filled", lane, 0, cols) for lane in range(LANES))]
             for name, *arguments in steps:

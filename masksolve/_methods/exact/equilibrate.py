@@ -144,7 +144,7 @@ def _equilibrate_narrow(
     """Solve what 16-bit integers can solve of whole tiles (P, Q, m, m); return the others, None if there are none."""
     down, across, m, _ = tiles.shape
     n, count, at_most = margins.kept, down * across, not margins.exact_rows
-    itemsize, memory, passes = tiles.itemsize, _narrow_memory(m), schedule.passes
+    itemsize, memory = tiles.itemsize, _narrow_memory(m)
     start = found if warm else _NO_POTENTIALS[itemsize]
     (where, columns, _), queue = _narrow_queue(count, m)
     rest = schedule.given_shares, found, *queue
@@ -156,7 +156,7 @@ def _equilibrate_narrow(
         _all_tiles_given(down, across),
         start,
         memory,
-        schedule.warm_passes if warm else passes,
+        schedule.warm_passes if warm else schedule.passes,
         *rest,
         at_most,
     )
@@ -166,7 +166,7 @@ def _equilibrate_narrow(
             clamped, n, grid, start, memory, clamped_passes, *rest, left, others, untried, at_most
         )
         if left > before:
-            left = solve_exactly_again(exactly, n, grid, memory, passes, *rest, before, left)
+            left = solve_exactly_again(exactly, n, grid, memory, schedule.passes, *rest, before, left)
     if left < 0:
         raise UnusableWeightError
     if left + others == 0:
@@ -332,7 +332,7 @@ _LATER_PASSES = {
 # In both, what ties is perturbed: weights of few bits, and of fewer bits.
 _TIES = dict.fromkeys(_LATER_PASSES, Grain(finer=8, quantum=12, spread=256.0))
 _COARSE_TIES = dict.fromkeys(_LATER_PASSES, Grain(finer=8, quantum=16, spread=4096.0))
-_COARSEST, _FINEST = Grain(finer=0), Grain(finer=12)
+_COARSEST, _FINER, _FINEST = Grain(finer=0), Grain(finer=6), Grain(finer=12)
 _WARM_ROUNDS = {4: 2, 8: 3, 16: 4, 32: 6, 64: 8}
 
 
@@ -342,7 +342,7 @@ def _schedule(m: int) -> _Schedule:
     narrow_size = min(size, _LARGEST_NARROW)
     later = _LATER_PASSES[narrow_size]
     ties = _TIES[narrow_size]
-    finer = [(ties, later), (_COARSE_TIES[narrow_size], later), (_FINEST, later)]
+    finer = [(_FINER, later), (ties, later), (_COARSE_TIES[narrow_size], later), (_FINEST, later)]
     # Any fixed numbers without a pattern will do.
     shares = 0.25 + 0.749 * np.random.default_rng(7).random((m, m))
     return _Schedule(
@@ -355,7 +355,7 @@ def _schedule(m: int) -> _Schedule:
         passes=_passes((_COARSEST, _FIRST_PASS[narrow_size]), *finer),
         # Most tiles keep their mask from one step of training to the next; what proves it is there already.
         warm_passes=_passes(
-            *[(grain, later._replace(rounds=0)) for grain in (_COARSEST, ties)],
+            *[(grain, later._replace(rounds=0)) for grain in (_COARSEST, _FINER, ties)],
             (_COARSEST, later._replace(rounds=_WARM_ROUNDS[narrow_size])),
             *finer,
         ),

@@ -79,6 +79,7 @@ def write_module(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: 
         "prove": lambda write: write.prove(),
         "load_perturbed": lambda write: write.load(),
         "prove_perturbed": lambda write: write.prove(),
+        "find_lowest": lambda write: write.find_lowest(),
     }
     if clamp_rows and clamp_columns:
         writers |= {"fill": lambda write: write.fill(), "store_filled": lambda write: write.store_filled()}
@@ -670,6 +671,23 @@ class _Writer(VectorWriter):
                 each = builder.insert_element(each, threshold, _I32(number))
         wrong = builder.bitcast(self.is_wrong(kept, full, each, self.clamp_rows), ir.IntType(count))
         return _Stored(ones, builder.icmp_unsigned("!=", wrong, ir.IntType(count)(0)), lacking, clear)
+
+    def find_lowest(self) -> None:
+        at, builder = self.at, self.builder
+        everywhere = (
+            (at.columns, at.column_width, self.cols, at.lowest_column),
+            (at.rows, at.row_width, self.rows, at.lowest_row),
+        )
+
+        def find(lane: ir.Value) -> None:
+            for start, width, count, place in everywhere:
+                potentials = self.get(self.offset(start, lane, 4 * width), ir.VectorType(_FLOAT, width))
+                largest = self.constant(_FLOAT, float("inf"), width)
+                potentials = self.picked(potentials, largest, [k if k < count else width for k in range(width)])
+                lowest = self.folded(potentials, 1, self.least)
+                self.put(builder.extract_element(lowest, _I32(0)), self.offset(place, lane, 4))
+
+        self.for_each(LANES, find)
 
     def as_word(self, bits: ir.Value) -> ir.Value:
         return self.builder.zext(bits, _I64) if bits.type.width < 64 else bits

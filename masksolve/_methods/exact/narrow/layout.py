@@ -39,6 +39,8 @@ class Layout(NamedTuple):
         int32 (lanes): how many entries are zero.
     proven
         int32 (lanes): not 0 where the mask that is stored is proven.
+    lowest_column, lowest_row
+        float32 (lanes): the least of its columns' potentials, and of its rows'.
     shares
         float32 (rows, column_width): by how much each entry is perturbed, in units of the weights.
     columns, rows
@@ -68,6 +70,8 @@ class Layout(NamedTuple):
     quanta: int
     zeros: int
     proven: int
+    lowest_column: int
+    lowest_row: int
     shares: int
     columns: int
     rows: int
@@ -101,7 +105,8 @@ def layout(rows: int, cols: int) -> Layout:
         (9 * column_width + 8) * LANES,
     )
     sizes = (
-        *(8 * LANES, 8 * LANES, 4 * LANES, 4 * LANES, 4 * LANES, 4 * LANES, 4 * LANES, 4 * LANES),
+        *[8 * LANES] * 2,
+        *[4 * LANES] * 8,
         *(4 * rows * column_width, 4 * LANES * column_width, 4 * LANES * row_width),
         *(8 * LANES * rows, 8 * LANES * rows, 8 * LANES * cols, 8 * LANES, scratch),
         *(vector * row_width, vector * column_width, vector * row_width, vector * column_width, vector * 2 * row_width),
@@ -128,6 +133,8 @@ class Code(NamedTuple):
     load_perturbed, prove_perturbed
         The same for tiles that tie ("Ties" in docs/proof.md): entries that are multiples of 2**d units are perturbed by
         `shares`. `load_perturbed` takes d too, and fills `quanta` and `zeros`.
+    find_lowest
+        Fills `lowest_column` and `lowest_row`.
     fill
         Fills masks up with zeros, row after row, from columns with the most room on: `bits`, `room` and `short`.
     store_filled
@@ -140,6 +147,7 @@ class Code(NamedTuple):
     prove: int
     load_perturbed: int
     prove_perturbed: int
+    find_lowest: int
     fill: int
     store_filled: int
 
@@ -148,8 +156,18 @@ class Code(NamedTuple):
 def unpack(program: NDArray[np.int64]) -> tuple[Code, Layout]:
     """Return the code and the layout of a program."""
     return (
-        Code(program[0], program[1], program[2], program[3], program[4], program[5], program[6], program[7]),
-        layout_in(program, 8),
+        Code(
+            program[0],
+            program[1],
+            program[2],
+            program[3],
+            program[4],
+            program[5],
+            program[6],
+            program[7],
+            program[8],
+        ),
+        layout_in(program, 9),
     )
 
 
@@ -182,6 +200,8 @@ def layout_in(program: NDArray[np.int64], start: int) -> Layout:
         program[start + 22],
         program[start + 23],
         program[start + 24],
+        program[start + 25],
+        program[start + 26],
     )
 
 

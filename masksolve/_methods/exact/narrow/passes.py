@@ -13,8 +13,8 @@ from masksolve._translated import inner, translated_with_vectors
 
 # Share of the first group of tiles that has to be proven for the others to be tried at all.
 _WORTH_TRYING = 0.5
-# Share that a pass has to prove of what is left of the first group, unless no more than so many tiles are left.
-_WORTH_REFINING = 0.25
+# Share that a pass has to prove of a first group of what is left, unless no more than so many tiles are left.
+_WORTH_REFINING = 0.5
 _TOO_FEW_TO_TELL = 2
 _INFINITY = 0x7F800000
 # What a pass is part of: `solve_exactly`, `solve_as_at_most` or `solve_exactly_again`.
@@ -60,6 +60,8 @@ class _Group(NamedTuple):
     largest: NDArray[Any]
     zeros: NDArray[Any]
     proven: NDArray[Any]
+    lowest_column: NDArray[Any]
+    lowest_row: NDArray[Any]
     shares: NDArray[Any]
     columns: NDArray[Any]
     rows: NDArray[Any]
@@ -129,13 +131,12 @@ def solve_exactly(
     exactly = _Queue(where[0], columns[0], rows[0])
     as_at_most = _Queue(where[1], columns[1], rows[1])
     keeps = KEEP_COLUMNS if len(start) > 0 else 0
-    left, others, first, full_of_zeros = 0, 0, 0, 0
+    left, others, first, before = 0, 0, 0, 0
     # One group goes through all passes first: it shows whether the rest is worth trying.
     stop = min(LANES, len(tiles))
     # A bit for each pass.
     is_worth_it = -1
     while first < len(tiles):
-        before = left
         left, others = _run(code, task, group, given, first, stop, exactly, left, as_at_most, others, passes[0], keeps)
         if left < 0:
             return -1, 0, 0
@@ -143,21 +144,27 @@ def solve_exactly(
             # Any mask will do, and is found sooner without rounds.
             left = _enqueue_untried(given, stop, exactly, left)
             break
+        if first == 0 and left <= _TOO_FEW_TO_TELL and stop < len(tiles):
+            # They go on with those of other groups.
+            first, stop = stop, len(tiles)
+            continue
+        full_of_zeros, is_counted = 0, False
         for number in range(1, len(passes)):
-            unproven = left - before
-            if unproven > 0 and (first == 0 or (is_worth_it >> number) & 1):
-                both = KEEP_COLUMNS | KEEP_ROWS
-                left, others = _run(
-                    code, task, group, exactly, before, left, exactly, before, as_at_most, others, passes[number], both
-                )
+            unproven, quantum = left - before, passes[number, 1]
+            if first == 0 and unproven > (1 - _WORTH_REFINING) * stop and passes[number, 0] > 0 and quantum == 0:
+                # So many tie, as a rule.
+                is_worth_it &= ~(1 << number)
+            if unproven > 0 and (is_worth_it >> number) & 1:
+                left, others = _refine(code, task, group, exactly, before, left, as_at_most, others, passes[number])
             if first == 0:
                 gained = unproven - (left - before)
                 if unproven > _TOO_FEW_TO_TELL and gained <= _WORTH_REFINING * unproven:
                     is_worth_it &= ~(1 << number)
-                if number == 1:
+                if quantum > 0 and not is_counted:
+                    is_counted = True
                     for lane in range(unproven):
                         full_of_zeros += _is_full_of_zeros(task, group, lane)
-        first = stop
+        first, before = stop, left
         if full_of_zeros > (1 - _WORTH_TRYING) * stop:
             untried = others
             others = _enqueue_untried(given, first, as_at_most, others)
@@ -192,22 +199,19 @@ def solve_as_at_most(
     group = _group_in(memory, at)
     exactly = _Queue(where[0], columns[0], rows[0])
     queue = _Queue(where[1], columns[1], rows[1])
-    for number in range(len(passes)):
-        tried = others if number > 0 else untried
-        after = 0
-        # Those that were tried, which have potentials, and then those that were not.
-        for part in range(2):
-            keeps = KEEP_COLUMNS | KEEP_ROWS
-            if part == 1:
-                keeps = KEEP_COLUMNS if len(start) > 0 else 0
-            first = tried if part == 1 else 0
-            stop = others if part == 1 else tried
-            after, left = _run(
-                code, task, group, queue, first, stop, queue, after, exactly, left, passes[number], keeps
-            )
-            if after < 0:
-                return -1, 0
-        others = after
+    after = 0
+    # Those that were tried, which have potentials, and then those that were not.
+    for part in range(2):
+        keeps = KEEP_COLUMNS | KEEP_ROWS
+        if part == 1:
+            keeps = KEEP_COLUMNS if len(start) > 0 else 0
+        first, stop = untried if part == 1 else 0, others if part == 1 else untried
+        after, left = _run(code, task, group, queue, first, stop, queue, after, exactly, left, passes[0], keeps)
+        if after < 0:
+            return -1, 0
+    others = after
+    for number in range(1, len(passes)):
+        others, left = _refine(code, task, group, queue, 0, others, exactly, left, passes[number])
     return left, others
 
 
@@ -227,8 +231,7 @@ def solve_exactly_again(program, n, grid, memory, passes, shares, potentials, wh
     group = _group_in(memory, at)
     queue = _Queue(where[0], columns[0], rows[0])
     for number in range(len(passes)):
-        both = KEEP_COLUMNS | KEEP_ROWS
-        left, _ = _run(code, task, group, queue, first, left, queue, first, queue, 0, passes[number], both)
+        left, _ = _refine(code, task, group, queue, first, left, queue, 0, passes[number])
     count: int = left
     return count
 
@@ -243,6 +246,8 @@ def _group_in(memory, at):
         memory[at.largest : at.largest + 4 * LANES].view(np.int32),
         memory[at.zeros : at.zeros + 4 * LANES].view(np.int32),
         memory[at.proven : at.proven + 4 * LANES].view(np.int32),
+        memory[at.lowest_column : at.lowest_column + 4 * LANES].view(np.float32),
+        memory[at.lowest_row : at.lowest_row + 4 * LANES].view(np.float32),
         memory[at.shares : at.columns].view(np.float32).reshape(-1, at.column_width),
         memory[at.columns : at.columns + 4 * LANES * at.column_width].view(np.float32).reshape(LANES, -1),
         memory[at.rows : at.rows + 4 * LANES * at.row_width].view(np.float32).reshape(LANES, -1),
@@ -267,6 +272,37 @@ def _enqueue_untried(given, first, queue, number):
         queue.where[number] = given.where[k]
         for j in range(queue.columns.shape[1]):
             queue.columns[number, j] = given.columns[k, j] if len(given.columns) > 0 else 0
+        number += 1
+    return number
+
+
+@inner
+def _refine(code, task, group, queue, begin, end, other, others, schedule):
+    """Run a pass over what is left in a queue, unless it proves hardly any of a first group.
+
+    Tiles that have to be solved the other way are added to the other queue. Return how many both hold then.
+    """
+    left, first, stop = begin, begin, min(end, begin + LANES)
+    both = KEEP_COLUMNS | KEEP_ROWS
+    while first < end:
+        tried, before = stop - first, left
+        left, others = _run(code, task, group, queue, first, stop, queue, left, other, others, schedule, both)
+        first, stop = stop, end
+        if tried > _TOO_FEW_TO_TELL and left - before >= (1 - _WORTH_REFINING) * tried:
+            left = _move_up(queue, first, end, left)
+            first = end
+    return left, others
+
+
+@inner
+def _move_up(queue, first, end, number):
+    """Move tiles of a queue to a place before; return up to which it is filled then."""
+    for k in range(first, end):
+        queue.where[number] = queue.where[k]
+        for j in range(queue.columns.shape[1]):
+            queue.columns[number, j] = queue.columns[k, j]
+        for i in range(queue.rows.shape[1]):
+            queue.rows[number, i] = queue.rows[k, i]
         number += 1
     return number
 
@@ -302,6 +338,8 @@ def _run(code, task, group, source, begin, end, queue, left, other, others, sche
         call(prove, group.memory, grid.weights, grid.weights_row, grid.masks_row, grid.masks)
         if task.stage == _AT_MOST and not task.at_most:
             call(code.fill, group.memory, 0, 0, 0, 0)
+        if task.stage == _FIRST and (task.at_most or quantum > 0):
+            call(code.find_lowest, group.memory, 0, 0, 0, 0)
         unproven = 0
         for lane in range(LANES):
             unproven += int(group.proven[lane] == 0)
@@ -311,7 +349,7 @@ def _run(code, task, group, source, begin, end, queue, left, other, others, sche
             tile = source.where[first + lane]
             if group.proven[lane] == 0:
                 if task.stage == _FIRST and quantum > 0 and _is_full_of_zeros(task, group, lane):
-                    _enqueue(other, others, group, lane, tile, _shift_to_at_most(queue, group, lane))
+                    _enqueue(other, others, group, lane, tile, _shift_to_at_most(group, lane))
                     others += 1
                 else:
                     _enqueue(queue, left, group, lane, tile, np.float32(0.0))
@@ -324,9 +362,9 @@ def _run(code, task, group, source, begin, end, queue, left, other, others, sche
                     others += 1
                     continue
             elif task.at_most:
-                lowest = _least(group.columns, lane, queue.columns.shape[1])
-                if lowest + _least(group.rows, lane, queue.rows.shape[1]) < 0:
-                    _enqueue(other, others, group, lane, tile, _shift_to_at_most(queue, group, lane))
+                lowest = group.lowest_column[lane]
+                if lowest + group.lowest_row[lane] < 0:
+                    _enqueue(other, others, group, lane, tile, _shift_to_at_most(group, lane))
                     others += 1
                     continue
             # Under "at most n", potentials less the least of them are not negative, and neither are the rows' with it.
@@ -374,18 +412,9 @@ def _is_full_of_zeros(task, group, lane):
 
 
 @inner
-def _least(potentials, lane, count):
-    least = np.float32(np.inf)
-    for k in range(count):
-        least = min(least, potentials[lane, k])
-    return least
-
-
-@inner
-def _shift_to_at_most(queue, group, lane):
+def _shift_to_at_most(group, lane):
     """Return the shift of column potentials that splits what is lacking for "at most n" between rows and columns."""
-    lowest = _least(group.columns, lane, queue.columns.shape[1])
-    return np.float32(0.5) * (lowest - _least(group.rows, lane, queue.rows.shape[1]))
+    return np.float32(0.5) * (group.lowest_column[lane] - group.lowest_row[lane])
 
 
 @inner

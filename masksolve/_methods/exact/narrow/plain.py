@@ -30,7 +30,7 @@ from masksolve._methods.exact.narrow.layout import (
 from masksolve._methods.exact.plain import pick, pointer
 from masksolve._translated import inner
 
-_LOAD, _MOVE_ROWS, _MOVE_COLUMNS, _PROVE, _LOAD_PERTURBED, _PROVE_PERTURBED, _FILL, _STORE_FILLED = range(
+_LOAD, _MOVE_ROWS, _MOVE_COLUMNS, _PROVE, _LOAD_PERTURBED, _PROVE_PERTURBED, _FIND_LOWEST, _FILL, _STORE_FILLED = range(
     len(Code._fields)
 )
 
@@ -93,7 +93,11 @@ def _run(which, numbers, memory, a, b, c, d):
         _store_filled(at, shape, memory, a, c, d)
         return
     for lane in range(LANES):
-        if which == _FILL:
+        if which == _FIND_LOWEST:
+            columns, rows = _potentials(at, memory, lane)
+            _of_each_lane(memory, at.lowest_column)[lane] = columns[: shape.cols].min()
+            _of_each_lane(memory, at.lowest_row)[lane] = rows[: shape.rows].min()
+        elif which == _FILL:
             _fill(at, shape, memory, lane)
         elif which in (_LOAD, _LOAD_PERTURBED):
             _load(at, shape, memory, lane, a, b, c, d, which == _LOAD_PERTURBED)
