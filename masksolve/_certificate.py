@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,9 @@ from masksolve._floating_point import IeeeArithmetic
 from masksolve._inputs import as_mask, as_weights, check_direction, check_flag, check_values
 from masksolve._pattern import Pattern
 from masksolve._tiles import Direction, Region, grids, regions, tile_grids
+
+if TYPE_CHECKING:
+    from masksolve._judge.grid import Sums
 
 # Above this binary exponent the sums of a tile could leave float64.
 _LARGEST_EXPONENT = 960
@@ -117,10 +120,10 @@ def certify(
     with IeeeArithmetic(), np.errstate(all="ignore"):
         shift = scale_shift(array)
         try:
-            for _, found in certified_regions(array, mask_array, pattern, checked_direction, saturated, shift):
-                kept.append(float(found.kept.sum()))
-                bounds.append(float(found.upper_bound.sum()))
-                optimal &= bool(found.optimal.all())
+            for found in _certified_sums(array, mask_array, pattern, checked_direction, saturated, shift):
+                kept.append(found.kept)
+                bounds.append(found.upper_bound)
+                optimal &= found.optimal
         except UnusableWeightError:
             # One of these says which weight, or which group of the mask.
             check_values(array)
@@ -179,6 +182,22 @@ def certified_regions(
         for tiles, masks, start, into in zip(tile_parts, mask_parts, starts, results, strict=False):
             judge_grid(tiles, masks, region.margins, shift, threads, start, Verdicts(*into))
         yield region, found
+
+
+def _certified_sums(
+    weights: NDArray[Any],
+    mask: NDArray[np.bool_],
+    pattern: Pattern,
+    direction: Direction,
+    saturated: bool,
+    shift: int,
+) -> Iterator[Sums]:
+    """Judge the masks as `certified_regions` does, and sum up."""
+    from masksolve._judge.grid import sum_up
+
+    for region in regions(*weights.shape[-2:], pattern, direction, saturated):
+        for tiles, masks in zip(tile_grids(weights, region), tile_grids(mask, region), strict=True):
+            yield from sum_up(tiles, masks, region.margins, shift, None)
 
 
 def scale_shift(array: NDArray[Any]) -> int:

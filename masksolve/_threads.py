@@ -32,7 +32,7 @@ class Buffers(threading.local):
 
     def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         size, held = math.prod(shape), self.held.get(name)
-        if held is None or held.size < size:
+        if held is None or held.size < size or held.dtype != dtype:
             held = self.held[name] = np.empty(size, dtype)
         return held[:size].reshape(shape)
 

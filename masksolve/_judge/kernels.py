@@ -198,12 +198,12 @@ def line_buffers(length: int, dtype: np.dtype[Any]) -> LineBuffers:
 
 
 @translated_with_vectors
-def judge_lines(lines, masks, n, exact, shift, sums, optimal, buffers) -> bool:
+def judge_lines(lines, masks, n, exact, shift, importance, importance_kept, optimal, buffers) -> bool:
     """Judge the masks of lines (p, q, k), each by itself: it keeps the n largest, or all that is not zero.
 
-    `exact` is whether a line holds n, `sums` (2, p, q) is filled with all importance and what is kept, `optimal` (p, q)
-    with the verdicts, `buffers` is what `LineBuffers` holds. Sums are times 2**-shift. Return whether they can be
-    judged: no mask keeps more than n, and all weights are finite.
+    `exact` is whether a line holds n; `importance`, `importance_kept` and `optimal` (p, q) are filled with all
+    importance, what is kept, and the verdicts; `buffers` is what `LineBuffers` holds. Sums are times 2**-shift. Return
+    whether they can be judged: no mask keeps more than n, and all weights are finite.
     """
     down, across, length = lines.shape
     own, lowest, highest, total, kept, ones, keep, ends = buffers
@@ -230,6 +230,6 @@ def judge_lines(lines, masks, n, exact, shift, sums, optimal, buffers) -> bool:
             for lane in range(count):
                 bad += ones[lane] > n
                 is_best = lowest[lane] >= highest[lane] if ones[lane] == n else not exact and highest[lane] <= 0
-                sums[0, p, first + lane], sums[1, p, first + lane] = total[lane], kept[lane]
+                importance[p, first + lane], importance_kept[p, first + lane] = total[lane], kept[lane]
                 optimal[p, first + lane] = is_best
     return bad == 0
