@@ -35,7 +35,7 @@ _CONSTANTS = {
     "masksolve._methods.exact.perturbed": ("_COARSE_GRID", "_ZERO_DELTA", "_REFINE"),
     "masksolve._methods.exact": (
         *("_WEIGHTS_IN_PLACE", "_WEIGHTS_IN_LINES", "_WEIGHTS_IN_LARGE_TILES", "_BYTES_CONVERTED"),
-        "_WEIGHTS_ONE_BY_ONE",
+        *("_WEIGHTS_ONE_BY_ONE", "_FEW_WEIGHTS"),
     ),
     "masksolve._threads": ("_CHUNK_WEIGHTS",),
     "masksolve.torch._solver.batched": ("_CHUNK_ON_CPU", "_CHUNK_ELSEWHERE"),

@@ -9,6 +9,7 @@ warning of the logger `masksolve`.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import inspect
 import logging
@@ -122,6 +123,10 @@ class _Kernel:
         self._compiled: dict[tuple[int, ...], tuple[Any, struct.Struct, Any, Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
+        return self.prepared(*arguments)()
+
+    def prepared(self, *arguments: Any) -> Callable[[], Any]:
+        """Return a call with these arguments."""
         numbers: list[float] = []
         kinds = []
         for argument in arguments:
@@ -138,11 +143,19 @@ class _Kernel:
         run, layout, block_type, _ = compiled
         block = block_type()
         layout.pack_into(block, 0, *numbers)
-        run(block)
-        found = self._results.unpack_from(block, layout.size)
-        if len(found) == 1:
-            return self._returned[0](found[0])
-        return tuple([kind(number) for kind, number in zip(self._returned, found, strict=True)]) or None
+        returned, unpack, size = self._returned, self._results.unpack_from, layout.size
+        are_integers = len(returned) > 1 and set(returned) == {int}
+
+        def call() -> Any:
+            run(block)
+            found = unpack(block, size)
+            if are_integers:
+                return found
+            if len(found) == 1:
+                return returned[0](found[0])
+            return tuple([kind(number) for kind, number in zip(returned, found, strict=True)]) or None
+
+        return call
 
     def _compile(self, signature: tuple[int, ...], numbers: Sequence[float]) -> tuple[Any, struct.Struct, Any, Any]:
         with lock:
@@ -175,6 +188,16 @@ class Constant:
         self.array = array
         self.numbers: list[float] = []
         self.kind = _take(array, self.numbers)
+
+
+def prepared(kernel: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """Return a call of a kernel with arguments that are looked at once: arrays have to stay where they are."""
+    if not isinstance(kernel, _Kernel):
+        return functools.partial(kernel, *arguments)
+    call = kernel.prepared(*arguments)
+    # It has the arrays' addresses alone.
+    call.arguments = arguments  # type: ignore[attr-defined]
+    return call
 
 
 def constant(array: NDArray[Any]) -> Any:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 import masksolve as ms
+from masksolve._methods import exact
 from masksolve._methods.exact import halves
 from masksolve._tiles import Direction
 from tests.extras import dtype_of
@@ -21,6 +22,11 @@ ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "stack last": lambda array: np.moveaxis(np.moveaxis(array, 0, -1).copy(), -1, 0),
 }
 SOLVED = [(n, m) for n, m in PATTERNS if n < m]
+
+
+@pytest.fixture(autouse=True)
+def weights_are_not_too_few_to_be_solved_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "_FEW_WEIGHTS", 0)
 
 
 @pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])

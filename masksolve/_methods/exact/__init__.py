@@ -11,6 +11,7 @@ tie. Where only rows or only columns can be overfull, each line keeps its larges
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from masksolve._errors import UnusableWeightError
 from masksolve._inputs import potentials_dtype
 from masksolve._methods.exact import halves
 from masksolve._methods.exact.augment import new_memory, solve_tiles
-from masksolve._methods.exact.equilibrate import equilibrate_tiles
+from masksolve._methods.exact.equilibrate import LARGEST_NARROW, FewTiles, equilibrate_tiles
 from masksolve._methods.exact.lanes import Tiles
 from masksolve._methods.exact.lines import choose_largest, takes
 from masksolve._threads import Buffers, Piece, importance_of, pieces_of, refuse_large_integers, run_pieces
@@ -39,6 +40,9 @@ _WEIGHTS_IN_LINES = 1 << 19
 # Fewer large tiles than these are too few for slow ones to be deferred.
 _WEIGHTS_IN_LARGE_TILES = 1 << 20
 _BYTES_CONVERTED = 1 << 20
+# So few are copied, and calls for as many shapes and patterns are kept.
+_FEW_WEIGHTS = 1 << 12
+_CALLS_HELD = 16
 _WEIGHTS_ONE_BY_ONE = 1 << 13
 # Smaller tiles that are solved one at a time are solved sooner than potentials are found to start from.
 _LARGEST_FROM_ZERO = 64
@@ -60,7 +64,9 @@ def solve(
     `potentials` (P, Q, c) is filled with column potentials; where `warm`, it holds those to start from.
     """
     rows, cols = tiles.shape[2:]
-    if 0 < min(rows, cols) <= margins.kept:
+    if tiles.size <= _FEW_WEIGHTS and potentials is None and _is_simple(rows, cols, margins):
+        _solve_few(tiles, masks, margins)
+    elif 0 < min(rows, cols) <= margins.kept:
         _choose_in_lines(tiles, masks, margins.kept, threads, potentials)
     elif not _is_equilibrated(tiles.shape, margins):
 
@@ -79,6 +85,40 @@ def solve(
 
 def _is_equilibrated(shape: tuple[int, ...], margins: Margins) -> bool:
     return 0 < margins.kept < min(shape[2:]) and _group(shape, margins) <= _LARGEST_EQUILIBRATED
+
+
+def _is_simple(rows: int, cols: int, margins: Margins) -> bool:
+    return rows == cols == (margins.group or rows) and 0 < margins.kept < rows <= LARGEST_NARROW
+
+
+class _FewTiles(threading.local):
+    """What each thread keeps of calls for few weights, which are made in loops."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[Any, ...], FewTiles] = {}
+
+    def of(self, shape: tuple[int, ...], dtype: np.dtype[Any], margins: Margins) -> FewTiles:
+        key = shape, dtype.itemsize, margins.kept, margins.exact_rows
+        found = self.held.get(key)
+        if found is None:
+            if len(self.held) >= _CALLS_HELD:
+                self.held.clear()
+            found = self.held[key] = FewTiles(shape, dtype, margins)
+        return found
+
+
+_few_tiles = _FewTiles()
+
+
+def _solve_few(tiles: NDArray[Any], masks: NDArray[np.bool_], margins: Margins) -> None:
+    refuse_large_integers(tiles)
+    few = _few_tiles.of(tiles.shape, potentials_dtype(tiles.dtype), margins)
+    # To copy them takes less time than to look where they are.
+    few.tiles[...] = tiles
+    remaining = few.solve()
+    masks[...] = few.masks
+    if remaining is not None:
+        _solve_remaining(remaining, tiles, masks, margins, None)
 
 
 def _group(shape: tuple[int, ...], margins: Margins) -> int:

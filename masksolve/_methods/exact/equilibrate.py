@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ from masksolve._methods.exact.narrow.passes import (
 from masksolve._methods.exact.perturbed import PerturbedRounds, equilibrate_perturbed
 from masksolve._methods.exact.strict import Relaxations, Rounds, equilibrate_strict
 from masksolve._tiles import Margins
-from masksolve._translated import constant
+from masksolve._translated import constant, prepared
 
 
 def equilibrate_tiles(
@@ -63,24 +64,131 @@ def equilibrate_tiles(
     UnusableWeightError
         If a weight is not finite.
     """
-    down, across, m, _ = tiles.shape
-    n, itemsize, exact = margins.kept, tiles.itemsize, (margins.exact_rows, margins.exact_columns)
-    nothing = _NO_POTENTIALS[itemsize]
-    found = nothing if potentials is None else potentials
-    strides = (tiles.strides[0] // itemsize, tiles.strides[1] // itemsize, tiles.strides[2] // itemsize)
-    # Numbers for kernels go as plain tuples: Numba takes four times as long over the type of a named one.
-    grid = (_address(tiles), *strides, _address(masks), *masks.strides[:3], across, *shape)
-    schedule = _schedule(m)
-    if shape == (m, m) and m <= _LARGEST_NARROW:
-        queue: _Queue | None = _equilibrate_narrow(tiles, grid, margins, schedule, found, warm)
+    m, itemsize = tiles.shape[3], tiles.itemsize
+    found = _NO_POTENTIALS[itemsize] if potentials is None else potentials
+    grid = _grid(tiles, masks, shape)
+    if shape == (m, m) and m <= LARGEST_NARROW:
+        queue = _NarrowCall(tiles, grid, margins, found, warm).solve()
     else:
         # Partial tiles are few, and of three shapes, each of which would have to be compiled.
-        stage = AS_AT_MOST if shape != (m, m) and not any(exact) else AS_EXACTLY
-        queue = _Queue(_all_tiles(down, across), found if warm else None, np.full(down * across, stage, np.int8), warm)
-    if queue is None:
-        return None
+        is_free = not (margins.exact_rows or margins.exact_columns)
+        stage = AS_AT_MOST if shape != (m, m) and is_free else AS_EXACTLY
+        where = _all_tiles(*tiles.shape[:2])
+        queue = _Queue(where, found if warm else None, np.full(len(where), stage, np.int8), warm)
+    return None if queue is None else _equilibrate_queue(queue, m, tiles.dtype, grid, margins, found)
+
+
+class FewTiles:
+    """A few whole tiles, m <= `LARGEST_NARROW`, to be filled in and solved again and again.
+
+    `tiles` (P, Q, m, m) and `masks` lie in memory as those of a matrix do.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], margins: Margins) -> None:
+        down, across, m, _ = shape
+        self.tiles, self.masks = (
+            np.zeros((down, m, across, m), kind).swapaxes(1, 2) for kind in (dtype, np.dtype(np.bool_))
+        )
+        self._margins, self._nothing = margins, _NO_POTENTIALS[dtype.itemsize]
+        self._grid = _grid(self.tiles, self.masks, (m, m))
+        self._narrow = _NarrowCall(self.tiles, self._grid, margins, self._nothing, False)
+        self._narrow.prepare()
+
+    def solve(self) -> Tiles | None:
+        """Do as `equilibrate_tiles`."""
+        queue = self._narrow.solve()
+        if queue is None:
+            return None
+        m, dtype = self.tiles.shape[3], self.tiles.dtype
+        return _equilibrate_queue(queue, m, dtype, self._grid, self._margins, self._nothing)
+
+
+def _grid(tiles: NDArray[Any], masks: NDArray[np.bool_], shape: tuple[int, int]) -> tuple[int, ...]:
+    """Return what `Grid` holds, as a plain tuple: Numba takes four times as long over the type of a named one."""
+    itemsize, (down, across, row, _) = tiles.itemsize, tiles.strides
+    strides = down // itemsize, across // itemsize, row // itemsize
+    return (_address(tiles), *strides, _address(masks), *masks.strides[:3], tiles.shape[1], *shape)
+
+
+class _Queue(NamedTuple):
+    """Tiles that are not solved yet: where they are, column potentials to start from or None, and their stages.
+
+    `tried` says whether the potentials are nearly optimal.
+    """
+
+    where: NDArray[np.int64]
+    potentials: NDArray[Any] | None
+    stages: NDArray[np.int8]
+    tried: bool
+
+
+class _NarrowCall:
+    """The passes in 16-bit integers over whole tiles (P, Q, m, m)."""
+
+    def __init__(
+        self, tiles: NDArray[Any], grid: tuple[int, ...], margins: Margins, found: NDArray[Any], warm: bool
+    ) -> None:
+        down, across, m, _ = tiles.shape
+        n, itemsize, schedule, memory = margins.kept, tiles.itemsize, _schedule(m), _narrow_memory(m)
+        start = found if warm else _NO_POTENTIALS[itemsize]
+        (self._where, self._columns, _), queue = _narrow_queue(down * across, m)
+        self._n, self._m, self._itemsize, self._schedule, self._warm = n, m, itemsize, schedule, warm
+        self._count, self._at_most = down * across, not margins.exact_rows
+        self._rest = schedule.given_shares, found, *queue
+        self._given = grid, start, memory
+        self._program = _narrow_program(n, m, False, itemsize)
+        passes = schedule.warm_passes if warm else schedule.passes
+        tiles_given = _all_tiles_given(down, across)
+        self._arguments = self._program, n, grid, tiles_given, start, memory, passes, *self._rest, self._at_most
+        self._solve_exactly: Callable[[], Any] | None = None
+
+    def prepare(self) -> None:
+        """Have arguments looked at once, for many calls: they must stay where they are."""
+        self._solve_exactly = prepared(solve_exactly, *self._arguments)
+
+    def solve(self) -> _Queue | None:
+        """Solve what can be solved; return the other tiles, None if there are none."""
+        call = self._solve_exactly
+        left, others, untried = solve_exactly(*self._arguments) if call is None else call()
+        if left == others == 0:
+            return None
+        n, (grid, start, memory) = self._n, self._given
+        if others > 0:
+            before, clamped = left, _narrow_program(n, self._m, True, self._itemsize)
+            passes = self._schedule.clamped_passes
+            left, others = solve_as_at_most(
+                clamped, n, grid, start, memory, passes, *self._rest, left, others, untried, self._at_most
+            )
+            if left > before:
+                passes = self._schedule.passes
+                left = solve_exactly_again(self._program, n, grid, memory, passes, *self._rest, before, left)
+        if left < 0:
+            raise UnusableWeightError
+        if left + others == 0:
+            return None
+        # Of what few tiles are left where most are proven, nearly all tie.
+        tried = 2 * (left + others) < self._count
+        stages = np.full(left + others, TIES_EXACTLY if tried else AS_EXACTLY, np.int8)
+        stages[left:] = AS_AT_MOST
+        potentials = np.concatenate([self._columns[0, :left], self._columns[1, :others]])
+        # Those of weights near the ends of float32 may lie beyond it.
+        potentials[~np.isfinite(potentials)] = 0
+        where = np.concatenate([self._where[0, :left], self._where[1, :others]])
+        return _Queue(where, potentials, stages, self._warm or tried)
+
+
+def _equilibrate_queue(
+    queue: _Queue, m: int, dtype: np.dtype[Any], grid: tuple[int, ...], margins: Margins, found: NDArray[Any]
+) -> Tiles | None:
+    """Solve tiles in their own dtype, and in float64; return those that remain, or None."""
+    n, itemsize, exact, schedule = (
+        margins.kept,
+        dtype.itemsize,
+        (margins.exact_rows, margins.exact_columns),
+        _schedule(m),
+    )
     count = len(queue.where)
-    remaining, start, stages = np.empty((2, count), np.int64), np.zeros((2, count, m), tiles.dtype), queue.stages
+    remaining, start, stages = np.empty((2, count), np.int64), np.zeros((2, count, m), dtype), queue.stages
     remaining[0] = queue.where
     if queue.potentials is not None:
         start[0] = queue.potentials
@@ -119,66 +227,6 @@ def equilibrate_tiles(
             *exact,
         )
     return Tiles(remaining[0, :count], start[0, :count], stages[:count]) if count > 0 else None
-
-
-class _Queue(NamedTuple):
-    """Tiles that are not solved yet: where they are, column potentials to start from or None, and their stages.
-
-    `tried` says whether the potentials are nearly optimal.
-    """
-
-    where: NDArray[np.int64]
-    potentials: NDArray[Any] | None
-    stages: NDArray[np.int8]
-    tried: bool
-
-
-def _equilibrate_narrow(
-    tiles: NDArray[Any],
-    grid: tuple[int, ...],
-    margins: Margins,
-    schedule: _Schedule,
-    found: NDArray[Any],
-    warm: bool,
-) -> _Queue | None:
-    """Solve what 16-bit integers can solve of whole tiles (P, Q, m, m); return the others, None if there are none."""
-    down, across, m, _ = tiles.shape
-    n, count, at_most = margins.kept, down * across, not margins.exact_rows
-    itemsize, memory = tiles.itemsize, _narrow_memory(m)
-    start = found if warm else _NO_POTENTIALS[itemsize]
-    (where, columns, _), queue = _narrow_queue(count, m)
-    rest = schedule.given_shares, found, *queue
-    exactly = _narrow_program(n, m, False, itemsize)
-    left, others, untried = solve_exactly(
-        exactly,
-        n,
-        grid,
-        _all_tiles_given(down, across),
-        start,
-        memory,
-        schedule.warm_passes if warm else schedule.passes,
-        *rest,
-        at_most,
-    )
-    if others > 0:
-        before, clamped, clamped_passes = left, _narrow_program(n, m, True, itemsize), schedule.clamped_passes
-        left, others = solve_as_at_most(
-            clamped, n, grid, start, memory, clamped_passes, *rest, left, others, untried, at_most
-        )
-        if left > before:
-            left = solve_exactly_again(exactly, n, grid, memory, schedule.passes, *rest, before, left)
-    if left < 0:
-        raise UnusableWeightError
-    if left + others == 0:
-        return None
-    # Of what few tiles are left where most are proven, nearly all tie.
-    tried = 2 * (left + others) < count
-    stages = np.full(left + others, TIES_EXACTLY if tried else AS_EXACTLY, np.int8)
-    stages[left:] = AS_AT_MOST
-    potentials = np.concatenate([columns[0, :left], columns[1, :others]])
-    # Those of weights near the ends of float32 may lie beyond it.
-    potentials[~np.isfinite(potentials)] = 0
-    return _Queue(np.concatenate([where[0, :left], where[1, :others]]), potentials, stages, warm or tried)
 
 
 @functools.cache
@@ -284,7 +332,7 @@ class _Schedule:
 
 
 # For larger tiles the selection networks take too long to compile in two widths.
-_LARGEST_NARROW = 64
+LARGEST_NARROW = 64
 
 # By the largest m that they are for. Measured on Gaussian tiles (`python -m benchmarks.tune`): larger ones need more
 # rounds, and to go further beyond the middle, at first less so.
@@ -339,7 +387,7 @@ _WARM_ROUNDS = {4: 2, 8: 3, 16: 4, 32: 6, 64: 8}
 @functools.cache
 def _schedule(m: int) -> _Schedule:
     size = next(largest for largest in _ROUNDS if m <= largest)
-    narrow_size = min(size, _LARGEST_NARROW)
+    narrow_size = min(size, LARGEST_NARROW)
     later = _LATER_PASSES[narrow_size]
     ties = _TIES[narrow_size]
     finer = [(_FINER, later), (ties, later), (_COARSE_TIES[narrow_size], later), (_FINEST, later)]
