@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import masksolve as ms
 from masksolve.torch import AdaPruneReport, Conversion, adaprune
 from masksolve.torch._adaprune.calibration import Moments
+from masksolve.torch._adaprune.curvature import Curvature
 from masksolve.torch._adaprune.input_pool import InputPool
-from masksolve.torch._adaprune.least_squares import damped, least_squares
+from masksolve.torch._adaprune.least_squares import least_squares
 
 ALONE: dict[str, Any] = {"keep_first_last": False}
 
@@ -458,8 +459,8 @@ def test_least_squares_are_as_exact_as_float64_for_inputs_of_any_size_and_condit
     mask = torch.rand(1, 12, 48, generator=generator) < torch.linspace(0, 1, 12).unsqueeze(1)
     x = torch.randn(48, 30, generator=generator, dtype=torch.float64) * torch.logspace(0, -4, 48).double().unsqueeze(1)
     gram = (x @ x.mT * size**2).unsqueeze(0)
-    found = least_squares(weight, mask, gram, damping)
-    system = damped(gram, damping)[0]
+    curvature = Curvature(gram, damping)
+    found, system = least_squares(weight, mask, curvature), curvature.system[0]
     for row in range(12):
         kept = mask[0, row]
         right = (torch.where(kept, 0.0, weight[0, row]) @ gram[0])[kept]
@@ -494,10 +495,10 @@ def test_any_number_of_threads_finds_the_same_and_torch_keeps_its_own() -> None:
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(least_squares(weight, mask, x.mT @ x, 1e-2))
+            found.append(least_squares(weight, mask, Curvature(x.mT @ x, 1e-2)))
             assert torch.get_num_threads() == threads
             with pytest.raises(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
-                least_squares(weight, mask, -(x.mT @ x), 1e-2)
+                least_squares(weight, mask, Curvature(-(x.mT @ x), 1e-2))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

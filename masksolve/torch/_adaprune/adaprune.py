@@ -20,7 +20,7 @@ from masksolve._tiles import Direction
 from masksolve.torch._adaprune.batch_norm import Statistics, called_after, follow, running_batch_norms
 from masksolve.torch._adaprune.calibration import Calibration, Moments, Trace
 from masksolve.torch._adaprune.input_pool import InputPool
-from masksolve.torch._adaprune.layer import SOLVERS, LayerInputs, LayerOptions, Solver, repair_layer
+from masksolve.torch._adaprune.layer import SOLVERS, GroupInputs, LayerInputs, LayerOptions, Solver, repair_layer
 from masksolve.torch._adaprune.progress import progress_bar
 from masksolve.torch._adaprune.records import AdaPruneReport
 from masksolve.torch._adaprune.scores import SCORES, Score
@@ -84,7 +84,7 @@ def adaprune(
         The masks of some weights, True = kept, in place of those that keep the most importance; the other weights are
         skipped.
     solver : {"lstsq", "adam", "absorb", "none"}
-        "lstsq": the closed form, exact. "adam": the paper's, on cached inputs, after "absorb". "absorb": the mean of
+        "lstsq": least squares, see Notes. "adam": the paper's, on cached inputs, after "absorb". "absorb": the mean of
         the weights that a group loses is added to those that it keeps. "none": the mask alone.
     include, exclude : str or sequence of str, optional
         Globs of parameter names, as for `Sparsifier`.
@@ -131,8 +131,10 @@ def adaprune(
     -----
     Source: Hubara et al. 2021 (arXiv 2102.08124), AdaPrune; its solver is "adam", with 1000 iterations on 50 cached
     activations, learning rates 1e-3 and 1e-2. Here an activation is a row of a Linear's input, an image of a
-    convolution's. "lstsq" solves the normal equations of every output on its kept inputs, in float64. It needs
-    outputs x (kept inputs)³ / 3 operations per layer.
+    convolution's. "lstsq" solves the normal equations of every output on its kept inputs. Of narrow layers in closed
+    form, in float64; of wide ones, where that would take outputs x (kept inputs)³ / 3 operations, by conjugate
+    gradients of all outputs at once, about 100 x outputs x inputs²: the error, damping included, is then within a
+    millionth of the least, with a proof for each output.
 
     Examples
     --------
@@ -270,8 +272,9 @@ def _repair(
         for groups in rounds:
             with _inputs(runs, trace, _owners(groups), options) as seen:
                 for group in groups:
+                    inputs = GroupInputs([seen[owner] for owner in group[0].owners], options.damping)
                     for task in group:
-                        repair = repair_layer(task, [seen[owner] for owner in group[0].owners], options)
+                        repair = repair_layer(task, inputs, options)
                         record = repair.record
                         _logger.info(
                             "%s: error %.3g, repaired %.3g", task.name, record.error_before, record.error_after

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from masksolve._tiles import Direction
 from masksolve.odds import group_odds, share_of_groups, share_of_tiles, tile_odds
 from masksolve.torch._adaprune.calibration import Moments
+from masksolve.torch._adaprune.curvature import Curvature
 from masksolve.torch._adaprune.input_pool import InputPool
 from masksolve.torch._adaprune.least_squares import absorb, adam, least_squares, output_energy
 from masksolve.torch._adaprune.records import Conversion, PrunedLayer
@@ -52,6 +54,24 @@ class LayerInputs:
     pool: InputPool | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class GroupInputs:
+    """What the tasks of a group share: the inputs of the modules that own each of their weights, and H."""
+
+    seen: Sequence[LayerInputs]
+    damping: float
+
+    @cached_property
+    def curvature(self) -> Curvature:
+        """H = X Xᵀ."""
+        return Curvature(torch.stack([each.moments.gram() for each in self.seen]).sum(0), self.damping)
+
+    @cached_property
+    def about_mean(self) -> Curvature:
+        """H about the mean of the inputs of each module."""
+        return Curvature(torch.stack([each.moments.centred() for each in self.seen]).sum(0), self.damping)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerRepair:
     """New values for a task's parameters, in its order, and the record."""
@@ -60,14 +80,14 @@ class LayerRepair:
     record: PrunedLayer
 
 
-def repair_layer(task: Task, seen: Sequence[LayerInputs], options: LayerOptions) -> LayerRepair:
+def repair_layer(task: Task, inputs: GroupInputs, options: LayerOptions) -> LayerRepair:
     """Find the mask of one weight and the values that go with it. Changes nothing.
 
     Parameters
     ----------
     task : Task
-    seen : sequence of LayerInputs
-        One for each owner of the weight.
+    inputs : GroupInputs
+        Those of its owners, in their order.
     options : LayerOptions
 
     Raises
@@ -76,7 +96,7 @@ def repair_layer(task: Task, seen: Sequence[LayerInputs], options: LayerOptions)
         If X Xᵀ is not positive definite with this damping, or no mask is found.
     """
     try:
-        return _mask_and_repair(_layer_of(task, seen, options), options)
+        return _mask_and_repair(_layer_of(task, inputs, options), options)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ValueError(
             f"parameter {task.name!r}: in float64 its inputs have no positive definite X Xᵀ with "
@@ -88,20 +108,19 @@ def repair_layer(task: Task, seen: Sequence[LayerInputs], options: LayerOptions)
 def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
     start = time.perf_counter()
     mask, scores = _first_mask(layer, options)
-    before = _error(layer, layer.dense * mask, layer.gram)
-    weight = _repaired(layer, mask, options)
-    after = _error(layer, weight, layer.free_gram)
+    before = _error(layer, torch.where(mask, layer.dense, 0.0), layer.inputs.curvature)
+    weight, after = _repaired(layer, mask, options, None if layer.corrects else before)
     errors: list[float] = []
     while len(errors) < options.alternations:
-        moved = one_step(layer.rows, _as_rows(layer, weight), layer.free_gram)
+        moved = one_step(layer.rows, _as_rows(layer, weight), layer.curvature.gram)
         again = _solved(layer, _scores(layer, moved, options), options)
         if torch.equal(again, mask):
             break
-        other = _repaired(layer, again, options)
-        errors.append(_error(layer, other, layer.free_gram))
-        if errors[-1] >= after:
+        other, error = _repaired(layer, again, options)
+        errors.append(error)
+        if error >= after:
             break
-        mask, weight, after = again, other, errors[-1]
+        mask, weight, after = again, other, error
     record = PrunedLayer(
         name=layer.task.name,
         shape=tuple(layer.dense.shape),
@@ -120,35 +139,30 @@ def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
 class _Layer:
     """One weight as matrices (groups, outputs, inputs), float64, and the terms of the objective.
 
-    `gram` is X Xᵀ; `free_gram` the same about the mean where a bias is free to take that up (`corrects`); `energy` is
-    ‖W X‖².
+    `curvature` is about the mean where a bias is free to take that up (`corrects`); `energy` is ‖W X‖².
     """
 
     task: Task
-    seen: Sequence[LayerInputs]
+    inputs: GroupInputs
     dense: Tensor
     rows: Tensor
-    gram: Tensor
-    free_gram: Tensor
+    curvature: Curvature
     corrects: bool
     energy: float
 
 
-def _layer_of(task: Task, seen: Sequence[LayerInputs], options: LayerOptions) -> _Layer:
+def _layer_of(task: Task, inputs: GroupInputs, options: LayerOptions) -> _Layer:
     dense = task.weight.detach()
     rows: Tensor = dense.double().unflatten(0, (task.site.layout.groups, -1)).flatten(2)
     corrects = options.correct_bias and len(task.biases) > 0
-    gram = torch.stack([each.moments.gram() for each in seen]).sum(0)
-    free_gram = torch.stack([each.moments.centred() for each in seen]).sum(0) if corrects else gram
     return _Layer(
         task=task,
-        seen=seen,
+        inputs=inputs,
         dense=dense,
         rows=rows,
-        gram=gram,
-        free_gram=free_gram,
+        curvature=inputs.about_mean if corrects else inputs.curvature,
         corrects=corrects,
-        energy=output_energy(rows, gram),
+        energy=output_energy(rows, inputs.curvature.gram),
     )
 
 
@@ -180,8 +194,8 @@ def _scores(layer: _Layer, rows: Tensor, options: LayerOptions) -> Tensor:
     if callable(options.importance):
         name, weight = layer.task.name, layer.task.weight
         return checked_scores(options.importance(name, weight), name, weight)
-    norms = layer.gram.diagonal(dim1=1, dim2=2).sqrt()
-    return _from_rows(layer, scores_of(options.importance, rows, norms, layer.free_gram, options.damping))
+    norms = layer.inputs.curvature.gram.diagonal(dim1=1, dim2=2).sqrt()
+    return _from_rows(layer, scores_of(options.importance, rows, norms, layer.curvature))
 
 
 def _solved(layer: _Layer, scores: Tensor, options: LayerOptions) -> Tensor:
@@ -203,20 +217,27 @@ def _solved(layer: _Layer, scores: Tensor, options: LayerOptions) -> Tensor:
     return mask & (layer.dense != 0) if options.respect_zeros else mask
 
 
-def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
-    """Return the repaired weight under a mask, in its own dtype."""
+def _repaired(
+    layer: _Layer, mask: Tensor, options: LayerOptions, unrepaired: float | None = None
+) -> tuple[Tensor, float]:
+    """Return the repaired weight under a mask, in its own dtype, and its error.
+
+    `unrepaired` is the error of the mask alone, if it is known.
+    """
     layout, dense = layer.task.site.layout, layer.dense
     alone = torch.where(mask, dense, 0.0)
+    if unrepaired is None:
+        unrepaired = _error(layer, alone, layer.curvature)
     # A pruned router may send no input to a layer that the dense one used.
-    if options.solver == "none" or not any(each.moments.count for each in layer.seen):
-        return alone
+    if options.solver == "none" or not any(each.moments.count for each in layer.inputs.seen):
+        return alone, unrepaired
     if options.solver == "lstsq":
-        rows = least_squares(layer.rows, _as_rows(layer, mask).bool(), layer.free_gram, options.damping)
+        rows = least_squares(layer.rows, _as_rows(layer, mask).bool(), layer.curvature)
         found = _from_rows(layer, rows)
     else:
         found = layout.weight(absorb(layout.matrices(dense), layout.matrices(mask), layer.task.pattern.m))
         if options.solver == "adam":
-            pools = [(owner, each.pool) for owner, each in zip(layer.task.owners, layer.seen, strict=True)]
+            pools = [(owner, each.pool) for owner, each in zip(layer.task.owners, layer.inputs.seen, strict=True)]
             # Adam needs gradients even if the caller has switched them off.
             with torch.inference_mode(False):
                 found = adam(
@@ -229,12 +250,14 @@ def _repaired(layer: _Layer, mask: Tensor, options: LayerOptions) -> Tensor:
                 )
     found = torch.where(mask, found.to(dense.dtype), 0.0)
     # Rounding, overflow or steps of Adam that lead away must not make it worse than no repair.
-    no_worse = _error(layer, found, layer.free_gram) <= _error(layer, alone, layer.free_gram)
-    return found if no_worse or options.solver == "absorb" else alone
+    error = _error(layer, found, layer.curvature)
+    if error <= unrepaired or options.solver == "absorb":
+        return found, error
+    return alone, unrepaired
 
 
-def _error(layer: _Layer, weight: Tensor, gram: Tensor) -> float:
-    error = output_energy(layer.rows - _as_rows(layer, weight), gram)
+def _error(layer: _Layer, weight: Tensor, curvature: Curvature) -> float:
+    error = output_energy(layer.rows - _as_rows(layer, weight), curvature.gram)
     return error / layer.energy if layer.energy > 0 else math.inf if error > 0 else 0.0
 
 
@@ -243,7 +266,7 @@ def _biases(layer: _Layer, weight: Tensor) -> list[Tensor]:
     if not layer.corrects:
         return []
     lost = layer.rows - _as_rows(layer, weight)
-    shifts = [(lost @ each.moments.mean().unsqueeze(2)).flatten() for each in layer.seen]
+    shifts = [(lost @ each.moments.mean().unsqueeze(2)).flatten() for each in layer.inputs.seen]
     return [
         (bias.detach().double() + shift).to(bias.dtype) for bias, shift in zip(layer.task.biases, shifts, strict=True)
     ]

@@ -7,13 +7,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from masksolve.torch._adaprune.least_squares import damped
+from masksolve.torch._adaprune.curvature import Curvature
 
 Score = Literal["magnitude", "wanda", "hessian"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
 
-def scores_of(score: Score, weight: Tensor, norms: Tensor, gram: Tensor, damping: float) -> Tensor:
+def scores_of(score: Score, weight: Tensor, norms: Tensor, curvature: Curvature) -> Tensor:
     """Return the importance of weights (groups, outputs, inputs).
 
     Parameters
@@ -25,16 +25,14 @@ def scores_of(score: Score, weight: Tensor, norms: Tensor, gram: Tensor, damping
     weight : Tensor of float64, shape (groups, outputs, inputs)
     norms : Tensor of float64, shape (groups, inputs)
         The norm of each input over the calibration data.
-    gram : Tensor of float64, shape (groups, inputs, inputs)
-        H; damped before it is inverted.
-    damping : float
+    curvature : Curvature
+        H, damped before it is inverted.
     """
     if score == "magnitude":
         return weight.abs()
     if score == "wanda":
         return weight.abs() * norms.unsqueeze(1)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram, damping)))
-    return weight.square() / inverse.diagonal(dim1=1, dim2=2).unsqueeze(1)
+    return weight.square() / curvature.inverse.diagonal(dim1=1, dim2=2).unsqueeze(1)
 
 
 def one_step(weight: Tensor, repaired: Tensor, gram: Tensor) -> Tensor:
