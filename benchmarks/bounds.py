@@ -20,6 +20,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.environment import header, pin_threads
 from benchmarks.marks import write_between_marks
 
@@ -206,7 +209,7 @@ def _replaced(calls: Counter[tuple[int, str]]) -> dict[str, Any]:
 
 def _replaced_narrow(calls: Counter[tuple[int, str]], prefix: str) -> dict[str, Any]:
     """Return the same for 16-bit integers."""
-    from masksolve._methods.exact.narrow.layout import Code, Layout
+    from masksolve._methods.exact.narrow.layout import LANES, Code, Layout
 
     names: dict[int, str] = {}
 
@@ -220,7 +223,16 @@ def _replaced_narrow(calls: Counter[tuple[int, str]], prefix: str) -> dict[str, 
         calls[2, names[address]] += 1
         _NARROW_FUNCTION(address)(memory.ctypes.data, int(a), int(b), int(c), int(d))
 
-    return {"unpack": unpack, "call": call}
+    def lanes(address: int, kind: Any) -> NDArray[Any]:
+        return np.frombuffer((ctypes.c_char * (LANES * np.dtype(kind).itemsize)).from_address(address), kind)
+
+    def fill_lanes(address: int, first: int, step: int) -> None:
+        lanes(address, np.int64)[:] = int(first) + int(step) * np.arange(LANES)
+
+    def count_at_least(address: int, least: int) -> int:
+        return int((lanes(address, np.int32) >= least).sum())
+
+    return {"unpack": unpack, "call": call, "fill_lanes": fill_lanes, "count_at_least": count_at_least}
 
 
 def _interpreted(kernel: Any, instead: dict[str, Any]) -> Callable[..., Any]:

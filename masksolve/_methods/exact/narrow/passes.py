@@ -8,8 +8,16 @@ from numpy.typing import NDArray
 from masksolve._methods.exact.fill_zeros import fill_with_zeros
 from masksolve._methods.exact.inner_loops import narrow_call as call
 from masksolve._methods.exact.lanes import FULL_OF_ZEROS, Grid
-from masksolve._methods.exact.narrow.layout import KEEP_COLUMNS, KEEP_ROWS, LANES, Layout, unpack
-from masksolve._translated import inner, translated_with_vectors
+from masksolve._methods.exact.narrow.layout import (
+    KEEP_COLUMNS,
+    KEEP_ROWS,
+    LANES,
+    Layout,
+    count_at_least,
+    fill_lanes,
+    unpack,
+)
+from masksolve._translated import inner, translated
 
 # Share of the first group of tiles that has to be proven for the others to be tried at all.
 _WORTH_TRYING = 0.5
@@ -88,7 +96,7 @@ class _Task(NamedTuple):
     at_most: bool
 
 
-@translated_with_vectors
+@translated
 def solve_exactly(
     program, n, grid, tiles, start, memory, passes, shares, potentials, where, columns, rows, at_most
 ) -> tuple[int, int, int]:
@@ -176,7 +184,7 @@ def solve_exactly(
     return left, others, others
 
 
-@translated_with_vectors
+@translated
 def solve_as_at_most(
     program, n, grid, start, memory, passes, shares, potentials, where, columns, rows, left, others, untried, at_most
 ) -> tuple[int, int]:
@@ -215,7 +223,7 @@ def solve_as_at_most(
     return left, others
 
 
-@translated_with_vectors
+@translated
 def solve_exactly_again(program, n, grid, memory, passes, shares, potentials, where, columns, rows, first, left) -> int:
     """Solve tiles as "exactly n" that could not be filled up with zeros; return how many are left.
 
@@ -325,10 +333,7 @@ def _run(code, task, group, source, begin, end, queue, left, other, others, sche
         in_group = min(LANES, end - first)
         _place_lanes(task, group, source, first, in_group, keeps)
         call(load, group.memory, grid.weights, grid.weights_row, keeps | int(finer), int(quantum))
-        top = 0
-        for lane in range(LANES):
-            top = max(top, group.largest[lane])
-        if top >= _INFINITY:
+        if count_at_least(group.largest.ctypes.data, _INFINITY) > 0:
             return -1, others
         beyond = 0
         for round_ in range(int(rounds)):
@@ -340,10 +345,12 @@ def _run(code, task, group, source, begin, end, queue, left, other, others, sche
             call(code.fill, group.memory, 0, 0, 0, 0)
         if task.stage == _FIRST and (task.at_most or quantum > 0):
             call(code.find_lowest, group.memory, 0, 0, 0, 0)
-        unproven = 0
-        for lane in range(LANES):
-            unproven += int(group.proven[lane] == 0)
-        if unproven == 0 and task.stage == _FIRST and not task.at_most and len(task.potentials) == 0:
+        if (
+            count_at_least(group.proven.ctypes.data, 1) == LANES
+            and task.stage == _FIRST
+            and not task.at_most
+            and len(task.potentials) == 0
+        ):
             continue
         for lane in range(in_group):
             tile = source.where[first + lane]
@@ -383,9 +390,8 @@ def _place_lanes(task, group, source, first, in_group, keeps):
             _place(tile, grid.weights_down, grid.weights_across),
             _place(tile, grid.masks_down, grid.masks_across),
         )
-        for lane in range(LANES):
-            group.weights[lane] = weights + lane * grid.weights_across
-            group.masks[lane] = masks + lane * grid.masks_across
+        fill_lanes(group.weights.ctypes.data, weights, grid.weights_across)
+        fill_lanes(group.masks.ctypes.data, masks, grid.masks_across)
     else:
         for lane in range(LANES):
             number = first + min(lane, in_group - 1)
