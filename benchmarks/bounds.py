@@ -130,7 +130,7 @@ def functions_of(n: int, m: int, itemsize: int, names: Collection[str]) -> dict[
     lanes = narrow.LANES
     store = [lanes] if m * m <= narrow.TILE_BY_TILE else [m, lanes]
     # How often loops of `fill` run is up to the tiles: it is not counted.
-    times = {"load": [m, lanes, lanes, m], "move_rows": [m], "move_columns": [m], "prove": [m, lanes, *store]}
+    times = {"load": [m, lanes, lanes, m], "move_rows": [m], "move_columns": [m], "prove": store}
     times |= {"load_perturbed": times["load"], "prove_perturbed": times["prove"], "store_filled": [m]}
     if m % 4 == 0:
         # Without potentials, sixteen tiles are measured and loaded at a time; the loops of other passes stand behind.
@@ -140,12 +140,14 @@ def functions_of(n: int, m: int, itemsize: int, names: Collection[str]) -> dict[
         times["prove"] = [1]
     # With clamps there is one way to load and to prove tiles of every size.
     clamped_times = {**times, "load": times["load_perturbed"], "prove": times["prove_perturbed"]}
-    return {
-        prefix + name: _instructions(body, (clamped_times if clamp else times)[name])
-        for prefix, clamp in (("", False), ("clamped_", True))
-        for name, body in _bodies(narrow.write_module(n, m, m, clamp, clamp, 4))
-        if name in times and prefix + name in names
-    }
+    found = {}
+    for prefix, clamp in (("", False), ("clamped_", True)):
+        bodies = dict(_bodies(narrow.write_module(n, m, m, clamp, clamp, 4)))
+        for name in [name for name in bodies if name in times and prefix + name in names]:
+            found[prefix + name] = _instructions(bodies[name], (clamped_times if clamp else times)[name])
+            if narrow.FIND_POTENTIALS in bodies[name]:
+                found[prefix + name] += _instructions(bodies[narrow.FIND_POTENTIALS], [m, lanes])
+    return found
 
 
 def _bodies(module: str) -> list[tuple[str, str]]:

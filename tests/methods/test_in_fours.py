@@ -21,7 +21,7 @@ from tests.tables import FAMILIES, weights_of
 
 Place = tuple[int, int]
 _CALL = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)
-_NAMES = ("load", "move_rows", "move_columns", "prove")
+_NAMES = ("load", "move_rows", "move_columns", codegen.FIND_POTENTIALS, "prove")
 
 
 @cache
@@ -32,10 +32,10 @@ def functions(n: int, size: int, kind: type) -> tuple[dict[str, Callable[..., No
         function = ir.Function(module, codegen._PROTOTYPE, name)
         builder = ir.IRBuilder(function.append_basic_block())
         writer = kind(builder, function.args, n, size, size, False, False, 4)
-        if name in ("load", "prove"):
-            getattr(writer, name)()
-        else:
+        if name.startswith("move"):
             writer.move(along_rows=name == "move_rows")
+        else:
+            getattr(writer, name)()
         builder.ret_void()
     owner = engine_of(target_machine().emit_object(binding.parse_assembly(str(module))))
     return {name: _CALL(owner.get_function_address(name)) for name in _NAMES}, owner

@@ -180,7 +180,7 @@ target = binding.Target.from_default_triple()
 machine = target.create_target_machine(cpu={processor!r}, features="", opt=0, jit=True)
 for size in (2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64):
     module = ir.Module()
-    for name in ("load", "prove"):
+    for name in ("load", codegen.FIND_POTENTIALS, "prove"):
         function = ir.Function(module, codegen._PROTOTYPE, name)
         builder = ir.IRBuilder(function.append_basic_block())
         writer = codegen._Writer(builder, function.args, 1, 3, size, size % 2 == 0, size % 3 == 0, 4)

@@ -38,6 +38,8 @@ _VECTOR_BYTES = 2 * LANES
 TILE_BY_TILE = 256
 
 _PROTOTYPE = ir.FunctionType(ir.VoidType(), [pointer_to(_BYTE), _I64, _I64, _I64, _I64])
+# A function that two of `Code` call.
+FIND_POTENTIALS = "find_potentials"
 
 
 @intrinsic
@@ -73,6 +75,7 @@ def write_module(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: 
     """Return the LLVM IR of the functions of `Code`."""
     module = ir.Module()
     writers: dict[str, Callable[[_Writer], None]] = {
+        FIND_POTENTIALS: lambda write: write.find_potentials(),
         "load": lambda write: write.load(),
         "move_rows": lambda write: write.move(along_rows=True),
         "move_columns": lambda write: write.move(along_rows=False),
@@ -436,9 +439,13 @@ class _Writer(VectorWriter):
         self.for_each(self.rows if along_rows else self.cols, move_line)
 
     def prove(self) -> None:
+        function = self.builder.module.globals[FIND_POTENTIALS]
+        self.builder.call(function, [self.memory, self.a, self.b, self.c, self.d])
+        self.store_masks()
+
+    def find_potentials(self) -> None:
         self.choose_best()
         self.add_potentials()
-        self.store_masks()
 
     def choose_best(self) -> None:
         at = self.at
