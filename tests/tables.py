@@ -1,10 +1,12 @@
 """What is tested: methods, patterns and families of weights. N != M/2 in every table."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from tests.extras import dtype_of
@@ -21,7 +23,7 @@ PATTERNS: list[Pair] = [
     (3, 4),
     (2, 5),
     (3, 6),
-    (2, 8),
+    (3, 8),
     (4, 8),
     (5, 8),
     (7, 13),
@@ -35,6 +37,36 @@ TINY_PATTERNS = [(n, m) for n, m in PATTERNS if m <= 4]
 
 def name_of(pair: Pair) -> str:
     return f"{pair[0]}:{pair[1]}"
+
+
+def spread(*axes: Iterable[Any], one_in: int) -> list[Any]:
+    """All combinations of the axes' values, for `parametrize`; one in so many by default, the others being slow.
+
+    Those by default lie on diagonals, so that every value of an axis meets values all along the others.
+    """
+    cases = []
+    for case in itertools.product(*map(enumerate, axes)):
+        places, values = zip(*case, strict=True)
+        marks = [pytest.mark.slow] if sum(places) % one_in else []
+        names = [name_of(value) if isinstance(value, tuple) else str(value) for value in values]
+        cases.append(pytest.param(*values, marks=marks, id="-".join(names)))
+    return cases
+
+
+def patterns_and_families(one_in: int) -> list[Any]:
+    """Pairs of the two tables, spread; of the largest tiles none in float64, for whose code LLVM takes ten seconds."""
+
+    def is_double(family: str) -> bool:
+        dtype = weights_of(family, (1, 1)).dtype
+        return dtype.kind in "fi" and dtype.itemsize == 8
+
+    cases = spread(PATTERNS, FAMILIES, one_in=one_in)
+    return [
+        pytest.param(*case.values, marks=[pytest.mark.slow], id=case.id)
+        if case.values[0][1] > 32 and is_double(case.values[1])
+        else case
+        for case in cases
+    ]
 
 
 @dataclass(frozen=True)

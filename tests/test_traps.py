@@ -11,7 +11,7 @@ import masksolve as ms
 from tests import oracle, processes
 from tests.extras import dtype_of, need
 from tests.strategies import saturated_mask
-from tests.tables import EXACT_METHODS, SMALL_PATTERNS, Method, Pair, name_of, weights_of
+from tests.tables import EXACT_METHODS, SMALL_PATTERNS, Method, Pair, name_of, spread, weights_of
 
 READINGS = pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
 LP_METHODS = [method for method in EXACT_METHODS if method.name == "lp"]
@@ -55,7 +55,7 @@ def test_flow_loses_no_bit_of_weights_that_fit_its_integers(family: str, pattern
 
 @READINGS
 @pytest.mark.parametrize("family", ["mixed magnitudes", "all magnitudes", "largest", "huge"])
-@pytest.mark.parametrize("pattern", [(1, 2), (3, 8), (5, 64)], ids=name_of)
+@pytest.mark.parametrize("pattern", [(1, 2), (3, 8), (16, 32)], ids=name_of)
 def test_flow_takes_any_magnitudes_in_one_tile(family: str, pattern: Pair, saturated: bool) -> None:
     need("flow")
     n, m = pattern
@@ -89,9 +89,9 @@ def test_near_ties_are_told_apart(method: Method, bump: float, pattern: Pair, sa
 
 
 @READINGS
-@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1e-30])
-@pytest.mark.parametrize("method", LP_METHODS, ids=str)
-@pytest.mark.parametrize("pattern", [*SMALL_PATTERNS, (7, 13)], ids=name_of)
+@pytest.mark.parametrize(
+    ("method", "pattern", "value"), spread(LP_METHODS, [*SMALL_PATTERNS, (7, 13)], [0.0, 1.0, -0.1, 1e-30], one_in=3)
+)
 def test_lp_returns_no_halves_on_constant_tiles(method: Method, pattern: Pair, value: float, saturated: bool) -> None:
     n, m = pattern
     weights = np.full((m, m), value)

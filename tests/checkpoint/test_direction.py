@@ -12,6 +12,7 @@ import masksolve as ms
 from masksolve.checkpoint import CheckpointError, apply_masks, check_checkpoint, plan_checkpoint, prune_checkpoint
 from tests.checkpoint.test_sharded import small_bands
 from tests.checkpoints import RECORD, contents, tensors_of, write_shard
+from tests.tables import spread
 
 OPTIONS: dict[str, Any] = {"stack": ["experts"], "convolution": ["conv"]}
 
@@ -39,9 +40,9 @@ def write(folder: Path) -> dict[str, np.ndarray]:
 FITTING = {"rows": {"w", "flat", "conv", "experts"}, "columns": {"w", "high", "conv", "experts"}}
 
 
-@pytest.mark.parametrize("method", ["exact", "greedy"])
-@pytest.mark.parametrize("bands", ["small", "whole"])
-@pytest.mark.parametrize("direction", FITTING)
+@pytest.mark.parametrize(
+    ("method", "bands", "direction"), spread(["exact", "greedy"], ["small", "whole"], FITTING, one_in=2)
+)
 def test_each_matrix_gets_the_one_sided_mask_of_solve_matrix(
     direction: str, bands: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

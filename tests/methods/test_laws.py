@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import masksolve as ms
 from tests import oracle, strategies
 from tests.strategies import LAYOUTS, Problem
-from tests.tables import FAMILIES, PATTERNS, TINY_PATTERNS, Pair, name_of, weights_of
+from tests.tables import FAMILIES, TINY_PATTERNS, Pair, name_of, patterns_and_families, weights_of
 
 READINGS = pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
 
@@ -23,8 +23,7 @@ def best(weights: NDArray[Any], n: int, m: int, saturated: bool) -> Fraction:
 
 
 @READINGS
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("pattern", PATTERNS, ids=name_of)
+@pytest.mark.parametrize(("pattern", "family"), patterns_and_families(one_in=2))
 def test_the_mask_is_valid_and_optimal_for_every_pattern_and_family(
     pattern: Pair, family: str, saturated: bool
 ) -> None:
@@ -59,12 +58,15 @@ def test_the_mask_of_any_matrix_is_valid_and_optimal_up_to_its_ragged_edges(prob
 
 @pytest.mark.slow
 @READINGS
-@pytest.mark.parametrize("family", ["gaussian float32", "uint8", "near ties"])
 @pytest.mark.parametrize("pattern", [(n, m) for m in range(1, 25) for n in range(m + 1)], ids=name_of)
-def test_every_pattern_up_to_24_is_solved_to_the_optimum(pattern: Pair, family: str, saturated: bool) -> None:
+def test_every_pattern_up_to_24_is_solved_to_the_optimum(pattern: Pair, saturated: bool) -> None:
     n, m = pattern
-    weights = weights_of(family, (m + m // 2, m), seed=n)
-    assert oracle.is_optimal(weights, ms.solve_matrix(weights, n, m, saturated=saturated), n, m, saturated)
+
+    def is_optimal(family: str) -> bool:
+        weights = weights_of(family, (m + m // 2, m), seed=n)
+        return oracle.is_optimal(weights, ms.solve_matrix(weights, n, m, saturated=saturated), n, m, saturated)
+
+    assert [family for family in ("gaussian float32", "uint8", "near ties") if not is_optimal(family)] == []
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import masksolve as ms
@@ -29,6 +29,9 @@ METHODS_AND_PATTERNS = pytest.mark.parametrize(
     ("method", "pattern"),
     [pytest.param(a, b, id=f"{a} {name_of(b)}") for a in EXACT_METHODS for b in PATTERNS if a.can_do(b)],
 )
+
+# For each of several methods.
+SOME_EXAMPLES = settings().max_examples // 3
 
 
 def solve(method: Method, weights: Any, n: int, m: int, **options: Any) -> np.ndarray:
@@ -60,7 +63,7 @@ def test_exact_methods_agree_up_to_what_they_state(method: Method, pattern: Pair
         shortfall = Fraction(method.resolution) * Fraction(float(abs(weights).max()))
         return oracle.is_valid(mask, n, m, saturated) and best - oracle.kept(weights, mask) <= shortfall
 
-    families = FINE_FAMILIES[:2] if method.slow or m > 16 else FINE_FAMILIES
+    families = [FINE_FAMILIES[0]] if method.slow or m > 16 else FINE_FAMILIES
     assert [family for family in families if not agrees(family)] == []
 
 
@@ -75,6 +78,7 @@ def test_exact_methods_are_optimal_up_to_ragged_edges(method: Method, direction:
 
 
 @pytest.mark.parametrize("method", EXACT_METHODS, ids=str)
+@settings(max_examples=SOME_EXAMPLES)
 @given(problem=strategies.tiles(patterns=st.sampled_from([(1, 2), (1, 3), (1, 4), (3, 4), (2, 4)])))
 def test_exact_methods_agree_on_blocks_of_few_bits(method: Method, problem: Problem) -> None:
     weights, n, m, saturated = problem
@@ -87,11 +91,14 @@ def test_exact_methods_agree_on_blocks_of_few_bits(method: Method, problem: Prob
 @pytest.mark.slow
 @READINGS
 @METHODS_AND_PATTERNS
-@pytest.mark.parametrize("family", FAMILIES)
-def test_exact_methods_are_valid_on_every_family(family: str, method: Method, pattern: Pair, saturated: bool) -> None:
+def test_exact_methods_are_valid_on_every_family(method: Method, pattern: Pair, saturated: bool) -> None:
     n, m = pattern
-    weights = weights_of(family, (m, m), seed=2)
-    assert oracle.is_valid(solve(method, weights, n, m, saturated=saturated), n, m, saturated)
+
+    def is_valid(family: str) -> bool:
+        weights = weights_of(family, (m, m), seed=2)
+        return oracle.is_valid(solve(method, weights, n, m, saturated=saturated), n, m, saturated)
+
+    assert [family for family in FAMILIES if not is_valid(family)] == []
 
 
 @given(strategies.tiles())
@@ -199,6 +206,7 @@ def test_two_approx_prunes_nearly_twice_the_optimum_of_this_tile() -> None:
 
 
 @pytest.mark.parametrize("method", ["greedy", "two-approx", *map(str, EXACT_METHODS[:3])])
+@settings(max_examples=SOME_EXAMPLES)
 @given(problem=strategies.matrices())
 def test_one_sided_masks_keep_the_n_largest_of_every_group(method: str, problem: Problem) -> None:
     weights, n, m, saturated = problem

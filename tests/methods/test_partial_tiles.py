@@ -12,10 +12,10 @@ from masksolve._methods import exact
 from masksolve._methods.exact import solve_importance
 from masksolve._tiles import Margins
 from tests import oracle
-from tests.tables import FAMILIES, PATTERNS, Pair, Weights, name_of, weights_of
+from tests.tables import FAMILIES, PATTERNS, Pair, Weights, name_of, spread, weights_of
 
 # The vector code of each takes LLVM half a second.
-SOME_M = (2, 3, 5, 6, 7, 9, 11, 13, 17, 24, 31, 33)
+SOME_M = (2, 3, 7, 9, 17, 33)
 READINGS = pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
 RAGGED = [(n, m) for n, m in PATTERNS if 1 < m <= 16 and n < m]
 
@@ -45,8 +45,7 @@ def are_optimal(tiles: Weights, masks: Weights, margins: Margins) -> bool:
 
 
 @READINGS
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("pattern", RAGGED, ids=name_of)
+@pytest.mark.parametrize(("pattern", "family"), spread(RAGGED, FAMILIES, one_in=3))
 def test_partial_tiles_of_every_shape_get_optimal_masks(pattern: Pair, family: str, saturated: bool) -> None:
     n, m = pattern
     for rows, cols in shapes_of(n, m):
@@ -121,9 +120,9 @@ def test_the_other_exact_methods_keep_as_much_of_partial_tiles(shape: Pair, meth
 
 @READINGS
 @pytest.mark.parametrize("value", [0.0, 1.5, -3.0])
-@pytest.mark.parametrize("shape", [(5, 8), (8, 5), (5, 7), (7, 5), (4, 4), (66, 70), (70, 67), (65, 66)])
+@pytest.mark.parametrize("shape", [(5, 8), (8, 5), (5, 7), (7, 5), (4, 4), (60, 66), (66, 62), (58, 59)])
 def test_constant_partial_tiles_are_filled_as_far_as_they_can_be(shape: Pair, value: float, saturated: bool) -> None:
-    n, m = (3, 8) if max(shape) <= 8 else (64, 70)
+    n, m = (3, 8) if max(shape) <= 8 else (33, 66)
     for dtype in (np.float32, np.float64):
         tiles = np.full((6, 9, *shape), value, dtype)
         margins = margins_of(shape, n, m, saturated)

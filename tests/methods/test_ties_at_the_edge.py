@@ -9,7 +9,7 @@ import masksolve as ms
 from tests import oracle
 
 
-@pytest.mark.parametrize(("n", "m"), [(4, 8), (4, 5), (6, 8), (1, 2)])
+@pytest.mark.parametrize(("n", "m"), [(4, 8), (2, 5), (5, 8), (1, 2)])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
 def test_a_warm_start_of_the_other_reading_never_changes_how_much_is_kept(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from masksolve.torch import adaprune
 from masksolve.torch._adaprune.replay import Replay
+from tests.tables import spread
 
 
 @contextmanager
@@ -196,8 +197,7 @@ def made(name: str) -> tuple[nn.Module, list[Any]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("sequential", [True, False])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "sequential"), spread(MODELS, [True, False], one_in=2))
 def test_running_what_follows_finds_what_running_the_whole_model_finds(
     name: str, sequential: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from masksolve.torch import Sparsifier, acceleration_reason, finalize
 from masksolve.torch._training import sparse_linear
 from masksolve.torch._training.masking import GRADIENTS, Gradient, masked_parameter
 from masksolve.torch._training.sparse_linear import _multiply, _obstacles, packed_linear, sparse_product
+from tests.tables import spread
 
 HOPPER = ("cuda", 0, (128, 64), torch.bfloat16)
 REFUSAL = sparse_linear._refusal.__wrapped__
@@ -197,8 +198,7 @@ def compiling() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("until", [None, 4])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(("backend", "until"), spread(["eager", "aot_eager"], [None, 4], one_in=2))
 def test_compiled_in_one_graph_that_only_the_dense_phase_compiles_again(
     backend: str, until: int | None, products: list[Tensor], compiling: None
 ) -> None:
