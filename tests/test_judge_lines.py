@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,16 @@ def is_optimal(line: NDArray[Any], mask: Masks, n: int, exact: bool) -> bool:
     return kept + [0.0] * (len(magnitudes) - len(kept)) == magnitudes
 
 
+@cache
+def judged_lines(
+    p: int, q: int, n: int, length: int, dtype: Any, seed: int, exact: bool
+) -> tuple[NDArray[Any], Masks, list[list[bool]]]:
+    """Lines, masks, and whether they are optimal; the same for every layout."""
+    given, masks = some_lines(p, q, n, length, dtype, seed)
+    rows = zip(given, masks, strict=True)
+    return given, masks, [[is_optimal(*each, n, exact) for each in zip(*row, strict=True)] for row in rows]
+
+
 def judged(given: NDArray[Any], masks: Masks, n: int, exact: bool, shift: int = 0) -> tuple[bool, list[NDArray[Any]]]:
     out = [np.full(given.shape[:2], np.nan), np.full(given.shape[:2], np.nan), np.zeros(given.shape[:2], np.bool_)]
     can = lines.judge(given, masks, n, exact, shift, (out[0], out[1]), out[2])
@@ -60,11 +70,7 @@ def test_lines_are_judged_as_they_are_however_they_lie(
     verdicts = set()
     for n, length in LENGTHS:
         for seed, (p, q) in enumerate(SHAPES):
-            given, masks = some_lines(p, q, n, length, dtype, seed)
-            expected = [
-                [is_optimal(line, mask, n, exact) for line, mask in zip(row, chosen, strict=True)]
-                for row, chosen in zip(given, masks, strict=True)
-            ]
+            given, masks, expected = judged_lines(p, q, n, length, dtype, seed, exact)
             magnitudes = np.abs(given.astype(np.float64))
             for as_masks in (LAYOUTS[layout], np.ascontiguousarray):
                 can, (importance, kept, optimal) = judged(LAYOUTS[layout](given), as_masks(masks), n, exact)
@@ -110,26 +116,17 @@ def test_sums_near_the_end_of_floats_are_scaled() -> None:
         assert (kept == importance / 2).all()
 
 
-@pytest.mark.parametrize(
-    ("processor", "vector_bytes"), [("x86-64", 32), ("haswell", 32), ("skylake-avx512", 64)], ids=str
-)
-def test_lines_of_every_length_can_be_judged_on_every_kind_of_processor(processor: str, vector_bytes: int) -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip("the processors are of x86-64")
-    # In a process of its own: LLVM ends the process where it cannot compile.
-    script = f"""
-from llvmlite import binding
+@processes.X86_64
+@processes.EVERY_PROCESSOR
+@processes.some_sizes([1, 3, 8], [33])
+def test_lines_of_every_length_can_be_judged_on_every_kind_of_processor(processor: str, sizes: list[int]) -> None:
+    modules = f"""
 from masksolve._judge import lines
 
-lines.VECTOR_BYTES = {vector_bytes}
-binding.initialize_native_target()
-binding.initialize_native_asmprinter()
-target = binding.Target.from_default_triple()
-machine = target.create_target_machine(cpu={processor!r}, features="", opt=0, jit=True)
-for length in [1, 3, 8, 33]:
+lines.VECTOR_BYTES = {64 if "avx512" in processor else 32}
+for length in sizes:
     for itemsize in (4, 8):
         for side_by_side in (False, True):
-            machine.emit_object(binding.parse_assembly(lines.write_module(length, itemsize, side_by_side)))
-print("compiled")
+            yield lines.write_module(length, itemsize, side_by_side)
 """
-    assert processes.run(script) == "compiled\n"
+    processes.compile_for(processor, sizes, modules, optimised=False)

@@ -7,7 +7,8 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
@@ -138,6 +139,9 @@ def on_arrays(floats, doubles, numbers, flags, scale) -> tuple[int, bool]:
     return count, seen
 
 
+ON_ARRAYS = translated(on_arrays)
+
+
 def as_bits(numbers, matrix) -> int:
     words = numbers.view(np.int64)
     square = words.reshape((2, 2))
@@ -156,6 +160,11 @@ def arrays(seed: int) -> tuple[Any, ...]:
     return floats, rng.standard_normal((4, 5)), rng.integers(-90, 90, 5).astype(np.int32), rng.random((4, 5)) < 0.5, 0.3
 
 
+@cache
+def compiled_by_numba() -> Callable[..., Any]:
+    return cast("Callable[..., Any]", numba.njit(on_arrays))
+
+
 def with_gaps(array: Any) -> Any:
     if not isinstance(array, np.ndarray):
         return array
@@ -172,8 +181,8 @@ def test_arrays_are_numba_s(seed: int, change: Callable[[Any], Any]) -> None:
     if change is with_gaps:
         given[2] = np.ascontiguousarray(given[2])  # a part of it is filled
     expected = copy.deepcopy(given)
-    result = numba.njit(on_arrays)(*expected)
-    assert translated(on_arrays)(*given) == result
+    result = compiled_by_numba()(*expected)
+    assert ON_ARRAYS(*given) == result
     for array, same in zip(given[:-1], expected[:-1], strict=True):
         assert array.tobytes() == same.tobytes()
 

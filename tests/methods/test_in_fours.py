@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,7 +16,7 @@ from masksolve._machine_code import engine_of, target_machine
 from masksolve._methods.exact.narrow import codegen
 from masksolve._methods.exact.narrow.layout import LANES, layout, new_memory
 from tests import processes
-from tests.tables import FAMILIES, weights_of
+from tests.tables import FAMILIES, Pair, spread, weights_of
 
 Place = tuple[int, int]
 _CALL = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)
@@ -83,9 +82,11 @@ def places_of(kind: str, rng: np.random.Generator, down: int, across: int) -> li
     return [divmod(number, across) for number in numbers]
 
 
-@pytest.mark.parametrize(("n", "size"), [(1, 4), (2, 4), (3, 4), (3, 8), (5, 12), (8, 16)], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tiles_are_left_as_by_the_functions_of_all_tiles(family: str, n: int, size: int) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "family"), spread([(1, 4), (2, 4), (3, 4), (3, 8), (5, 12), (8, 16)], FAMILIES, one_in=2)
+)
+def test_tiles_are_left_as_by_the_functions_of_all_tiles(pattern: Pair, family: str) -> None:
+    n, size = pattern
     rng = np.random.default_rng(n)
     own = codegen._FourByFour if size == 4 else codegen._InFours
     for order in ("neighbours", "any"):
@@ -118,20 +119,14 @@ def test_an_entry_that_is_not_finite_is_seen_wherever_it_is(size: int, value: fl
             assert np.array_equal(np.flatnonzero(found["largest"]), [lane])
 
 
-@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512"])
-def test_they_are_compiled_on_every_kind_of_processor(processor: str) -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip("the processors are of x86-64")
-    script = f"""
-from llvmlite import binding
+@processes.X86_64
+@processes.EVERY_PROCESSOR
+@processes.some_sizes([4, 12], [64])
+def test_they_are_compiled_on_every_kind_of_processor(processor: str, sizes: list[int]) -> None:
+    modules = """
 from masksolve._methods.exact.narrow.codegen import write_module
 
-binding.initialize_native_target()
-binding.initialize_native_asmprinter()
-target = binding.Target.from_default_triple()
-machine = target.create_target_machine(cpu={processor!r}, features="", opt=3, jit=True)
-for size in (4, 12, 64):
-    machine.emit_object(binding.parse_assembly(write_module(1, size, size, False, False, 4)))
-print("compiled")
+for size in sizes:
+    yield write_module(1, size, size, False, False, 4)
 """
-    assert processes.run(script) == "compiled\n"
+    processes.compile_for(processor, sizes, modules)

@@ -1,6 +1,5 @@
 """One-sided masks: the largest entries of every group, whatever its length and wherever it lies."""
 
-import platform
 import re
 from collections.abc import Callable
 from functools import cache
@@ -17,31 +16,30 @@ from masksolve._networks import selection_network
 from masksolve._tiles import Direction
 from tests import processes
 from tests.extras import dtype_of
-from tests.tables import FAMILIES, Weights, weights_of
+from tests.tables import FAMILIES, Pair, Weights, spread, weights_of
 
 # The last is longer than what is ranked by comparing pairs.
 LENGTHS = [(2, 4), (3, 8), (7, 13), (5, 64), (20, 65)]
 # Many groups along either axis, few of them, and a ragged end.
-SHAPES = [(3, 1), (2, 150), (150, 2), (1, 1)]
+SHAPES = [(3, 1), (2, 70), (70, 2), (1, 1)]
 
 
 def largest(weights: Weights, n: int, m: int) -> np.ndarray:
     """The slow and obvious: sort every group, of equal magnitudes the first comes first."""
     mask = np.zeros(weights.shape, np.bool_)
-    for row, kept in zip(weights, mask, strict=True):
-        for start in range(0, len(row), m):
-            group = [abs(float(value)) for value in row[start : start + m]]
-            for index in sorted(range(len(group)), key=lambda index: (-group[index], index))[:n]:
-                kept[start + index] = True
+    for start in range(0, weights.shape[1], m):
+        groups = np.abs(weights[:, start : start + m].astype(np.float64))
+        largest_first = np.argsort(-groups, axis=1, kind="stable")
+        np.put_along_axis(mask[:, start : start + m], largest_first[:, :n], True, axis=1)
     return mask
 
 
 @pytest.mark.parametrize("direction", ["rows", "columns"])
-@pytest.mark.parametrize(("n", "m"), LENGTHS, ids=lambda value: str(value))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("pattern", "family"), spread(LENGTHS, FAMILIES, one_in=2))
 def test_every_group_keeps_its_largest_entries_and_of_equal_ones_the_first(
-    family: str, n: int, m: int, direction: Direction
+    pattern: Pair, family: str, direction: Direction
 ) -> None:
+    n, m = pattern
     for seed, (rows, groups) in enumerate(SHAPES):
         weights = weights_of(family, (rows, groups * m + m // 3), seed)
         given = weights if direction == "rows" else weights.T
@@ -111,7 +109,7 @@ def test_an_entry_that_is_not_finite_is_found_however_lines_lie(layout: str, dty
                     assert not choose_largest(LAYOUTS[layout](wrong), np.empty(values.shape, np.bool_), n)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_plain_numba_chooses_the_same(dtype: str) -> None:
     for n, length in [(1, 2), (3, 8), (5, 64)]:
         for p, q in [(1, 1), (70, 2), (3, 129)]:
@@ -123,38 +121,27 @@ def test_plain_numba_chooses_the_same(dtype: str) -> None:
             assert not plain.choose(np.full_like(values, np.nan), as_plain, n)
 
 
+@processes.X86_64
 @pytest.mark.parametrize(("itemsize", "instructions"), [(2, "p(?:min|max)sw"), (4, "p(?:min|max)sd")])
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_selection_is_packed_min_and_max_of_integers_alone(
     side_by_side: bool, itemsize: int, instructions: str
 ) -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip("the instructions' names are those of x86-64")
     assembly = target_machine().emit_assembly(binding.parse_assembly(write_module(3, 7, itemsize, 8, side_by_side)))
     assert len(re.findall(rf"\bv?{instructions}\b", assembly)) == len(selection_network(3, 7).steps)
 
 
-@pytest.mark.parametrize(
-    ("processor", "vector_bytes"), [("x86-64", 32), ("haswell", 32), ("skylake-avx512", 64)], ids=str
-)
-def test_lines_of_every_length_can_be_chosen_from_on_every_kind_of_processor(processor: str, vector_bytes: int) -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip("the processors are of x86-64")
-    # In a process of its own: LLVM ends the process where it cannot compile.
-    script = f"""
-from llvmlite import binding
+@processes.X86_64
+@processes.EVERY_PROCESSOR
+@processes.some_sizes([2, 3, 7, 16], [4, 33])
+def test_lines_of_every_length_can_be_chosen_from_on_every_kind_of_processor(processor: str, sizes: list[int]) -> None:
+    modules = f"""
 from masksolve._methods.exact.lines import codegen
 
-codegen.VECTOR_BYTES = {vector_bytes}
-binding.initialize_native_target()
-binding.initialize_native_asmprinter()
-target = binding.Target.from_default_triple()
-machine = target.create_target_machine(cpu={processor!r}, features="", opt=0, jit=True)
-for length in [2, 3, 4, 7, 16, 33]:
+codegen.VECTOR_BYTES = {64 if "avx512" in processor else 32}
+for length in sizes:
     for itemsize in (2, 4, 8):
         for side_by_side in (False, True):
-            module = codegen.write_module(1, length, itemsize, 5, side_by_side)
-            machine.emit_object(binding.parse_assembly(module))
-print("compiled")
+            yield codegen.write_module(1, length, itemsize, 5, side_by_side)
 """
-    assert processes.run(script) == "compiled\n"
+    processes.compile_for(processor, sizes, modules, optimised=False)

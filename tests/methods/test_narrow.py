@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from typing import Any
 
@@ -22,8 +21,9 @@ from masksolve._tiles import Margins
 from tests import processes
 from tests.tables import FAMILIES, PATTERNS, weights_of
 
-# n, rows and columns of tiles.
-SQUARES = [(n, m, m) for n, m in PATTERNS if n < m]
+# n, rows and columns of tiles; LLVM takes six seconds for the code of the last.
+ALL_SQUARES = [(n, m, m) for n, m in PATTERNS if n < m]
+SQUARES = [each if each[1] <= 32 else pytest.param(*each, marks=pytest.mark.slow) for each in ALL_SQUARES]
 RECTANGLES = [(2, 3, 5, False, True), (2, 5, 3, True, False), (7, 31, 9, False, False)]
 # Augmenting paths, which judge, take seconds for others of this size.
 LARGE_TILES = ["gaussian float32", "gaussian float64", "int8", "half zero"]
@@ -32,6 +32,23 @@ FEW_ROUNDS, PASSES = [(0, 0, 0, 1)], [(0, 0, 0, 12), (6, 0, 0, 8), (12, 0, 0, 8)
 TIES = [(0, 0, 0, 12), (8, 12, 256, 12), (8, 16, 4096, 12)]
 TIES_AT_ONCE = [(0, 8, 64, 8), (2, 8, 64, 8), (8, 8, 64, 8)]
 Passes = list[tuple[int, int, int, int]]
+
+
+def grid_of(tiles: NDArray[Any], masks: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Tiles (k, r, c) one below the other, and their masks, as the passes take them."""
+    _, rows, cols = tiles.shape
+    return tiles.ctypes.data, rows * cols, 0, cols, masks.ctypes.data, rows * cols, 0, cols, 1, rows, cols
+
+
+def schedule_of(passes: Passes) -> NDArray[np.float64]:
+    return np.array([(*each, 1.2, 0.02, 1.5) for each in passes])
+
+
+def is_done(where: NDArray[np.int64], left: int, others: int) -> NDArray[np.bool_]:
+    """Which tiles are not among those that are left, or left as others."""
+    done = np.ones(where.shape[1], np.bool_)
+    done[np.concatenate([where[0, :left], where[1, :others]]) >> 32] = False
+    return done
 
 
 def proven_masks(
@@ -43,8 +60,6 @@ def proven_masks(
     program = narrow_program(
         margins.kept, rows, cols, not margins.exact_rows, not margins.exact_columns, tiles.itemsize
     )
-    schedule = np.array([(*each, 1.2, 0.02, 1.5) for each in passes])
-    grid = (tiles.ctypes.data, rows * cols, 0, cols, masks.ctypes.data, rows * cols, 0, cols, 1, rows, cols)
     where = np.empty((2, count), np.int64)
     if start is not None:
         with np.errstate(all="ignore"):
@@ -52,11 +67,11 @@ def proven_masks(
     left, others, _ = solve_exactly(
         program,
         margins.kept,
-        grid,
+        grid_of(tiles, masks),
         np.arange(count) << 32,
         np.empty((0, 1), tiles.dtype) if start is None else start,
         new_memory(rows, cols),
-        schedule,
+        schedule_of(passes),
         np.random.default_rng(1).random((rows, cols)),
         np.empty((0, 1), tiles.dtype),
         where,
@@ -64,9 +79,7 @@ def proven_masks(
         np.empty((2, count, rows), np.float32),
         False,
     )
-    proven = np.ones(count, np.bool_)
-    proven[np.concatenate([where[0, :left], where[1, :others]]) >> 32] = False
-    return masks, proven
+    return masks, is_done(where, left, others)
 
 
 def tiles_of(family: str, count: int, rows: int, cols: int) -> NDArray[Any]:
@@ -79,7 +92,12 @@ def tiles_of(family: str, count: int, rows: int, cols: int) -> NDArray[Any]:
 
 @pytest.mark.parametrize(
     ("n", "rows", "cols", "exact_rows", "exact_columns"),
-    [(*square, exact_, exact_) for square in SQUARES for exact_ in (True, False)] + RECTANGLES,
+    [
+        pytest.param(*square, exact_, exact_, marks=[pytest.mark.slow] if square[1] > 32 else [])
+        for square in ALL_SQUARES
+        for exact_ in (True, False)
+    ]
+    + RECTANGLES,
     ids=str,
 )
 def test_what_is_called_proven_is_optimal(n: int, rows: int, cols: int, exact_rows: bool, exact_columns: bool) -> None:
@@ -110,7 +128,7 @@ def test_nearly_all_gaussian_tiles_are_proven(n: int, rows: int, cols: int, dtyp
 
 
 @pytest.mark.parametrize("family", ["int8-valued", "bfloat16-valued"])
-@pytest.mark.parametrize(("n", "rows", "cols"), [shape for shape in SQUARES if shape[1] <= 32], ids=str)
+@pytest.mark.parametrize(("n", "rows", "cols"), [shape for shape in ALL_SQUARES if shape[1] <= 32], ids=str)
 def test_most_tiles_that_tie_are_proven(n: int, rows: int, cols: int, family: str) -> None:
     gaussian = np.random.default_rng(0).standard_normal((2 * LANES, rows, cols)).astype(np.float32)
     tiles = {
@@ -135,10 +153,10 @@ def test_what_is_filled_up_with_zeros_is_optimal(n: int, rows: int, cols: int, d
     left, others = solve_as_at_most(
         narrow_program(n, rows, cols, True, True, 4),
         n,
-        (tiles.ctypes.data, rows * cols, 0, cols, masks.ctypes.data, rows * cols, 0, cols, 1, rows, cols),
+        grid_of(tiles, masks),
         np.empty((0, 1), np.float32),
         new_memory(rows, cols),
-        np.array([(*each, 1.2, 0.02, 1.5) for each in TIES]),
+        schedule_of(TIES),
         rng.random((rows, cols)),
         np.empty((0, 1), np.float32),
         where,
@@ -147,8 +165,7 @@ def test_what_is_filled_up_with_zeros_is_optimal(n: int, rows: int, cols: int, d
         *(0, count, 0),
         False,
     )
-    solved = np.ones(count, np.bool_)
-    solved[np.concatenate([where[0, :left], where[1, :others]]) >> 32] = False
+    solved = is_done(where, left, others)
     assert solved.all() or density > 0
     importance = np.abs(tiles[solved].astype(np.float64))[np.newaxis]
     if solved.any():
@@ -156,29 +173,24 @@ def test_what_is_filled_up_with_zeros_is_optimal(n: int, rows: int, cols: int, d
         assert optimal.all()
 
 
+@processes.X86_64
 def test_selection_is_packed_min_and_max_of_sixteen_bits_alone() -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip("the instructions' names are those of x86-64")
     assembly = target_machine().emit_assembly(binding.parse_assembly(write_module(3, 7, 7, False, False, 4)))
     moves = assembly.split("\nmove_rows:")[1].split(".size")[0]
     assert len(re.findall(r"\bv?p(?:min|max)sw\b", moves)) == len(selection_network(3, 7).steps)
     assert len(re.findall(r"\bv?pmulhw\b", moves)) == 1
 
 
-@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512"])
-def test_tiles_of_every_size_can_be_loaded_and_proven_on_every_kind_of_processor(processor: str) -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip("the processors are of x86-64")
-    # In a process of its own: LLVM ends the process where it cannot compile.
-    script = f"""
-from llvmlite import binding, ir
+@processes.X86_64
+@processes.EVERY_PROCESSOR
+@processes.some_sizes([3, 5, 8, 9, 17], [2, 4, 7, 15, 16, 31, 33, 64])
+def test_tiles_of_every_size_can_be_loaded_and_proven_on_every_kind_of_processor(
+    processor: str, sizes: list[int]
+) -> None:
+    modules = """
 from masksolve._methods.exact.narrow import codegen
 
-binding.initialize_native_target()
-binding.initialize_native_asmprinter()
-target = binding.Target.from_default_triple()
-machine = target.create_target_machine(cpu={processor!r}, features="", opt=0, jit=True)
-for size in (2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64):
+for size in sizes:
     module = ir.Module()
     for name in ("load", codegen.FIND_POTENTIALS, "prove"):
         function = ir.Function(module, codegen._PROTOTYPE, name)
@@ -186,7 +198,6 @@ for size in (2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64):
         writer = codegen._Writer(builder, function.args, 1, 3, size, size % 2 == 0, size % 3 == 0, 4)
         getattr(writer, name)()
         builder.ret_void()
-    machine.emit_object(binding.parse_assembly(str(module)))
-print("compiled")
+    yield module
 """
-    assert processes.run(script) == "compiled\n"
+    processes.compile_for(processor, sizes, modules, optimised=False)
