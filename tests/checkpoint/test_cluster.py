@@ -38,7 +38,7 @@ def cluster() -> Iterator[Any]:
 
 def large_enough_to_interrupt(path: Path) -> Path:
     rng = np.random.default_rng(0)
-    write_shard(path, {f"w{i}": rng.standard_normal((128, 256), dtype=np.float32) for i in range(40)})
+    write_shard(path, {f"w{i}": rng.standard_normal((128, 256), dtype=np.float32) for i in range(20)})
     return path
 
 
@@ -124,7 +124,9 @@ def started(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-@pytest.mark.parametrize("lost", ["no worker", "the worker", pytest.param("the scheduler", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "lost", ["no worker", *(pytest.param(lost, marks=pytest.mark.slow) for lost in ("the worker", "the scheduler"))]
+)
 def test_a_cluster_that_does_not_work_ends_the_command_with_a_line(lost: str, tmp_path: Path) -> None:
     source = large_enough_to_interrupt(tmp_path / "in.safetensors")
     with ExitStack() as stack:

@@ -455,7 +455,7 @@ def command(*arguments: object) -> list[str]:
 
 def large_enough_to_interrupt(path: Path) -> Path:
     rng = np.random.default_rng(0)
-    tensors = {f"w{index}": rng.standard_normal((128, 512), dtype=np.float32) for index in range(40)}
+    tensors = {f"w{index}": rng.standard_normal((128, 512), dtype=np.float32) for index in range(20)}
     write_shard(path, tensors)
     return path
 

@@ -163,12 +163,12 @@ def test_weights_near_the_ends_of_float64_are_pruned(scale: float, tmp_path: Pat
     assert ms.certify(w, tensors_of(tmp_path / "out.safetensors")["w"] != 0, 3, 8).optimal
 
 
-@pytest.mark.parametrize("pattern", ["0:4", "4:4", "1:1", "3:20"])
+@pytest.mark.parametrize("pattern", ["0:4", "4:4", "1:1", "7:13"])
 def test_patterns_that_keep_nothing_or_all_are_pruned_to(pattern: str, tmp_path: Path) -> None:
     source = write_sharded(tmp_path / "in")
     report = prune_checkpoint(source, tmp_path / "out", Pattern.parse(pattern), masks=tmp_path / "masks")
     assert report.optimal
-    assert report.mean_kept_importance == {"0:4": 0, "3:20": report.mean_kept_importance}.get(pattern, 1)
+    assert report.mean_kept_importance == {"0:4": 0, "7:13": report.mean_kept_importance}.get(pattern, 1)
     assert all(check.problem is None for check in check_checkpoint(tmp_path / "out", Pattern.parse(pattern)).tensors)
 
 

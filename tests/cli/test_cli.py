@@ -116,11 +116,11 @@ def test_prune_reads_and_writes_bfloat16(run: Run, tmp_path: Path) -> None:
     w = np.random.default_rng(2).standard_normal((16, 16)).astype(ml_dtypes.bfloat16)
     header = json.dumps({"w": {"dtype": "BF16", "shape": [16, 16], "data_offsets": [0, 512]}}).encode()
     source.write_bytes(len(header).to_bytes(8, "little") + header + w.tobytes())
-    assert run("prune", source, "--pattern", "2:8", "--output", output)[0] == 0
+    assert run("prune", source, "--pattern", "3:8", "--output", output)[0] == 0
     content = output.read_bytes()
     pruned = np.frombuffer(content[-512:], ml_dtypes.bfloat16).reshape(16, 16)
     assert content[:-512] == source.read_bytes()[:-512]
-    assert masksolve.certify(w, pruned != 0, 2, 8).optimal
+    assert masksolve.certify(w, pruned != 0, 3, 8).optimal
 
 
 def test_skipped_tensors_are_named_with_the_reason(run: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_a_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_killed_prune_leaves_no_half_written_output(how: str, tmp_path: Path) -> None:
     source, output = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
-    save_file({f"w{i}": np.ones((64, 64), np.float32) for i in range(15)}, source)
+    save_file({f"w{i}": np.ones((64, 64), np.float32) for i in range(8)}, source)
     command = command_in_process("prune", source, "--pattern", "4:8", "--method", "lp", "--output", output)
     process = subprocess.Popen(
         command,
@@ -429,7 +429,7 @@ def test_a_report_of_another_kind_is_refused(run: Run, checkpoint: Path, tmp_pat
 
 
 def test_a_plan_names_what_fits_and_writes_nothing(run: Run, checkpoint: Path, tmp_path: Path) -> None:
-    code, out, _ = run("plan", checkpoint, "--pattern", "4:8", "--pattern", "1:16", "--pattern", "1:512")
+    code, out, _ = run("plan", checkpoint, "--pattern", "4:8", "--pattern", "8:16", "--pattern", "1:512")
     assert code == 0
     assert re.search(r"layer\.half +│ F16 +│ 16x8 +│ fits +│ 16x8 holds no whole 16x16 tile", out)
     assert re.search(r"4:8 \(.*\): 4 of 10 tensors, 1,781 weights; about .* with 1 worker; writes", out)
@@ -458,7 +458,7 @@ def test_one_is_not_several(run: Run, tmp_path: Path) -> None:
 
 def test_a_comparison_shows_what_pruning_changed(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
-    run("prune", checkpoint, "--pattern", "2:8", "--include", "layer.weight", "--output", output)
+    run("prune", checkpoint, "--pattern", "1:4", "--include", "layer.weight", "--output", output)
     code, out, _ = run("compare", checkpoint, output)
     assert code == 0
     assert re.search(r"layer\.weight +│ values +│ +75\.00% │ +75\.00% │ +0\.00% │ +75\.00% │", out)

@@ -56,7 +56,10 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    "module",
+    [module if k % 2 == 0 else pytest.param(module, marks=pytest.mark.slow) for k, module in enumerate(MODULES)],
+)
 def test_an_interrupt_while_a_command_imports_ends_it_with_one_line(module: str, checkpoint: Path) -> None:
     output = checkpoint.with_name("out.safetensors")
     done = interrupted_at(module, "prune", checkpoint, "--pattern", "4:8", "--output", output)
@@ -119,7 +122,15 @@ def shell(redirection: str, *arguments: object) -> subprocess.CompletedProcess[s
     return subprocess.run(["sh", "-c", command, "sh", *words], capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize("redirection", [">&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        ">&-",
+        pytest.param("<&- >&-", marks=pytest.mark.slow),
+        pytest.param(">&- 2>&-", marks=pytest.mark.slow),
+        "<&- >&- 2>&-",
+    ],
+)
 def test_a_command_whose_standard_streams_are_closed_does_its_work(redirection: str, checkpoint: Path) -> None:
     output = checkpoint.with_name("out.safetensors")
     done = shell(redirection, "prune", checkpoint, "--pattern", "4:8", "--output", output, "--workers", 2)

@@ -40,7 +40,7 @@ def overlaps(masks: Masks) -> NDArray[np.int64]:
     return (masks[:, 0] & masks[:, 1]).sum(axis=-1)
 
 
-@pytest.mark.parametrize(("n", "m"), [(0, 3), (1, 1), (1, 5), (2, 4), (4, 8), (5, 8), (3, 7), (4, 4), (2, 64), (8, 16)])
+@pytest.mark.parametrize(("n", "m"), [(0, 3), (1, 1), (1, 5), (2, 4), (4, 8), (5, 8), (3, 7), (4, 4), (2, 64), (6, 12)])
 def test_masks_are_valid_and_saturated(n: int, m: int) -> None:
     masks = ms.random_mask(n, m, 20, rng=0)
     assert masks.dtype == np.bool_
@@ -53,11 +53,11 @@ def test_masks_beyond_counting_are_valid_and_saturated(n: int, m: int) -> None:
     ms.check_mask(ms.random_mask(n, m, 3, rng=0), n, m, saturated=True)
 
 
-@pytest.mark.parametrize("sample", [lambda: ms.random_mask(2, 4, 45_000, rng=1), lambda: by_switches(2, 4, 45_000, 2)])
+@pytest.mark.parametrize("sample", [lambda: ms.random_mask(2, 4, 9000, rng=1), lambda: by_switches(2, 4, 9000, 2)])
 def test_all_90_masks_of_2_4_are_equally_likely(sample: Any) -> None:
     seen = counts_of_each(sample())
     assert len(seen) == count(2, 4) == 90
-    assert abs(chi_square(np.array([*seen.values()]), 500.0)) < 4
+    assert abs(chi_square(np.array([*seen.values()]), 100.0)) < 4
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 3), (2, 3), (1, 4), (3, 4), (2, 5)], ids=str)
@@ -70,8 +70,8 @@ def test_all_masks_of_small_patterns_are_equally_likely(n: int, m: int) -> None:
 
 def test_a_test_of_90_masks_notices_a_biased_sampler() -> None:
     # Too few switches leave the chain near its start.
-    seen = counts_of_each(by_switches(2, 4, 45_000, 4, attempts=1))
-    assert chi_square(np.array([*seen.values()]), 500.0) > 10
+    seen = counts_of_each(by_switches(2, 4, 9000, 4, attempts=1))
+    assert chi_square(np.array([*seen.values()]), 100.0) > 10
 
 
 def upper_halves_3_6(masks: Masks) -> Counter[tuple[int, ...]]:
@@ -81,7 +81,7 @@ def upper_halves_3_6(masks: Masks) -> Counter[tuple[int, ...]]:
 
 @pytest.mark.parametrize(
     "sample",
-    [lambda: ms.random_mask(3, 6, 20_000, rng=5), lambda: by_switches(3, 6, 20_000, 6)],
+    [lambda: ms.random_mask(3, 6, 6000, rng=5), lambda: by_switches(3, 6, 6000, 6)],
     ids=["exact", "chain"],
 )
 def test_margins_of_3_6_are_those_of_all_masks(sample: Any) -> None:
@@ -98,12 +98,12 @@ def test_margins_of_3_6_are_those_of_all_masks(sample: Any) -> None:
     seen = upper_halves_3_6(sample())
     assert seen.keys() <= expected.keys()
     shares = np.array([expected[key] for key in expected]) / expected.total()
-    assert abs(chi_square(np.array([seen[key] for key in expected]), 20_000 * shares)) < 4
+    assert abs(chi_square(np.array([seen[key] for key in expected]), 6000 * shares)) < 4
 
 
 @pytest.mark.parametrize(("n", "m"), [(4, 8), (8, 16), (5, 8), (3, 7)], ids=str)
 def test_every_entry_is_kept_equally_often(n: int, m: int) -> None:
-    size = 20_000
+    size = 6000
     kept = ms.random_mask(n, m, size, rng=7).sum(axis=0)
     deviation = (kept - size * n / m) / math.sqrt(size * n / m * (1 - n / m))
     assert np.abs(deviation).max() < 5
@@ -114,7 +114,7 @@ def test_every_entry_is_kept_equally_often(n: int, m: int) -> None:
 
 @pytest.mark.parametrize(("n", "m"), [(3, 6), (4, 8), (5, 8)], ids=str)
 def test_exact_sampling_and_the_markov_chain_agree_on_pairs_of_rows(n: int, m: int) -> None:
-    size = 15_000
+    size = 6000
     exact = np.bincount(overlaps(ms.random_mask(n, m, size, rng=8)), minlength=m)
     chain = np.bincount(overlaps(by_switches(n, m, size, 9)), minlength=m)
     both = exact + chain

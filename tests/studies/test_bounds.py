@@ -13,7 +13,14 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("n", "m", "itemsize"), [(2, 4, 4), (3, 7, 4), (3, 8, 8), (3, 8, 2), (7, 17, 2)])
+@pytest.mark.parametrize(
+    ("n", "m", "itemsize"),
+    [
+        (3, 7, 4),
+        (3, 8, 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, 4, 4), (3, 8, 8), (7, 17, 2)]),
+    ],
+)
 def test_a_round_is_counted_to_take_the_min_and_max_of_the_network_once_a_line(n: int, m: int, itemsize: int) -> None:
     functions = functions_of(n, m, itemsize, ("move_rows", "move_columns"))
     for name in ("move_rows", "move_columns"):

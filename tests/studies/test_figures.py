@@ -21,7 +21,7 @@ def names(pattern: str) -> list[str]:
     "name",
     [
         "mask_diversity",
-        "flow_network",
+        pytest.param("flow_network", marks=pytest.mark.slow),
         pytest.param("bits_per_weight", marks=pytest.mark.slow),
         pytest.param("approximation_ratio", marks=pytest.mark.slow),
     ],
