@@ -14,8 +14,7 @@ Axes = Literal["matrix", "convolution", "stack"]
 EMBEDDING = "an embedding"
 ROUTER = "the router of a mixture of experts"
 ADAPTER = "part of a PEFT adapter"
-CONV1D = "the weight of a transformers.Conv1D"
-OTHER = "not the weight of a Linear, a convolution or an attention"
+OTHER = "not the weight of a Linear, a convolution, an attention or a recurrent layer"
 
 # Names of modules and parameters, whole: a "reembedder" is none of them.
 _EMBEDDINGS = frozenset(
@@ -55,6 +54,8 @@ _EMBEDDINGS = frozenset(
 )
 _ROUTERS = frozenset(["router", "routers"])
 _GATES = frozenset(["gate", "gating", "shared_expert_gate", "wg"])
+# transformers.Conv1D, whose weights are (in, out), and Linear alike have these names.
+_EITHER_WAY = frozenset(["c_attn", "c_fc", "c_proj"])
 _REASONS = 5
 _ADAPTERS = frozenset(["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"])
 
@@ -66,14 +67,17 @@ class Kind:
     Attributes
     ----------
     axes : {"matrix", "convolution", "stack"} or None
-        (out, in); (out, in, *kernel); (..., rows, columns), one matrix at each index of the leading axes. None where
+        (out, in); (out, in, *kernel); (..., out, in), one matrix at each index of the leading axes. None where
         nothing distinguishes a stack from a convolution.
     dense : str or None
         Why it is left dense unless it is asked for, in words; None for a weight that is pruned.
+    transposed : bool or None
+        Whether out and in are exchanged; None where nothing says so.
     """
 
     axes: Axes | None
     dense: str | None = None
+    transposed: bool | None = False
 
 
 def tied_to(name: str) -> str:
@@ -99,6 +103,11 @@ def dense_by_name(name: str) -> str | None:
     if own == "bias" or own.endswith("_bias"):
         return "a bias by its name"
     return None
+
+
+def transposed_by_name(name: str) -> bool | None:
+    """Return whether a weight of this name is stored (in, out), as far as that says it; None where it may be."""
+    return None if _EITHER_WAY.intersection(name.split(".")) else False
 
 
 def is_router(name: str) -> bool:

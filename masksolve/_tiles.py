@@ -19,6 +19,12 @@ from masksolve._pattern import Pattern
 
 Direction = Literal["both", "rows", "columns"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+_ACROSS: dict[Direction, Direction] = {"both": "both", "rows": "columns", "columns": "rows"}
+
+
+def across(direction: Direction) -> Direction:
+    """Return the direction of the transposed matrix's groups."""
+    return _ACROSS[direction]
 
 
 @dataclass(frozen=True)

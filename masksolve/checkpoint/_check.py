@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from masksolve._check import find_bad_group
 from masksolve._inputs import check_direction
-from masksolve._kinds import Kind
-from masksolve._pattern import Pattern, PatternLike, as_pattern
+from masksolve._pattern import Pattern
+from masksolve._patterns import PatternsLike, as_patterns
 from masksolve._tiles import Direction, convolution_matrices
 from masksolve.checkpoint._executors import executor_for, run_all
-from masksolve.checkpoint._file import CheckpointError, TensorInfo
+from masksolve.checkpoint._file import CheckpointError
 from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
-from masksolve.checkpoint._record import RECORD, Pruned, read_record
+from masksolve.checkpoint._record import RECORD, read_record
 from masksolve.checkpoint._report import as_plain
 from masksolve.checkpoint._run import OnProgress
-from masksolve.checkpoint._selection import Given, Globs, SkippedTensor, no_tensor_fits, split_tensors
+from masksolve.checkpoint._selection import Asked, Given, Globs, SkippedTensor, select_tensors
 from masksolve.checkpoint._units import Unit, pieces_of, read_weights, units_of
 from masksolve.checkpoint._work import in_tensor
 
@@ -86,13 +86,14 @@ class CheckReport:
 
 def check_checkpoint(
     path: str | os.PathLike[str],
-    pattern: PatternLike | None = None,
+    pattern: PatternsLike | None = None,
     *,
     direction: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     stack: Sequence[str] = (),
     convolution: Sequence[str] = (),
+    transposed: Sequence[str] = (),
     record: str | os.PathLike[str] | None = None,
     workers: int | Executor | None = 1,
     on_progress: OnProgress | None = None,
@@ -107,12 +108,13 @@ def check_checkpoint(
     ----------
     path : path
         A `.safetensors` file, or a folder of them with an index.
-    pattern : str, (int, int) or Pattern, optional
-        N **kept** of every M. By default what the record says of each tensor; needed where none is read.
+    pattern : str, (int, int), Pattern or mapping, optional
+        N **kept** of every M, or of the tensors that each glob matches. By default what the record says of each tensor;
+        needed where none is read.
     direction : {"both", "rows", "columns"}, optional
         "both": transposable; "rows", "columns": one-sided. By default what the record says of each tensor, and "both"
         without one.
-    include, exclude, stack, convolution, workers, on_progress
+    include, exclude, stack, convolution, transposed, workers, on_progress
         As for `prune_checkpoint`.
     record : path, optional
         The JSON report of the prune, or a record, to read instead.
@@ -141,17 +143,22 @@ def check_checkpoint(
     'mask[0, 0:4] keeps 3 of 4 entries; 2:4 along rows allows at most 2'
     >>> folder.cleanup()
     """
-    asked = None if pattern is None else as_pattern(pattern)
+    asked = None if pattern is None else as_patterns(pattern)
     asked_direction = None if direction is None else check_direction(direction)
     if record is not None and (stack or convolution):
         raise CheckpointError("`record` says which tensors are stacks; leave out `stack` and `convolution`")
     checkpoint = read_checkpoint(Path(path).absolute())
-    globs = Globs(include, exclude, stack, convolution)
+    globs = Globs(include, exclude, stack, convolution, transposed)
     path_of_record = Path(record) if record is not None else _record_beside(checkpoint, globs)
-    searches: list[_Search]
+    decided: Asked | Given
     if path_of_record is not None:
-        pruned = read_record(path_of_record, checkpoint.tensors)
-        searches = _searches_of(pruned, asked, asked_direction, f"left dense, says {path_of_record.name}")
+        pruned = {
+            name: replace(
+                to, pattern=(asked and asked.of(name)) or to.pattern, direction=asked_direction or to.direction
+            )
+            for name, to in read_record(path_of_record, checkpoint.tensors).items()
+        }
+        decided = Given(pruned, f"left dense, says {path_of_record.name}")
         by = path_of_record.name
     elif asked is None:
         if _record_beside(checkpoint, Globs()) is not None:
@@ -162,91 +169,44 @@ def check_checkpoint(
         raise CheckpointError(f"no record says to which pattern {path} was pruned; give `pattern`")
     else:
         identified = identify(checkpoint)
-        searches = [_Search(asked, asked_direction or "both", identified.kinds)]
+        decided = Asked(identified.kinds, asked, asked_direction or "both")
         by = identified.by
-    found = [
-        (search, *split_tensors(checkpoint.tensors, search.pattern, search.direction, globs, search.decided))
-        for search in searches
-    ]
-    skipped = _skipped_by_all(checkpoint, found)
-    if len(skipped) == len(checkpoint.tensors):
-        raise CheckpointError(no_tensor_fits(searches[0].pattern, skipped))
-    work = [
-        (search, unit)
-        for search, chosen, _ in found
-        for unit in units_of(checkpoint, chosen, search.pattern)
-        if unit.tensor is not None
-    ]
-    calls = [
-        (index, (checkpoint.folder, unit, search.pattern, search.direction))
-        for index, (search, unit) in enumerate(work)
-    ]
-    total, done = sum(unit.nbytes for _, unit in work), 0
+    chosen, skipped = select_tensors(checkpoint.tensors, globs, decided)
+    units = [unit for unit in units_of(checkpoint, chosen) if unit.tensor is not None]
+    calls = [(index, (checkpoint.folder, unit)) for index, unit in enumerate(units)]
+    total, done = sum(unit.nbytes for unit in units), 0
     problems: dict[int, str | None] = {}
     with executor_for(workers, total) as executor:
         for index, problem in run_all(executor, check_unit, calls):
             problems[index] = problem
-            done += work[index][1].nbytes
+            done += units[index].nbytes
             if on_progress is not None:
                 on_progress("checking", done, total)
     first: dict[str, str] = {}
-    for index, (_, unit) in enumerate(work):
+    for index, unit in enumerate(units):
         problem = problems[index]
         if unit.tensor is not None and problem is not None:
             first.setdefault(unit.tensor.name, problem)
-    checks = {
-        tensor.name: TensorCheck(tensor.name, tensor.shape, search.pattern, search.direction, first.get(tensor.name))
-        for search, chosen, _ in found
+    checks = tuple(
+        TensorCheck(tensor.name, tensor.shape, tensor.pattern, tensor.direction, first.get(tensor.name))
         for tensor in chosen
-    }
-    in_order = tuple(checks[tensor.name] for tensor in checkpoint.tensors if tensor.name in checks)
-    return CheckReport(in_order, skipped, by, path_of_record is not None)
-
-
-@dataclass(frozen=True)
-class _Search:
-    """A pattern and direction to check for, and the tensors to check."""
-
-    pattern: Pattern
-    direction: Direction
-    decided: Mapping[str, Kind] | Given
-
-
-def _searches_of(
-    pruned: Mapping[str, Pruned], pattern: Pattern | None, direction: Direction | None, otherwise: str
-) -> list[_Search]:
-    """Return one search for each pattern and direction of a record; those that were asked for replace its own."""
-    stacks: dict[tuple[Pattern, Direction], dict[str, bool]] = {}
-    for name, line in pruned.items():
-        stacks.setdefault((pattern or line.pattern, direction or line.direction), {})[name] = line.stack
-    return [_Search(*constraint, Given(names, otherwise)) for constraint, names in stacks.items()]
-
-
-def _skipped_by_all(
-    checkpoint: Checkpoint, found: Sequence[tuple[_Search, list[TensorInfo], list[SkippedTensor]]]
-) -> tuple[SkippedTensor, ...]:
-    chosen = {tensor.name for _, tensors, _ in found for tensor in tensors}
-    skipped: dict[str, SkippedTensor] = {}
-    for search, _, tensors in found:
-        for tensor in tensors:
-            # The search that looked for it has the reason.
-            is_its_own = isinstance(search.decided, Given) and tensor.name in search.decided.stacks
-            if tensor.name not in chosen and (is_its_own or tensor.name not in skipped):
-                skipped[tensor.name] = tensor
-    return tuple(skipped[tensor.name] for tensor in checkpoint.tensors if tensor.name in skipped)
+    )
+    return CheckReport(checks, tuple(skipped), by, path_of_record is not None)
 
 
 def _record_beside(checkpoint: Checkpoint, globs: Globs) -> Path | None:
     """Return the record of the prune, unless the user says which tensors to check."""
-    if globs.include or globs.stack or globs.convolution or not checkpoint.is_folder:
+    if globs.choose or not checkpoint.is_folder:
         return None
     path = checkpoint.folder / RECORD
     return path if path.exists() else None
 
 
-def check_unit(folder: Path, unit: Unit, pattern: Pattern, direction: Direction) -> str | None:
+def check_unit(folder: Path, unit: Unit) -> str | None:
     """Return the first bad group of a band, in words."""
-    for piece in pieces_of(unit, pattern):
+    assert unit.tensor is not None
+    pattern, direction = unit.tensor.pattern, unit.tensor.direction
+    for piece in pieces_of(unit):
         mask = convolution_matrices(read_weights(folder, unit, piece) != 0)
         bad = find_bad_group(mask, pattern, False, direction)
         if bad is not None:

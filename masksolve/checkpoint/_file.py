@@ -17,6 +17,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from masksolve._pattern import Pattern
+from masksolve._tiles import Direction
+
 WEIGHT_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -31,17 +34,58 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as the header describes it: safetensors dtype, shape, and which bytes of the file are its own.
-
-    `stack` is whether it is pruned as a stack of matrices (..., rows, columns) rather than as (out, in, *kernel).
-    """
+    """A tensor as the header describes it: safetensors dtype, shape, and which bytes of the file are its own."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
     nbytes: int
-    stack: bool = False
+
+
+@dataclass(frozen=True)
+class PrunedAs:
+    """What a tensor is pruned to, and as what.
+
+    Attributes
+    ----------
+    stack : bool
+        Whether as a stack of matrices (..., rows, columns) rather than as (out, in, *kernel).
+    pattern : Pattern
+    direction : {"both", "rows", "columns"}
+        That of its groups as it is stored: where out and in are exchanged, that of the matrices exchanged too.
+    """
+
+    stack: bool
+    pattern: Pattern
+    direction: Direction
+
+
+@dataclass(frozen=True)
+class ChosenTensor(TensorInfo):
+    """A tensor that is pruned, and to what."""
+
+    to: PrunedAs
+
+    @classmethod
+    def of(cls, tensor: TensorInfo, to: PrunedAs) -> ChosenTensor:
+        """Return the tensor with what it is pruned to."""
+        return cls(tensor.name, tensor.dtype, tensor.shape, tensor.offset, tensor.nbytes, to)
+
+    @property
+    def stack(self) -> bool:
+        """Whether it is pruned as a stack of matrices."""
+        return self.to.stack
+
+    @property
+    def pattern(self) -> Pattern:
+        """What it is pruned to."""
+        return self.to.pattern
+
+    @property
+    def direction(self) -> Direction:
+        """The direction of its groups, as it is stored."""
+        return self.to.direction
 
     @property
     def flat_shape(self) -> tuple[int, ...]:

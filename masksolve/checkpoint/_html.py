@@ -62,15 +62,19 @@ def page(report: PruneReport) -> str:
     """
     target = report.output or report.masks or ""
     proof = "every tile is proven optimal" if report.optimal else "not every tile is optimal"
-    sides = "transposable" if report.direction == "both" else f"one-sided, along {report.direction} only"
+    title = " and ".join(f"{pattern}{one_sided(direction)}" for pattern, direction in report.goals)
+    goals = [
+        f"{pattern.describe()}, {'transposable' if direction == 'both' else f'one-sided, along {direction} only'}"
+        for pattern, direction in report.goals
+    ]
     weights = sum(math.prod(tensor.shape) for tensor in report.tensors)
     parts = [
         "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
-        f"<title>{escape(target)}, {report.pattern}{one_sided(report.direction)}</title>",
+        f"<title>{escape(target)}, {title}</title>",
         f"<style>{_STYLE}</style>\n</head>\n<body>",
         f"<h1>{escape(target)}</h1>",
-        f"<p class=note>{escape(report.pattern.describe())}, {sides}; {proof}</p>",
+        f"<p class=note>{escape('; '.join(goals))}; {proof}</p>",
         f"<p class=note>Tensors were identified by {escape(report.identified_by)}.</p>",
         _numbers(
             {

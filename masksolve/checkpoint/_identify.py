@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from masksolve._kinds import Kind, dense_by_name
+from masksolve._kinds import Kind, dense_by_name, transposed_by_name
 from masksolve.checkpoint._file import CheckpointError, TensorInfo, parse_json
 from masksolve.checkpoint._layout import Checkpoint
 
@@ -67,4 +67,8 @@ def _by_config(checkpoint: Checkpoint) -> tuple[str, dict[str, Kind]]:
 
 def _kind_by_name(tensor: TensorInfo) -> Kind:
     axes = len(tensor.shape)
-    return Kind("matrix" if axes < 3 else "convolution" if axes > 3 else None, dense_by_name(tensor.name))
+    return Kind(
+        "matrix" if axes < 3 else "convolution" if axes > 3 else None,
+        dense_by_name(tensor.name),
+        transposed=transposed_by_name(tensor.name),
+    )

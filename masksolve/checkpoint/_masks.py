@@ -20,8 +20,14 @@ from numpy.typing import NDArray
 
 from masksolve._inputs import check_direction
 from masksolve._pattern import Pattern
-from masksolve._tiles import Direction
-from masksolve.checkpoint._file import CheckpointError, TensorInfo, flat_shape, parse_json, read_header
+from masksolve.checkpoint._file import (
+    CheckpointError,
+    ChosenTensor,
+    PrunedAs,
+    flat_shape,
+    parse_json,
+    read_header,
+)
 from masksolve.checkpoint._units import Place, Unit
 
 _FORMAT = "masksolve masks, 1"
@@ -30,15 +36,10 @@ _BYTES_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True)
 class MaskFile:
-    """The masks in a file: their pattern and direction, the weights they were made for, and their places.
+    """The masks in a file: what they prune `to`, the shapes and hashes of the weights, and where the masks lie."""
 
-    Of the weights there are the shapes, which of them are `stacks` of matrices, and the hashes.
-    """
-
-    pattern: Pattern
-    direction: Direction
+    to: dict[str, PrunedAs]
     shapes: dict[str, tuple[int, ...]]
-    stacks: dict[str, bool]
     hashes: dict[str, str]
     places: dict[str, Place]
 
@@ -52,21 +53,19 @@ def hashes_of(units: Sequence[Unit], fingerprints: Sequence[str]) -> dict[str, s
     return {name: hasher.hexdigest() for name, hasher in hashers.items()}
 
 
-def masks_header(
-    tensors: Sequence[TensorInfo], pattern: Pattern, direction: Direction, hashes: Mapping[str, str]
-) -> bytes:
+def masks_header(tensors: Sequence[ChosenTensor], hashes: Mapping[str, str]) -> bytes:
     """Return the header of the file of the masks of tensors, as it stands at the file's beginning."""
     described = {
-        tensor.name: {"shape": tensor.shape, "stack": tensor.stack, "hash": hashes[tensor.name]} for tensor in tensors
-    }
-    header: dict[str, Any] = {
-        "__metadata__": {
-            "format": _FORMAT,
-            "pattern": str(pattern),
-            "direction": direction,
-            "weights": json.dumps(described),
+        tensor.name: {
+            "shape": tensor.shape,
+            "stack": tensor.stack,
+            "pattern": str(tensor.pattern),
+            "direction": tensor.direction,
+            "hash": hashes[tensor.name],
         }
+        for tensor in tensors
     }
+    header: dict[str, Any] = {"__metadata__": {"format": _FORMAT, "weights": json.dumps(described)}}
     position = 0
     for tensor in tensors:
         rows, row = tensor.flat_shape[0], row_bytes(tensor.flat_shape)
@@ -83,7 +82,7 @@ def place_masks(units: Sequence[Unit], places: Mapping[str, Place]) -> list[Unit
     return [unit if unit.tensor is None else replace(unit, masks=places[unit.tensor.name]) for unit in units]
 
 
-def places_in(tensors: Sequence[TensorInfo], header: bytes) -> dict[str, Place]:
+def places_in(tensors: Sequence[ChosenTensor], header: bytes) -> dict[str, Place]:
     """Return where the masks of tensors lie behind such a header."""
     places = {}
     position = len(header)
@@ -106,13 +105,11 @@ def read_masks(path: Path) -> MaskFile:
     if metadata.get("format") != _FORMAT:
         raise CheckpointError(f"{path} holds no masks; name a file that a prune has written as `masks`")
     try:
-        pattern = Pattern.parse(metadata["pattern"])
-        direction = check_direction(metadata["direction"])
         weights = parse_json(metadata["weights"].encode(), path)
         shapes = {tensor.name: tuple(map(index, weights[tensor.name]["shape"])) for tensor in header.tensors}
-        stacks = {tensor.name: bool(index(weights[tensor.name]["stack"])) for tensor in header.tensors}
+        to = {tensor.name: _pruned_as(weights[tensor.name]) for tensor in header.tensors}
         hashes = {tensor.name: weights[tensor.name]["hash"] for tensor in header.tensors}
-        flat = {name: flat_shape(shape, stacks[name]) for name, shape in shapes.items()}
+        flat = {name: flat_shape(shape, to[name].stack) for name, shape in shapes.items()}
         fits = all(
             tensor.dtype == "U8" and tensor.shape == (flat[tensor.name][0], row_bytes(flat[tensor.name]))
             for tensor in header.tensors
@@ -122,7 +119,12 @@ def read_masks(path: Path) -> MaskFile:
     if not fits:
         raise CheckpointError(f"{path} holds masks whose shapes contradict its metadata; write it again")
     places = {tensor.name: _place(tensor.offset, flat[tensor.name]) for tensor in header.tensors}
-    return MaskFile(pattern, direction, shapes, stacks, hashes, places)
+    return MaskFile(to, shapes, hashes, places)
+
+
+def _pruned_as(entry: Mapping[str, Any]) -> PrunedAs:
+    stack = bool(index(entry["stack"]))
+    return PrunedAs(stack, Pattern.parse(entry["pattern"]), check_direction(entry["direction"]))
 
 
 def hash_of(path: Path) -> str:

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from masksolve._inputs import check_direction
-from masksolve._pattern import Pattern, PatternLike, as_pattern
+from masksolve._pattern import Pattern
+from masksolve._patterns import PatternsLike, as_patterns
 from masksolve._tiles import Direction
 from masksolve._words import counted, one_sided
 from masksolve.checkpoint._executors import workers_for
-from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
+from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, ChosenTensor, TensorInfo
 from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
 from masksolve.checkpoint._report import as_plain
-from masksolve.checkpoint._selection import Globs, SkippedTensor, select_tensors
+from masksolve.checkpoint._selection import Asked, Globs, SkippedTensor, select_tensors
 from masksolve.checkpoint._units import WEIGHTS_A_PIECE, Piece, Unit, pieces_of, read_weights, units_of
 from masksolve.checkpoint._work import Job, SolveMasks, check_finite, fingerprint_unit, mask_of, try_method
 
@@ -38,9 +39,10 @@ class PatternPlan:
 
     Attributes
     ----------
-    pattern : Pattern
+    pattern : Pattern or dict of str to Pattern
+        For all, or for those that each glob matches.
     direction : {"both", "rows", "columns"}
-    chosen : tuple of TensorInfo
+    chosen : tuple of ChosenTensor
         The tensors that would be pruned.
     skipped : tuple of SkippedTensor
         The others, with the reason.
@@ -54,9 +56,9 @@ class PatternPlan:
         Bytes that the processes would hold together at most; None where the system does not say.
     """
 
-    pattern: Pattern
+    pattern: Pattern | dict[str, Pattern]
     direction: Direction
-    chosen: tuple[TensorInfo, ...]
+    chosen: tuple[ChosenTensor, ...]
     skipped: tuple[SkippedTensor, ...]
     nbytes: int
     workers: int
@@ -64,9 +66,10 @@ class PatternPlan:
     memory: int | None
 
     def __repr__(self) -> str:
+        goal = f"{as_patterns(self.pattern)}{one_sided(self.direction)}"
         return (
-            f"<PatternPlan of {self.pattern}{one_sided(self.direction)}: {counted(len(self.chosen), 'tensor')}, "
-            f"{len(self.skipped)} skipped, about {self.seconds:.1f} s with {counted(self.workers, 'worker')}>"
+            f"<PatternPlan of {goal}: {counted(len(self.chosen), 'tensor')}, {len(self.skipped)} skipped, "
+            f"about {self.seconds:.1f} s with {counted(self.workers, 'worker')}>"
         )
 
 
@@ -97,13 +100,13 @@ class CheckpointPlan:
         return plain
 
     def __repr__(self) -> str:
-        fitting = ", ".join(f"{len(plan.chosen)} fit {plan.pattern}" for plan in self.plans) or "none fits"
+        fitting = ", ".join(f"{len(plan.chosen)} fit {as_patterns(plan.pattern)}" for plan in self.plans) or "none fits"
         return f"<CheckpointPlan of {counted(len(self.tensors), 'tensor')}: {fitting}>"
 
 
 def plan_checkpoint(
     source: str | os.PathLike[str],
-    patterns: Sequence[PatternLike],
+    patterns: Sequence[PatternsLike],
     *,
     direction: str = "both",
     method: str = "exact",
@@ -111,6 +114,7 @@ def plan_checkpoint(
     exclude: Sequence[str] = (),
     stack: Sequence[str] = (),
     convolution: Sequence[str] = (),
+    transposed: Sequence[str] = (),
     workers: int | None = None,
 ) -> CheckpointPlan:
     """Report what `prune_checkpoint` would do. Nothing is written.
@@ -121,7 +125,7 @@ def plan_checkpoint(
         A `.safetensors` file, or a folder of them with an index.
     patterns : sequence of (str, (int, int) or Pattern)
         Each N **kept** of every M: "4:8", (4, 8) or `Pattern(4, 8)`.
-    direction, method, include, exclude, stack, convolution
+    direction, method, include, exclude, stack, convolution, transposed
         As for `prune_checkpoint`.
     workers : int, optional
         For how many processes times and memory are estimated; None as for `prune_checkpoint`.
@@ -158,35 +162,34 @@ def plan_checkpoint(
         or any(isinstance(each, int) for each in patterns)
     ):
         raise TypeError(f"patterns must be a sequence of patterns, got {patterns!r}; put it in a list")
-    all_patterns, checked_direction = [as_pattern(each) for each in patterns], check_direction(direction)
+    all_patterns, checked_direction = [as_patterns(each) for each in patterns], check_direction(direction)
     checkpoint = read_checkpoint(Path(source).absolute())
     before = _memory()
     identified = identify(checkpoint)
     after = _memory()
     # Only this process asks a model what a tensor is, workers do not.
     of_model = 0 if before is None or after is None else after - before
-    globs = Globs(include, exclude, stack, convolution)
+    globs = Globs(include, exclude, stack, convolution, transposed)
     # Once for all patterns: a glob that matches nothing is not the fault of one of them.
     globs.check(checkpoint.tensors)
     plans, misfits = [], {}
     for pattern in all_patterns:
         try:
-            chosen, skipped = select_tensors(checkpoint.tensors, pattern, checked_direction, globs, identified.kinds)
+            asked = Asked(identified.kinds, pattern, checked_direction)
+            chosen, skipped = select_tensors(checkpoint.tensors, globs, asked)
         except CheckpointError as error:
             misfits[str(pattern)] = str(error)
             continue
-        units = units_of(checkpoint, chosen, pattern)
+        units = units_of(checkpoint, chosen)
         nbytes = sum(unit.nbytes for unit in units)
         processes = workers_for(workers, nbytes)
-        seconds = _seconds_of_all(
-            checkpoint, units, Job(checkpoint.folder, pattern, checked_direction, SolveMasks(method))
-        )
+        seconds = _seconds_of_all(checkpoint, chosen, units, Job(checkpoint.folder, SolveMasks(method)))
         memory = _memory()
         if memory is not None:
             memory = of_model + processes * (memory - of_model + WEIGHTS_A_PIECE * _BYTES_A_WEIGHT)
         plans.append(
             PatternPlan(
-                pattern=pattern,
+                pattern=pattern.given,
                 direction=checked_direction,
                 chosen=tuple(chosen),
                 skipped=tuple(skipped),
@@ -199,9 +202,9 @@ def plan_checkpoint(
     return CheckpointPlan(tuple(checkpoint.tensors), tuple(plans), misfits, identified.by)
 
 
-def _seconds_of_all(checkpoint: Checkpoint, units: Sequence[Unit], job: Job) -> float:
+def _seconds_of_all(checkpoint: Checkpoint, chosen: Sequence[ChosenTensor], units: Sequence[Unit], job: Job) -> float:
     """Return the time that one worker would take, estimated from a sample of a few bands."""
-    try_method(job)
+    try_method(job, chosen)
     bands = [unit for unit in units if unit.tensor is not None]
     largest = max(units, key=lambda unit: unit.nbytes)
     start = time.perf_counter()
@@ -210,7 +213,7 @@ def _seconds_of_all(checkpoint: Checkpoint, units: Sequence[Unit], job: Job) -> 
     nbytes, solving = 0, 0.0
     for index in range(_SAMPLES):
         unit = bands[index * len(bands) // _SAMPLES]
-        piece = _sample_of(unit, job.pattern)
+        piece = _sample_of(unit)
         weights = read_weights(checkpoint.folder, unit, piece)
         check_finite(unit, piece, weights)
         start = time.perf_counter()
@@ -225,13 +228,14 @@ def _seconds_of_all(checkpoint: Checkpoint, units: Sequence[Unit], job: Job) -> 
     return solving / nbytes * to_solve + reading * _READINGS * everything
 
 
-def _sample_of(unit: Unit, pattern: Pattern) -> Piece:
+def _sample_of(unit: Unit) -> Piece:
     """Return the first tile rows of a band, or as much of the first as is enough."""
-    first = next(pieces_of(unit, pattern))
     assert unit.tensor is not None
+    m = unit.tensor.pattern.m
+    first = next(pieces_of(unit))
     row = unit.nbytes // (unit.rows.stop - unit.rows.start)
     itemsize = WEIGHT_DTYPES[unit.tensor.dtype].itemsize
-    rows = max(1, _SAMPLE_WEIGHTS * itemsize // (row * pattern.m)) * pattern.m
+    rows = max(1, _SAMPLE_WEIGHTS * itemsize // (row * m)) * m
     return Piece(slice(first.rows.start, min(first.rows.stop, first.rows.start + rows)), first.columns)
 
 

@@ -15,17 +15,17 @@ import numpy as np
 import xxhash
 
 from masksolve._inputs import check_direction
-from masksolve._pattern import PatternLike, as_pattern
+from masksolve._patterns import Patterns, PatternsLike, as_patterns
 from masksolve._tiles import convolution_matrices
 from masksolve._version import __version__
-from masksolve.checkpoint._file import CheckpointError, TensorInfo
+from masksolve.checkpoint._file import CheckpointError, ChosenTensor, PrunedAs
 from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
 from masksolve.checkpoint._masks import MaskFile, hash_of, read_masks
-from masksolve.checkpoint._record import RECORD, Pruned, read_record, record_of
+from masksolve.checkpoint._record import RECORD, read_record, record_of
 from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile
 from masksolve.checkpoint._run import OnProgress, Outcome, Request, run
-from masksolve.checkpoint._selection import Given, Globs, SkippedTensor, select_tensors, split_tensors
+from masksolve.checkpoint._selection import Asked, Given, Globs, SkippedTensor, select_tensors, split_tensors
 from masksolve.checkpoint._units import Piece, Unit, read_weights
 from masksolve.checkpoint._work import Job, SolveMasks, StoredMasks
 
@@ -37,7 +37,7 @@ AnyPath = str | os.PathLike[str]
 def prune_checkpoint(
     source: AnyPath,
     target: AnyPath | None,
-    pattern: PatternLike,
+    pattern: PatternsLike,
     *,
     masks: AnyPath | None = None,
     direction: str = "both",
@@ -46,6 +46,7 @@ def prune_checkpoint(
     exclude: Sequence[str] = (),
     stack: Sequence[str] = (),
     convolution: Sequence[str] = (),
+    transposed: Sequence[str] = (),
     overwrite: bool = False,
     resume: bool = False,
     workers: int | Executor | None = 1,
@@ -67,8 +68,9 @@ def prune_checkpoint(
     source, target : path
         Two .safetensors files, or two folders: shards with an index, such as `model.safetensors.index.json`, or one
         shard. `target` may be None if `masks` is given.
-    pattern : str, (int, int) or Pattern
-        N **kept** of every M: "4:8", (4, 8) or `Pattern(4, 8)`.
+    pattern : str, (int, int), Pattern or mapping
+        N **kept** of every M: "4:8", (4, 8) or `Pattern(4, 8)`; or of the tensors that each glob matches, the first
+        that does: {"q_proj": "2:4", "*": "4:8"}.
     masks : path, optional
         A .safetensors file to write with the masks, a bit per weight.
     direction : {"both", "rows", "columns"}
@@ -77,11 +79,15 @@ def prune_checkpoint(
     method : str
         As for `masksolve.solve_matrix`.
     include, exclude : str or sequence of str
-        One glob of tensor names, or several. With `include`, those and no others are pruned, whatever they are.
+        One glob of tensor names, or several; a glob also matches names of which it is a part between dots, as "q_proj"
+        is of "layers.0.q_proj.weight". With `include`, those and no others are pruned, whatever they are.
     stack, convolution : str or sequence of str
         Globs of tensors of three or more axes: a stack of matrices (..., rows, columns), each of which is pruned, such
         as that of a layer's experts; the weight of a convolution (out, in, *kernel). Needed for three axes where no
         config says; four or more are a convolution's.
+    transposed : str or sequence of str
+        Globs of tensors that are stored (in, out), as transformers.Conv1D stores them, not (out, in): of these
+        one-sided masks run along the other axis. Needed only where no config says, and not for `direction` "both".
     overwrite : bool
         Replace an output that exists, and discard a run that was not finished.
     resume : bool
@@ -128,20 +134,23 @@ def prune_checkpoint(
     """
     if target is None and masks is None:
         raise CheckpointError("nothing to write: give `target`, `masks`, or both")
-    pattern, checked_direction = as_pattern(pattern), check_direction(direction)
+    asked = Asked({}, as_patterns(pattern), check_direction(direction))
     checkpoint = read_checkpoint(Path(source).absolute())
     identified = identify(checkpoint)
-    globs = Globs(include, exclude, stack, convolution)
-    chosen, skipped = select_tensors(checkpoint.tensors, pattern, checked_direction, globs, identified.kinds)
+    globs = Globs(include, exclude, stack, convolution, transposed)
+    asked = replace(asked, kinds=identified.kinds)
+    chosen, skipped = select_tensors(checkpoint.tensors, globs, asked)
     request = Request(
         checkpoint=_without_record(checkpoint),
         chosen=chosen,
+        patterns=asked.patterns,
+        direction=asked.direction,
         globs=globs,
         identified_by=identified.by,
-        job=Job(checkpoint.folder, pattern, checked_direction, SolveMasks(method)),
+        job=Job(checkpoint.folder, SolveMasks(method)),
         output=_absolute(target),
         masks=_absolute(masks),
-        record=record_of(pattern, checked_direction, chosen, _earlier(checkpoint)),
+        record=record_of(chosen, _earlier(checkpoint)),
         overwrite=overwrite,
         resume=resume,
     )
@@ -200,15 +209,18 @@ def apply_masks(
     given = read_masks(given_path)
     checkpoint = read_checkpoint(Path(source).absolute())
     chosen, skipped = _masked_tensors(checkpoint, given, given_path)
+    directions = {to.direction for to in given.to.values()}
     request = Request(
         checkpoint=_without_record(checkpoint),
         chosen=chosen,
+        patterns=_patterns_of(given),
+        direction=next(iter(directions)) if len(directions) == 1 else None,
         globs=Globs(),
         identified_by=f"the masks in {given_path.name}",
-        job=Job(checkpoint.folder, given.pattern, given.direction, StoredMasks(given_path, hash_of(given_path))),
+        job=Job(checkpoint.folder, StoredMasks(given_path, hash_of(given_path))),
         output=_absolute(target),
         masks=None,
-        record=record_of(given.pattern, given.direction, chosen, _earlier(checkpoint)),
+        record=record_of(chosen, _earlier(checkpoint)),
         overwrite=overwrite,
         resume=resume,
         places=given.places,
@@ -228,9 +240,15 @@ def apply_masks(
     return _report(request, outcome, skipped, time.perf_counter() - start)
 
 
+def _patterns_of(given: MaskFile) -> Patterns:
+    """Return the pattern of all masks, or that of each if they are of several."""
+    patterns = {name: to.pattern for name, to in given.to.items()}
+    return as_patterns(patterns if len(set(patterns.values())) > 1 else next(iter(patterns.values())))
+
+
 def _masked_tensors(
     checkpoint: Checkpoint, given: MaskFile, path: Path
-) -> tuple[list[TensorInfo], list[SkippedTensor]]:
+) -> tuple[list[ChosenTensor], list[SkippedTensor]]:
     by_name = {tensor.name: tensor for tensor in checkpoint.tensors}
     for name, shape in given.shapes.items():
         if name not in by_name:
@@ -239,9 +257,7 @@ def _masked_tensors(
             raise CheckpointError(
                 f"{path} has a mask of shape {shape} for tensor {name!r}, whose shape is {by_name[name].shape}"
             )
-    chosen, skipped = split_tensors(
-        checkpoint.tensors, given.pattern, given.direction, Globs(), Given(given.stacks, "has no mask")
-    )
+    chosen, skipped = split_tensors(checkpoint.tensors, Globs(), Given(given.to, "has no mask"))
     if len(chosen) < len(given.shapes):
         reasons = "; ".join(f"{each.name}: {each.reason}" for each in skipped if each.name in given.shapes)
         raise CheckpointError(f"not every mask in {path} can be applied: {reasons}")
@@ -254,7 +270,7 @@ def _without_record(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, files=files if checkpoint.is_folder else checkpoint.files)
 
 
-def _earlier(checkpoint: Checkpoint) -> dict[str, Pruned]:
+def _earlier(checkpoint: Checkpoint) -> dict[str, PrunedAs]:
     """Return what earlier prunes have recorded beside the weights."""
     path = checkpoint.folder / RECORD
     return read_record(path, checkpoint.tensors) if checkpoint.is_folder and path.exists() else {}
@@ -278,13 +294,14 @@ def _report(request: Request, outcome: Outcome, skipped: Sequence[SkippedTensor]
         masks=None if request.masks is None else str(request.masks),
         applied=str(masks.file) if isinstance(masks, StoredMasks) else None,
         other_weights=request.other_weights,
-        pattern=request.job.pattern,
-        direction=request.job.direction,
+        pattern=request.patterns.given,
+        direction=request.direction,
         method=masks.method if isinstance(masks, SolveMasks) else None,
         include=tuple(globs.include),
         exclude=tuple(globs.exclude),
         stack=tuple(globs.stack),
         convolution=tuple(globs.convolution),
+        transposed=tuple(globs.transposed),
         identified_by=request.identified_by,
         tensors=tuple(PrunedTensor.of(tensor, outcome.bands[tensor.name]) for tensor in request.chosen),
         skipped=tuple(skipped),

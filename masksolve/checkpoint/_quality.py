@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksolve._certificate import certified_regions, relative_gap, scale_shift
-from masksolve._pattern import Pattern
-from masksolve._tiles import Direction
 from masksolve.checkpoint._units import Piece, Unit
 
 # Gaps of tiles are counted in these classes: 0, up to 1e-4, ..., more than 0.1.
@@ -85,8 +83,6 @@ def judge(
     matrices: NDArray[Any],
     mask: NDArray[np.bool_],
     potentials: NDArray[np.floating[Any]] | None,
-    pattern: Pattern,
-    direction: Direction,
     unit: Unit,
     piece: Piece,
 ) -> Quality:
@@ -100,7 +96,9 @@ def judge(
     optimal = True
     gaps = np.zeros(len(GAP_CLASSES), np.int64)
     worst: list[TileRecord] = []
-    judged = certified_regions(matrices, mask, pattern, direction, True, shift, threads=1, potentials=potentials)
+    judged = certified_regions(
+        matrices, mask, unit.tensor.pattern, unit.tensor.direction, True, shift, threads=1, potentials=potentials
+    )
     for region, found in judged:
         optimal &= bool(found.optimal.all())
         importance += float(found.importance.sum())

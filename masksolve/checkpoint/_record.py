@@ -5,36 +5,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from masksolve._inputs import check_direction, check_flag
 from masksolve._pattern import Pattern
-from masksolve._tiles import Direction
 from masksolve._version import __version__
-from masksolve.checkpoint._file import CheckpointError, TensorInfo, parse_json
+from masksolve.checkpoint._file import CheckpointError, ChosenTensor, PrunedAs, TensorInfo, parse_json
 
 RECORD = "masksolve.json"
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """A line of the record: what a tensor was pruned to, and whether as a stack of matrices."""
-
-    stack: bool
-    pattern: Pattern
-    direction: Direction
-
-
-def record_of(
-    pattern: Pattern, direction: Direction, chosen: Sequence[TensorInfo], earlier: Mapping[str, Pruned] | None = None
-) -> str:
+def record_of(chosen: Sequence[ChosenTensor], earlier: Mapping[str, PrunedAs] | None = None) -> str:
     """Return the record as JSON; of tensors that were pruned `earlier`, and not again, it repeats what they were.
 
     It is the same for the same weights and masks, wherever, whenever and however they are pruned.
     """
-    pruned = {**(earlier or {}), **{tensor.name: Pruned(tensor.stack, pattern, direction) for tensor in chosen}}
+    pruned = {**(earlier or {}), **{tensor.name: tensor.to for tensor in chosen}}
     record = {
         "masksolve_version": __version__,
         "tensors": [
@@ -45,7 +32,7 @@ def record_of(
     return json.dumps(record, indent=2) + "\n"
 
 
-def read_record(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, Pruned]:
+def read_record(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, PrunedAs]:
     """Return what a record, or the JSON report of a prune, says some tensors were pruned to.
 
     Raises
@@ -55,7 +42,7 @@ def read_record(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, Pruned]:
     """
     try:
         record = parse_json(path.read_bytes(), path)
-        lines = [(entry["name"], _line_of(entry, record)) for entry in record["tensors"]]
+        lines = [(entry["name"], _line_of(entry)) for entry in record["tensors"]]
         pruned = dict(lines)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -80,8 +67,6 @@ def read_record(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, Pruned]:
     return pruned
 
 
-def _line_of(entry: Mapping[str, Any], record: Mapping[str, Any]) -> Pruned:
-    # A report has one pattern and one direction; a record has those of each tensor.
-    whole = {**record, **entry}
+def _line_of(entry: Mapping[str, Any]) -> PrunedAs:
     check_flag(entry["stack"], "stack")
-    return Pruned(entry["stack"], Pattern.parse(whole["pattern"]), check_direction(whole["direction"]))
+    return PrunedAs(entry["stack"], Pattern.parse(entry["pattern"]), check_direction(entry["direction"]))

@@ -10,7 +10,7 @@ from typing import Any
 from masksolve._pattern import Pattern
 from masksolve._tiles import Direction
 from masksolve._words import counted, one_sided
-from masksolve.checkpoint._file import TensorInfo
+from masksolve.checkpoint._file import ChosenTensor
 from masksolve.checkpoint._quality import BandRecord, TileRecord
 from masksolve.checkpoint._selection import SkippedTensor
 
@@ -25,6 +25,9 @@ class PrunedTensor:
         As in the checkpoint; dtype in safetensors' words ("F32").
     stack : bool
         Whether it was pruned as a stack of matrices (..., rows, columns).
+    pattern : Pattern
+    direction : {"both", "rows", "columns"}
+        That of its groups as it is stored: of a weight (in, out), "columns" where "rows" was asked for.
     importance : float
         Sum of abs(weights) before.
     kept : float
@@ -46,6 +49,8 @@ class PrunedTensor:
     dtype: str
     shape: tuple[int, ...]
     stack: bool
+    pattern: Pattern
+    direction: Direction
     importance: float
     kept: float
     gap: float
@@ -56,13 +61,15 @@ class PrunedTensor:
     certify_seconds: float
 
     @classmethod
-    def of(cls, tensor: TensorInfo, band: BandRecord) -> PrunedTensor:
+    def of(cls, tensor: ChosenTensor, band: BandRecord) -> PrunedTensor:
         """Return the record of a tensor, given that of all its bands."""
         return cls(
             name=tensor.name,
             dtype=tensor.dtype,
             shape=tensor.shape,
             stack=tensor.stack,
+            pattern=tensor.pattern,
+            direction=tensor.direction,
             importance=band.importance,
             kept=band.kept,
             gap=band.gap,
@@ -114,11 +121,13 @@ class PruneReport:
         The file of masks that was applied.
     other_weights : bool
         Whether it might have been made for other weights.
-    pattern : Pattern
-    direction : {"both", "rows", "columns"}
+    pattern : Pattern or dict of str to Pattern
+        One for all tensors, or one for each glob, and for each name where masks of several were applied.
+    direction : {"both", "rows", "columns"} or None
+        None where masks of several were applied.
     method : str or None
         None where masks were applied.
-    include, exclude, stack, convolution : tuple of str
+    include, exclude, stack, convolution, transposed : tuple of str
         The globs.
     identified_by : str
         What distinguishes weights from embeddings and the like: the model's config, or the names of tensors.
@@ -138,13 +147,14 @@ class PruneReport:
     masks: str | None
     applied: str | None
     other_weights: bool
-    pattern: Pattern
-    direction: Direction
+    pattern: Pattern | dict[str, Pattern]
+    direction: Direction | None
     method: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     stack: tuple[str, ...]
     convolution: tuple[str, ...]
+    transposed: tuple[str, ...]
     identified_by: str
     tensors: tuple[PrunedTensor, ...]
     skipped: tuple[SkippedTensor, ...]
@@ -162,20 +172,26 @@ class PruneReport:
         return all(tensor.optimal for tensor in self.tensors)
 
     @property
+    def goals(self) -> tuple[tuple[Pattern, Direction], ...]:
+        """The patterns and directions that there are among the tensors."""
+        return tuple(dict.fromkeys((tensor.pattern, tensor.direction) for tensor in self.tensors))
+
+    @property
     def command(self) -> str:
         """The command that does the same again."""
         words = ["masksolve", "apply" if self.applied else "prune", self.input]
-        options = {
-            "--masks": self.applied or self.masks,
-            "--pattern": None if self.applied else str(self.pattern),
-            "--direction": None if self.applied or self.direction == "both" else self.direction,
-            "--method": self.method,
-            "--output": self.output,
-        }
-        for option, value in options.items():
+        patterns = self.pattern.items() if isinstance(self.pattern, dict) else [("", self.pattern)]
+        options = [
+            ("--masks", self.applied or self.masks),
+            *(("--pattern", f"{glob}={each}" if glob else str(each)) for glob, each in patterns if not self.applied),
+            ("--direction", None if self.applied or self.direction == "both" else self.direction),
+            ("--method", self.method),
+            ("--output", self.output),
+        ]
+        for option, value in options:
             words += [option, value] if value is not None else []
         words += ["--other-weights"] if self.other_weights else []
-        for option in ("include", "exclude", "stack", "convolution"):
+        for option in ("include", "exclude", "stack", "convolution", "transposed"):
             for glob in getattr(self, option):
                 words += [f"--{option}", glob]
         return shlex.join(words)
@@ -193,9 +209,10 @@ class PruneReport:
 
     def __repr__(self) -> str:
         proof = "every tile proven optimal" if self.optimal else "not every tile optimal"
+        goals = " and ".join(f"{pattern}{one_sided(direction)}" for pattern, direction in self.goals)
         return (
             f"<PruneReport of {self.output or self.masks}: {counted(len(self.tensors), 'tensor')} pruned to "
-            f"{self.pattern}{one_sided(self.direction)}, {len(self.skipped)} skipped, mean kept importance "
+            f"{goals}, {len(self.skipped)} skipped, mean kept importance "
             f"{self.mean_kept_importance:.2%}, {proof}>"
         )
 

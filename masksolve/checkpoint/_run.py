@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 
 import xxhash
 
+from masksolve._patterns import Patterns
+from masksolve._tiles import Direction
 from masksolve._version import __version__
 from masksolve.checkpoint._executors import executor_for, run_all
-from masksolve.checkpoint._file import CheckpointError, TensorInfo, printable
+from masksolve.checkpoint._file import CheckpointError, ChosenTensor, printable
 from masksolve.checkpoint._layout import Checkpoint
 from masksolve.checkpoint._masks import hashes_of, masks_header, place_masks, places_in
 from masksolve.checkpoint._quality import BandRecord, TileRecord, merge_bands
@@ -53,6 +55,8 @@ class Request:
     ----------
     checkpoint, chosen
         The input, and which of its tensors get masks.
+    patterns, direction
+        What masks are asked for; the direction is None where given masks have several.
     globs, identified_by
         How these were chosen, and what says what tensors are.
     job : Job
@@ -69,7 +73,9 @@ class Request:
     """
 
     checkpoint: Checkpoint
-    chosen: Sequence[TensorInfo]
+    chosen: Sequence[ChosenTensor]
+    patterns: Patterns
+    direction: Direction | None
     globs: Globs
     identified_by: str
     job: Job
@@ -91,7 +97,7 @@ class Request:
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments that have to be the same for a run to be resumed, as JSON, by the names that messages use."""
-        plain = {"input": self.checkpoint.path, "output": self.output, "masks": self.masks, "pattern": self.job.pattern}
+        plain = {"input": self.checkpoint.path, "output": self.output, "masks": self.masks, "pattern": self.patterns}
         masks = self.job.masks
         how: dict[str, Any] = (
             {"method": masks.method}
@@ -104,7 +110,7 @@ class Request:
         )
         return {
             **{name: None if value is None else str(value) for name, value in plain.items()},
-            "direction": self.job.direction,
+            "direction": self.direction,
             **how,
             **{name: list(globs) for name, globs in vars(self.globs).items()},
             "what the tensors are identified by": self.identified_by,
@@ -132,7 +138,7 @@ def run(
     `check` is called with the hash of each chosen tensor's weights before anything is written.
     """
     _check_targets(request)
-    units = units_of(request.checkpoint, request.chosen, request.job.pattern)
+    units = units_of(request.checkpoint, request.chosen)
     if request.output is None:
         units = [unit for unit in units if unit.tensor is not None]
     with ExitStack() as stack:
@@ -147,7 +153,7 @@ def run(
         nbytes = sum(unit.nbytes for unit in units)
         with _noting_what_is_kept(workspace, len(units)), executor_for(workers, nbytes) as executor:
             # One first, so that the others find its code on the disk.
-            list(run_all(executor, try_method, [(0, (request.job,))]))
+            list(run_all(executor, try_method, [(0, (request.job, request.chosen))]))
             team = _Team(executor, request.job, units, on_progress)
             fingerprints = team.fingerprint()
             hashes = hashes_of(units, fingerprints)
@@ -186,7 +192,7 @@ def _with_masks(request: Request, units: list[Unit], hashes: dict[str, str], dat
         return place_masks(units, request.places)
     if request.masks is None:
         return units
-    header = masks_header(request.chosen, request.job.pattern, request.job.direction, hashes)
+    header = masks_header(request.chosen, hashes)
     if (data / _MASKS).exists():  # not published yet
         # No unit holds the header, so every run writes it.
         with (data / _MASKS).open("r+b", buffering=0) as file:
@@ -392,7 +398,7 @@ def _prepare(request: Request, workspace: Workspace, hashes: dict[str, str]) -> 
                 record.flush()
                 os.fsync(record.fileno())
     if request.masks is not None:
-        header = masks_header(request.chosen, request.job.pattern, request.job.direction, hashes)
+        header = masks_header(request.chosen, hashes)
         places = places_in(request.chosen, header)
         ends = [
             places[tensor.name].offset + tensor.flat_shape[0] * places[tensor.name].row for tensor in request.chosen

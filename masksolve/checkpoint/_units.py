@@ -20,8 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from masksolve._pattern import Pattern
-from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, TensorInfo
+from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, ChosenTensor
 from masksolve.checkpoint._layout import Checkpoint
 
 # A band is what an interrupted run may have to do again; a piece is what is held in memory, mostly in the cache.
@@ -65,7 +64,7 @@ class Unit:
     file: str
     start: int
     stop: int
-    tensor: TensorInfo | None = None
+    tensor: ChosenTensor | None = None
     masks: Place | None = None
     part: slice | None = None
 
@@ -99,7 +98,7 @@ class Unit:
         return f"rows {self.rows.start}:{self.rows.stop}{columns} of tensor {self.tensor.name!r} in {self.file}"
 
 
-def units_of(checkpoint: Checkpoint, banded: Sequence[TensorInfo], pattern: Pattern) -> list[Unit]:
+def units_of(checkpoint: Checkpoint, banded: Sequence[ChosenTensor]) -> list[Unit]:
     """Cut a checkpoint into units, in the order of its files and of their bytes."""
     chosen = {tensor.name: tensor for tensor in banded}
     units = []
@@ -109,21 +108,21 @@ def units_of(checkpoint: Checkpoint, banded: Sequence[TensorInfo], pattern: Patt
         position = 0
         for tensor in tensors:
             units += _chunks(file.name, position, tensor.offset)
-            units += bands_of(file.name, tensor, pattern)
+            units += bands_of(file.name, tensor)
             position = tensor.offset + tensor.nbytes
         units += _chunks(file.name, position, file.size)
     return units
 
 
-def bands_of(file: str, tensor: TensorInfo, pattern: Pattern) -> list[Unit]:
+def bands_of(file: str, tensor: ChosenTensor) -> list[Unit]:
     """Cut one tensor into bands, those of a single tile row along their columns too where they are very wide."""
     rows, columns = tensor.flat_shape[:2]
     row = tensor.nbytes // rows
-    high = _rows_at_once(tensor, pattern, _WEIGHTS_A_BAND)
-    wide = _columns_at_once(tensor, pattern, _WEIGHTS_A_BAND) if high == pattern.m else columns
+    high = _rows_at_once(tensor, _WEIGHTS_A_BAND)
+    wide = _columns_at_once(tensor, _WEIGHTS_A_BAND) if high == tensor.pattern.m else columns
     parts = [slice(at, min(at + wide, columns)) for at in range(0, columns, wide)] if wide < columns else [None]
     # No tile reaches into the next matrix of a stack.
-    height = tensor.matrix_shape[0] if tensor.matrix_shape[0] % pattern.m else rows
+    height = tensor.matrix_shape[0] if tensor.matrix_shape[0] % tensor.pattern.m else rows
     return [
         Unit(file, tensor.offset + at * row, tensor.offset + min(at + high, first + height) * row, tensor, part=part)
         for first in range(0, rows, height)
@@ -132,36 +131,38 @@ def bands_of(file: str, tensor: TensorInfo, pattern: Pattern) -> list[Unit]:
     ]
 
 
-def _rows_at_once(tensor: TensorInfo, pattern: Pattern, weights: int) -> int:
+def _rows_at_once(tensor: ChosenTensor, weights: int) -> int:
     """Return how many rows hold about this many weights: whole tile rows, and at least one."""
-    return max(1, weights // (math.prod(tensor.flat_shape[1:]) * pattern.m)) * pattern.m
+    m = tensor.pattern.m
+    return max(1, weights // (math.prod(tensor.flat_shape[1:]) * m)) * m
 
 
-def _columns_at_once(tensor: TensorInfo, pattern: Pattern, weights: int) -> int:
+def _columns_at_once(tensor: ChosenTensor, weights: int) -> int:
     """Return how many columns of one tile row hold about this many weights."""
     # Masks are stored eight to the byte; each part begins at a whole one.
-    whole = math.lcm(pattern.m, 8)
-    return max(1, weights // (pattern.m * math.prod(tensor.flat_shape[2:]) * whole)) * whole
+    m = tensor.pattern.m
+    whole = math.lcm(m, 8)
+    return max(1, weights // (m * math.prod(tensor.flat_shape[2:]) * whole)) * whole
 
 
 def _chunks(file: str, start: int, stop: int) -> list[Unit]:
     return [Unit(file, at, min(at + _BYTES_A_CHUNK, stop)) for at in range(start, stop, _BYTES_A_CHUNK)]
 
 
-def pieces_of(unit: Unit, pattern: Pattern) -> Iterator[Piece]:
+def pieces_of(unit: Unit) -> Iterator[Piece]:
     """Cut a band into pieces: whole rows of it, unless a single tile row is too large to be held."""
     assert unit.tensor is not None
     rows, columns = unit.rows, unit.columns
-    high = _rows_at_once(unit.tensor, pattern, WEIGHTS_A_PIECE)
-    wide = _columns_at_once(unit.tensor, pattern, WEIGHTS_A_PIECE)
-    if high > pattern.m:
+    high = _rows_at_once(unit.tensor, WEIGHTS_A_PIECE)
+    wide = _columns_at_once(unit.tensor, WEIGHTS_A_PIECE)
+    if high > unit.tensor.pattern.m:
         wide = columns.stop - columns.start
     for row in range(rows.start, rows.stop, high):
         for column in range(columns.start, columns.stop, wide):
             yield Piece(slice(row, min(row + high, rows.stop)), slice(column, min(column + wide, columns.stop)))
 
 
-def weights_place(tensor: TensorInfo) -> Place:
+def weights_place(tensor: ChosenTensor) -> Place:
     """Return where a tensor's weights lie."""
     rows, columns = tensor.flat_shape[:2]
     row = tensor.nbytes // rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from masksolve._check import BadGroup, find_bad_group
-from masksolve._pattern import Pattern
 from masksolve._solve import solve_matrix
-from masksolve._tiles import Direction, convolution_matrices
-from masksolve.checkpoint._file import CheckpointError
+from masksolve._tiles import convolution_matrices
+from masksolve.checkpoint._file import CheckpointError, ChosenTensor
 from masksolve.checkpoint._masks import pack, packed_like, unpack
 from masksolve.checkpoint._quality import BandRecord, judge, merge_bands
 from masksolve.checkpoint._units import (
@@ -53,14 +53,12 @@ class StoredMasks:
 
 @dataclass(frozen=True)
 class Job:
-    """The work on every unit: where the input is, what masks look like, and where they come from.
+    """The work on every unit: where the input is, and where masks come from.
 
     Paths are absolute and mean the same file to every worker; `source` is a folder.
     """
 
     source: Path
-    pattern: Pattern
-    direction: Direction
     masks: SolveMasks | StoredMasks
 
 
@@ -81,8 +79,8 @@ class UnitRecord:
     band: BandRecord | None = None
 
 
-def try_method(job: Job) -> None:
-    """Solve one tile, which compiles the code for the others too.
+def try_method(job: Job, chosen: Iterable[ChosenTensor]) -> None:
+    """Solve one tile of each kind that there is, which compiles the code for the others too.
 
     Raises
     ------
@@ -93,11 +91,12 @@ def try_method(job: Job) -> None:
     """
     if isinstance(job.masks, StoredMasks):
         return
-    n, m = job.pattern.n, job.pattern.m
-    try:
-        solve_matrix(np.zeros((m, m)), n, m, method=job.masks.method, direction=job.direction, threads=1)
-    except ValueError as error:  # zeros are weights like any others: it is the method or the pattern
-        raise CheckpointError(str(error)) from error
+    for pattern, direction in dict.fromkeys((tensor.pattern, tensor.direction) for tensor in chosen):
+        n, m = pattern.n, pattern.m
+        try:
+            solve_matrix(np.zeros((m, m)), n, m, method=job.masks.method, direction=direction, threads=1)
+        except ValueError as error:  # zeros are weights like any others: it is the method or the pattern
+            raise CheckpointError(str(error)) from error
 
 
 def fingerprint_unit(job: Job, unit: Unit) -> str:
@@ -112,7 +111,7 @@ def fingerprint_unit(job: Job, unit: Unit) -> str:
     if unit.tensor is None:
         hasher.update(read_bytes(job.source, unit))
         return hasher.hexdigest()
-    for piece in pieces_of(unit, job.pattern):
+    for piece in pieces_of(unit):
         weights = read_weights(job.source, unit, piece)
         check_finite(unit, piece, weights)
         hasher.update(as_bytes(weights))
@@ -155,7 +154,7 @@ def prune_unit(job: Job, unit: Unit, target: Target, fingerprint: str) -> UnitRe
                 put(output, unit.start, content)
                 written.update(content)
         else:
-            for piece in pieces_of(unit, job.pattern):
+            for piece in pieces_of(unit):
                 weights = read_weights(job.source, unit, piece)
                 read.update(as_bytes(weights))
                 mask, band = mask_of(job, unit, piece, weights)
@@ -193,7 +192,7 @@ def _hashes_of_output(job: Job, unit: Unit, target: Target) -> tuple[str, str]:
         if target.output is not None:
             written.update(read_bytes(target.output, unit))
     else:
-        for piece in pieces_of(unit, job.pattern):
+        for piece in pieces_of(unit):
             if target.output is not None:
                 written.update(as_bytes(read_weights(target.output, unit, piece)))
             if target.masks is not None and unit.masks is not None:
@@ -214,27 +213,28 @@ def _open_to_write(path: Path) -> Any:
 
 def mask_of(job: Job, unit: Unit, piece: Piece, weights: NDArray[Any]) -> tuple[NDArray[np.bool_], BandRecord]:
     """Return the mask of a piece, shaped like its weights, and what it keeps."""
-    n, m = job.pattern.n, job.pattern.m
+    assert unit.tensor is not None
+    pattern, direction = unit.tensor.pattern, unit.tensor.direction
+    n, m = pattern.n, pattern.m
     start = time.perf_counter()
     matrices = convolution_matrices(narrow_as_float32(weights))
     potentials = None
     if isinstance(job.masks, StoredMasks):
         shaped = unpack(_read_packed(job.masks.file, unit, piece), weights.shape)
         mask = convolution_matrices(shaped)
-        bad = find_bad_group(mask, job.pattern, False, job.direction)
+        bad = find_bad_group(mask, pattern, False, direction)
         if bad is not None:
-            assert unit.tensor is not None
-            complaint = in_tensor(bad, unit, piece).describe(job.pattern, False)
-            raise CheckpointError(f"the masks of tensor {unit.tensor.name!r} are not {job.pattern}: {complaint}")
+            complaint = in_tensor(bad, unit, piece).describe(pattern, False)
+            raise CheckpointError(f"the masks of tensor {unit.tensor.name!r} are not {pattern}: {complaint}")
     else:
-        if job.masks.method == "exact" and job.direction == "both":
+        if job.masks.method == "exact" and direction == "both":
             # They spare the certificate most of its work.
             mask, potentials = solve_matrix(matrices, n, m, threads=1, return_potentials=True)
         else:
-            mask = solve_matrix(matrices, n, m, method=job.masks.method, direction=job.direction, threads=1)
+            mask = solve_matrix(matrices, n, m, method=job.masks.method, direction=direction, threads=1)
         shaped = np.moveaxis(mask, (-2, -1), (0, 1))
     solved = time.perf_counter()
-    quality = judge(matrices, mask, potentials, job.pattern, job.direction, unit, piece)
+    quality = judge(matrices, mask, potentials, unit, piece)
     return shaped, BandRecord(
         **vars(quality), solve_seconds=solved - start, certify_seconds=time.perf_counter() - solved
     )

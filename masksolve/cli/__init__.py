@@ -9,6 +9,8 @@ import math
 import os
 import re
 import sys
+import tomllib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
@@ -19,6 +21,7 @@ from masksolve import diversity
 from masksolve._errors import NotInstalledError
 from masksolve._methods import available_methods, extras_of_methods
 from masksolve._pattern import Pattern
+from masksolve._patterns import PatternsLike, as_patterns
 from masksolve._tiles import DIRECTIONS
 from masksolve._words import counted, one_sided
 from masksolve.diversity._paper_formula import paper_formula
@@ -83,8 +86,69 @@ class _NumberRange(click.FloatRange):
         return number
 
 
+class _PatternsType(click.ParamType):  # type: ignore[type-arg]
+    """A pattern, that of the names that a glob matches, or a file of those: one after the other, a glob and each."""
+
+    name = "N:M, GLOB=N:M or FILE.toml"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Pattern | list[tuple[str, Pattern]]:
+        glob, equals, pattern = str(value).rpartition("=")
+        try:
+            if equals:
+                return [(glob, Pattern.parse(pattern))]
+            if str(value).endswith(".toml"):
+                return list(_patterns_in(Path(value)).items())
+            return Pattern.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _patterns_in(path: Path) -> dict[str, Pattern]:
+    try:
+        with path.open("rb") as file:
+            found = tomllib.load(file)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
+    for glob, pattern in found.items():
+        if not isinstance(pattern, str):
+            raise ValueError(
+                f"{path}: {glob} is {pattern!r}, not a pattern; a line is a glob and its pattern, such as "
+                "'*.mlp.*' = \"2:4\", with quotes around both"
+            )
+    return {glob: Pattern.parse(pattern) for glob, pattern in found.items()}
+
+
+def _joined(given: Sequence[Pattern | list[tuple[str, Pattern]]]) -> list[PatternsLike]:
+    """Return the patterns that are each for all weights, and those of globs, which belong together."""
+    by_glob = [pair for each in given if isinstance(each, list) for pair in each]
+    twice = [glob for glob, count in Counter(glob for glob, _ in by_glob).items() if count > 1]
+    if twice:
+        raise click.UsageError(f"--pattern is given twice for {twice[0]!r}")
+    patterns: list[PatternsLike] = [each for each in given if isinstance(each, Pattern)]
+    return [*patterns, dict(by_glob)] if by_glob else patterns
+
+
+def _one_of(given: Sequence[Pattern | list[tuple[str, Pattern]]]) -> PatternsLike | None:
+    """Return the pattern or the patterns by globs that are given, if any."""
+    joined = _joined(given)
+    if len(joined) > 1:
+        others = "; the pattern of all other weights is '*=N:M'" if isinstance(joined[-1], dict) else ""
+        raise click.UsageError(f"--pattern is given as {joined[0]} and {as_patterns(joined[1])}; give one{others}")
+    return joined[0] if joined else None
+
+
 _pattern = click.option(
-    "--pattern", type=_PatternType(), required=True, help="N entries KEPT of every M: 1:4 keeps 1 and zeroes 3."
+    "--pattern",
+    type=_PatternsType(),
+    required=True,
+    multiple=True,
+    callback=lambda ctx, param, value: _one_of(value),
+    help="N entries KEPT of every M: 1:4 keeps 1 and zeroes 3. By layer: GLOB=N:M, repeated, of which the first "
+    "whose glob matches counts, or a TOML file of lines 'GLOB' = \"N:M\".",
 )
 _include = click.option(
     "--include",
@@ -100,6 +164,12 @@ _stack = click.option(
     multiple=True,
     metavar="GLOB",
     help="Tensors of 3 or more axes that are stacks of matrices (..., rows, columns), such as a layer's experts.",
+)
+_transposed = click.option(
+    "--transposed",
+    multiple=True,
+    metavar="GLOB",
+    help="Tensors stored (in, out), not (out, in), of which one-sided masks run along the other axis.",
 )
 _convolution = click.option(
     "--convolution", multiple=True, metavar="GLOB", help="Tensors of 3 axes that are convolutions (out, in, kernel)."
@@ -169,6 +239,7 @@ def cli() -> None:
 @_exclude
 @_stack
 @_convolution
+@_transposed
 @_report
 @_overwrite
 @_resume
@@ -177,7 +248,7 @@ def cli() -> None:
 @_timeout
 def prune(
     source: Path,
-    pattern: Pattern,
+    pattern: PatternsLike,
     output: Path | None,
     masks: Path | None,
     direction: str,
@@ -186,6 +257,7 @@ def prune(
     exclude: tuple[str, ...],
     stack: tuple[str, ...],
     convolution: tuple[str, ...],
+    transposed: tuple[str, ...],
     report: Path | None,
     overwrite: bool,
     resume: bool,
@@ -218,6 +290,7 @@ def prune(
             exclude=exclude,
             stack=stack,
             convolution=convolution,
+            transposed=transposed,
             overwrite=overwrite,
             resume=resume,
             workers=engine,
@@ -270,7 +343,13 @@ def apply(
 
 @cli.command()
 @click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
-@click.option("--pattern", type=_PatternType(), help="N entries KEPT of every M.  [default: what the record says]")
+@click.option(
+    "--pattern",
+    type=_PatternsType(),
+    multiple=True,
+    callback=lambda ctx, param, value: _one_of(value),
+    help="N entries KEPT of every M, or GLOB=N:M as for `prune`.  [default: what the record says]",
+)
 @click.option(
     "--direction",
     type=click.Choice(DIRECTIONS),
@@ -280,6 +359,7 @@ def apply(
 @_exclude
 @_stack
 @_convolution
+@_transposed
 @click.option(
     "--record",
     type=click.Path(path_type=Path),
@@ -290,12 +370,13 @@ def apply(
 @_timeout
 def check(
     source: Path,
-    pattern: Pattern | None,
+    pattern: PatternsLike | None,
     direction: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     stack: tuple[str, ...],
     convolution: tuple[str, ...],
+    transposed: tuple[str, ...],
     record: Path | None,
     workers: int | None,
     scheduler: str | None,
@@ -317,6 +398,7 @@ def check(
             exclude=exclude,
             stack=stack,
             convolution=convolution,
+            transposed=transposed,
             record=record,
             workers=engine,
             on_progress=on_progress,
@@ -394,7 +476,7 @@ def _verdicts(result: CheckReport) -> Iterator[str]:
 def adaprune_model(
     source: str,
     calibration: tuple[Path, ...],
-    pattern: Pattern,
+    pattern: PatternsLike,
     output: Path,
     importance: Any,
     direction: Any,
@@ -443,12 +525,10 @@ def adaprune_model(
             )
         except ValueError as error:  # of a model, globs or calibration data that do not go together
             raise click.UsageError(str(error)) from error
-        save_model(loaded, report, pattern, direction, folder)
+        save_model(loaded, report, direction, folder)
     _print_adapruned(report)
-    click.echo(
-        f"{output}: {counted(len(report.layers), 'layer')} pruned to {pattern.describe()}{one_sided(direction)} "
-        f"in {report.seconds:.1f} s"
-    )
+    goal = f"{as_patterns(pattern).describe()}{one_sided(direction)}"
+    click.echo(f"{output}: {counted(len(report.layers), 'layer')} pruned to {goal} in {report.seconds:.1f} s")
     if report.interrupted:
         click.echo("masksolve: interrupted; the layers above are done, the others as they were", err=True)
         raise click.exceptions.Exit(130)
@@ -459,11 +539,12 @@ def adaprune_model(
 @click.option(
     "--pattern",
     "patterns",
-    type=_PatternType(),
+    type=_PatternsType(),
     multiple=True,
     default=["2:4", "4:8", "8:16", "16:32"],
     show_default=True,
-    help="N entries KEPT of every M; can be repeated.",
+    callback=lambda ctx, param, value: _joined(value),
+    help="N entries KEPT of every M, a plan for each. By layer: GLOB=N:M, all of them one more plan.",
 )
 @_direction
 @_method
@@ -471,16 +552,18 @@ def adaprune_model(
 @_exclude
 @_stack
 @_convolution
+@_transposed
 @_workers
 def plan(
     source: Path,
-    patterns: tuple[Pattern, ...],
+    patterns: list[PatternsLike],
     direction: str,
     method: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     stack: tuple[str, ...],
     convolution: tuple[str, ...],
+    transposed: tuple[str, ...],
     workers: int | None,
 ) -> None:
     """Report what `prune` would do to INPUT, and what it would cost.
@@ -496,12 +579,13 @@ def plan(
         exclude=exclude,
         stack=stack,
         convolution=convolution,
+        transposed=transposed,
         workers=workers,
     )
     table = Table("tensor", "dtype", "shape")
     reasons = []
     for each in result.plans:
-        table.add_column(str(each.pattern))
+        table.add_column(Text(str(as_patterns(each.pattern))))
         reasons.append({tensor.name: tensor.reason for tensor in each.skipped})
     for tensor in result.tensors:
         fits = [Text(_with_flags(found.get(tensor.name, "fits"))) for found in reasons]
@@ -511,7 +595,7 @@ def plan(
         weights = sum(math.prod(tensor.shape) for tensor in each.chosen)
         memory = "" if each.memory is None else f", {each.memory / 2**20:.0f} MiB of memory"
         click.echo(
-            f"{each.pattern.describe()}{one_sided(each.direction)}: "
+            f"{as_patterns(each.pattern).describe()}{one_sided(each.direction)}: "
             f"{len(each.chosen)} of {len(result.tensors)} tensors, {counted(weights, 'weight')}; "
             f"about {_duration(each.seconds)}{memory} with {counted(each.workers, 'worker')}; "
             f"writes {each.nbytes:,} bytes"
@@ -590,7 +674,9 @@ def show_diversity(pattern: Pattern) -> None:
 @click.option(
     "--sparsity", type=_NumberRange(0, 1), required=True, help="The share of weights that are zero, such as 0.7."
 )
-@_pattern
+@click.option(
+    "--pattern", type=_PatternType(), required=True, help="N entries KEPT of every M: 1:4 keeps 1 and zeroes 3."
+)
 @click.option("--length", type=click.IntRange(1), default=1024, show_default=True, help="How many weights a row has.")
 def odds(sparsity: float, pattern: Pattern, length: int) -> None:
     """Print the odds that unstructured zeros are N:M already."""
@@ -758,10 +844,10 @@ def _write_and_print(result: PruneReport, report: Path | None) -> None:
     _print_pruned(result.tensors)
     _print_identified(result.identified_by)
     proof = "every tile proven optimal" if result.optimal else "not every tile is optimal, see the gaps"
+    goals = " and ".join(f"{pattern.describe()}{one_sided(direction)}" for pattern, direction in result.goals)
     click.echo(
-        f"{result.output or result.masks}: {counted(len(result.tensors), 'tensor')} pruned to "
-        f"{result.pattern.describe()}"
-        f"{one_sided(result.direction)}, mean kept importance {result.mean_kept_importance:.2%}, {proof}"
+        f"{result.output or result.masks}: {counted(len(result.tensors), 'tensor')} pruned to {goals}, "
+        f"mean kept importance {result.mean_kept_importance:.2%}, {proof}"
     )
 
 

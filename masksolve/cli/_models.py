@@ -21,11 +21,12 @@ import torch
 from torch import nn
 
 from masksolve._errors import NotInstalledError
-from masksolve._pattern import Pattern
-from masksolve._tiles import Direction
+from masksolve._tiles import Direction, across
+from masksolve.checkpoint._file import ChosenTensor, PrunedAs
 from masksolve.checkpoint._layout import read_checkpoint
-from masksolve.checkpoint._record import RECORD, Pruned, read_record, record_of
+from masksolve.checkpoint._record import RECORD, read_record, record_of
 from masksolve.torch._adaprune.records import AdaPruneReport
+from masksolve.torch._layers import layout_of
 from masksolve.torch._model_config import renamer
 
 _logger = logging.getLogger("masksolve")
@@ -46,7 +47,7 @@ class LoadedModel:
     model: nn.Module
     tokenizer: Any | None = None
     folder: Path | None = None
-    pruned: Mapping[str, Pruned] = field(default_factory=dict)
+    pruned: Mapping[str, PrunedAs] = field(default_factory=dict)
 
 
 def load_model(source: str) -> LoadedModel:
@@ -210,9 +211,7 @@ def _umask() -> int:
     return mask
 
 
-def save_model(
-    loaded: LoadedModel, report: AdaPruneReport, pattern: Pattern, direction: Direction, folder: Path
-) -> None:
+def save_model(loaded: LoadedModel, report: AdaPruneReport, direction: Direction, folder: Path) -> None:
     """Write a Hugging Face folder again, or model.safetensors with the state dict, and what was pruned.
 
     The folder gets all files of the one that the model comes from, but for weights in other formats.
@@ -230,7 +229,7 @@ def save_model(
 
         save(loaded.model, str(folder / "model.safetensors"))
     (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
-    _write_record(loaded, report, pattern, direction, folder)
+    _write_record(loaded, report, direction, folder)
 
 
 def _other_files(folder: Path) -> Iterator[Path]:
@@ -244,25 +243,27 @@ def _other_files(folder: Path) -> Iterator[Path]:
             yield name
 
 
-def _write_record(
-    loaded: LoadedModel, report: AdaPruneReport, pattern: Pattern, direction: Direction, folder: Path
-) -> None:
+def _write_record(loaded: LoadedModel, report: AdaPruneReport, direction: Direction, folder: Path) -> None:
     """Write for `masksolve check` which tensors of the checkpoint in a folder are pruned, and to what."""
     model = loaded.model
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    pruned = {id(parameters[layer.name]): layer.name for layer in report.layers}
+    pruned = {id(parameters[layer.name]): layer for layer in report.layers}
     name_in_model = renamer(model)
     chosen, found = [], set()
     tensors = read_checkpoint(folder).tensors
     for tensor in tensors:
         place = id(parameters.get(name_in_model(tensor.name)))
         if place in pruned:
-            chosen.append(tensor)
+            layer = pruned[place]
+            owner, attribute = layer.name.rpartition(".")[::2]
+            is_transposed = layout_of(model.get_submodule(owner), attribute).transposed
+            to = PrunedAs(False, layer.pattern, across(direction) if is_transposed else direction)
+            chosen.append(ChosenTensor.of(tensor, to))
             found.add(place)
     if len(found) < len(pruned):
-        lost = next(name for place, name in pruned.items() if place not in found)
+        lost = next(layer.name for place, layer in pruned.items() if place not in found)
         _logger.warning("%s is stored under another name: no %s is written, include what to check", lost, RECORD)
         return
     names = {tensor.name for tensor in tensors}
     earlier = {name: line for name, line in loaded.pruned.items() if name in names}
-    (folder / RECORD).write_text(record_of(pattern, direction, chosen, earlier), encoding="utf-8")
+    (folder / RECORD).write_text(record_of(chosen, earlier), encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
@@ -15,12 +14,13 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from masksolve._globs import matches, none_of
 from masksolve._kinds import (
     ADAPTER,
-    CONV1D,
     EMBEDDING,
     OTHER,
     ROUTER,
+    Axes,
     Kind,
     each_reason_once,
     is_gate,
@@ -29,11 +29,14 @@ from masksolve._kinds import (
     tied_to,
 )
 from masksolve._pattern import Pattern
+from masksolve._patterns import Patterns
 from masksolve._tiles import Direction, convolution_axes
 
 Ragged = Literal["allow", "skip"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Whether classes of experts that have no `is_transposed` hold matrices (in, out).
+_EXPERTS_THAT_DO_NOT_SAY = {"JetMoeParallelExperts": False, "Llama4TextExperts": True}
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -41,9 +44,9 @@ _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight
 class Layout:
     """The axes of a weight: `groups` matrices along its first one, and whether those of a kernel follow the matrix's.
 
-    A convolution weight is (groups * out, in, *kernel), a transposed one the same with out and in exchanged; several
-    projections stacked in one weight are (groups * out, in); any other weight is (..., R, C). Matrices are (out, in):
-    of a transposed convolution only where `transposed`, which transposable masks have no use for.
+    A convolution weight is (groups * out, in, *kernel); several projections stacked in one weight are
+    (groups * out, in); any other weight is (..., out, in). Where it is `transposed`, out and in are exchanged: then
+    `matrices` are (out, in) all the same, unless this is the layout `for_masks` that are transposable themselves.
     """
 
     groups: int = 1
@@ -53,7 +56,7 @@ class Layout:
     def matrices(self, weight: Tensor) -> Tensor:
         """Return the weight as a stack of matrices, a view: one for each kernel position and group."""
         if self.groups == 1 and not self.convolution:
-            return weight
+            return weight.mT if self.transposed else weight
         split: Tensor = weight.unflatten(0, (self.groups, -1))
         if not self.convolution:
             return split
@@ -62,37 +65,39 @@ class Layout:
 
     def weight(self, matrices: Tensor) -> Tensor:
         """Undo `matrices`."""
+        stored = matrices.mT if self.transposed else matrices
         if not self.convolution:
-            return matrices if self.groups == 1 else matrices.flatten(0, 1)
+            return stored if self.groups == 1 else stored.flatten(0, 1)
         order = [int(axis) for axis in np.argsort(convolution_axes(matrices.ndim, lead=1))]
-        return (matrices.mT if self.transposed else matrices).permute(order).flatten(0, 1)
+        return stored.permute(order).flatten(0, 1)
 
     def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int]:
         """Return the rows and columns of one matrix of a weight."""
-        if not self.convolution:
-            return shape[-2] // self.groups, shape[-1]
-        first, second = shape[0] // self.groups, shape[1]
-        return (second, first) if self.transposed else (first, second)
+        first, second = shape[:2] if self.convolution else shape[-2:]
+        return (second, first // self.groups) if self.transposed else (first // self.groups, second)
 
     def for_masks(self, shape: Sequence[int], m: int, direction: Direction) -> Layout:
         """Return the layout to solve in: stacked projections are one matrix where no tile lies across two."""
-        if self.convolution:
-            return replace(self, transposed=self.transposed and direction != "both")
-        return self if self.matrix_shape(shape)[0] % m else Layout()
+        found = replace(self, transposed=self.transposed and direction != "both")
+        stays_apart = self.convolution or self.matrix_shape(shape)[0] % m
+        return found if stays_apart else replace(found, groups=1)
 
     def matrix_axes(self, ndim: int) -> tuple[int, int]:
         """Return the axes of a weight that are the rows and the columns of its matrices."""
-        if not self.convolution:
-            return ndim - 2, ndim - 1
-        return (1, 0) if self.transposed else (0, 1)
+        first, second = (0, 1) if self.convolution else (ndim - 2, ndim - 1)
+        return (second, first) if self.transposed else (first, second)
 
 
 @dataclass(frozen=True)
 class Site:
-    """A parameter that is masked: its names in the model (several when it is tied) and its layout."""
+    """A parameter that is masked: its names in the model (several when it is tied), its layout and its pattern.
+
+    The pattern is None where it is fit to be masked, but no glob has a pattern for it.
+    """
 
     names: tuple[str, ...]
     layout: Layout
+    pattern: Pattern | None
 
     @property
     def name(self) -> str:
@@ -155,7 +160,7 @@ def masked_attributes(module: nn.Module) -> tuple[str, ...]:
 
 def select(
     model: nn.Module,
-    pattern: Pattern,
+    patterns: Patterns,
     *,
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
@@ -178,8 +183,10 @@ def select(
     kinds = kinds_of(model)
     sites, report = [], []
     for names in _tied(found):
+        # Of the names of a tied parameter, the first that has one.
+        pattern = next((each for each in (patterns.of(one.name) for one in names) if each is not None), None)
         reasons = [
-            _reason_not_chosen(one, names, kinds[one.name], include, exclude, unfit or {})
+            _reason_not_chosen(one, names, kinds[one.name], include, exclude, direction, unfit or {})
             or _reason_of_size(one.parameter, layout_of(one.owner, one.attribute), pattern, ragged, direction)
             for one in names
         ]
@@ -193,8 +200,10 @@ def select(
                 "model first (to_empty and its initialisation, or load_state_dict with assign=True)"
             )
         first = names[0].name
-        layout = layout_of(chosen.owner, chosen.attribute).for_masks(chosen.parameter.shape, pattern.m, direction)
-        sites.append(Site(tuple(one.name for one in names), layout))
+        layout = layout_of(chosen.owner, chosen.attribute)
+        if pattern is not None:
+            layout = layout.for_masks(chosen.parameter.shape, pattern.m, direction)
+        sites.append(Site(tuple(one.name for one in names), layout, pattern))
         report += [
             ParameterReport(
                 name=one.name,
@@ -204,7 +213,8 @@ def select(
             )
             for one in names
         ]
-    _check_chosen(model, pattern, include, report)
+    patterns.check({line.name: None if line.sparse else line.reason for line in report}, "parameter")
+    _check_chosen(model, patterns, include, report)
     return sites, tuple(report)
 
 
@@ -224,8 +234,12 @@ def kinds_of(model: nn.Module) -> dict[str, Kind]:
             else:
                 dense = _dense_by_owner(one)
             is_stack = not is_lazy(one.parameter) and one.parameter.ndim > 2
-            is_convolution = layout_of(one.owner, one.attribute).convolution
-            kinds[one.name] = Kind("convolution" if is_convolution else "stack" if is_stack else "matrix", dense)
+            layout = layout_of(one.owner, one.attribute)
+            axes: Axes = "convolution" if layout.convolution else "stack" if is_stack else "matrix"
+            transposed: bool | None = layout.transposed
+            if _is_stack_of_experts(one.owner, one.attribute):
+                transposed = _experts_lie_transposed(one.owner)
+            kinds[one.name] = Kind(axes, dense, transposed=transposed)
     return kinds
 
 
@@ -236,7 +250,37 @@ def layout_of(owner: nn.Module, attribute: str) -> Layout:
     if isinstance(owner, nn.MultiheadAttention) and attribute == "in_proj_weight":
         # Queries, keys and values, which cross-attention and other libraries take apart.
         return Layout(3)
-    return Layout()
+    if _is_recurrent(owner, attribute):
+        # The gates of an LSTM or a GRU.
+        return Layout(max(1, getattr(owner, attribute).shape[0] // owner.hidden_size))
+    if is_conv1d(owner) and attribute == "weight":
+        return Layout(transposed=True)
+    return Layout(transposed=_is_stack_of_experts(owner, attribute) and _experts_lie_transposed(owner) is True)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether a module is a transformers.Conv1D: a Linear whose weight is (in, out)."""
+    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return conv1d is not None and isinstance(module, conv1d)
+
+
+def _is_recurrent(owner: nn.Module, attribute: str) -> bool:
+    """Return whether a parameter is a matrix of a recurrent layer, or of the output that an LSTM projects."""
+    is_matrix = attribute.startswith(("weight_ih", "weight_hh", "weight_hr"))
+    return is_matrix and isinstance(owner, (nn.RNNBase, nn.RNNCellBase))
+
+
+def _is_stack_of_experts(owner: nn.Module, attribute: str) -> bool:
+    parameter = owner._parameters.get(attribute)
+    # Others' modules may stack them otherwise.
+    is_of_experts = type(owner).__module__.startswith("transformers.") and "Expert" in type(owner).__name__
+    return is_of_experts and parameter is not None and not is_lazy(parameter) and parameter.ndim == 3
+
+
+def _experts_lie_transposed(owner: nn.Module) -> bool | None:
+    """Return whether a module of transformers stacks experts as (expert, in, out); None where nothing says so."""
+    said = getattr(owner, "is_transposed", _EXPERTS_THAT_DO_NOT_SAY.get(type(owner).__name__))
+    return said if isinstance(said, bool) else None
 
 
 def as_globs(globs: str | Iterable[str] | None) -> tuple[str, ...] | None:
@@ -306,9 +350,6 @@ def _routers(model: nn.Module) -> set[str]:
 
 def _dense_by_owner(one: _Found) -> str | None:
     """Say why a parameter other than an embedding, a router or an adapter stays dense; None if it does not."""
-    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
-    if conv1d is not None and isinstance(one.owner, conv1d) and one.attribute == "weight":
-        return CONV1D
     if _is_default(one.owner, one.attribute):
         return None
     is_of_experts = "Expert" in type(one.owner).__name__ or "experts" in one.name.split(".")
@@ -323,11 +364,12 @@ def _reason_not_chosen(
     kind: Kind,
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
+    direction: Direction,
     unfit: Mapping[str, str],
 ) -> str | None:
     for glob in exclude or ():
         for other in names:
-            if fnmatchcase(other.name, glob):
+            if matches(other.name, [glob]):
                 return f"excluded by {glob!r}" + ("" if other is one else f", to which {other.name} is tied")
     for other in names:
         if other.attribute in masked_attributes(other.owner):
@@ -339,12 +381,17 @@ def _reason_not_chosen(
         return "not initialised yet; run the model once first"
     if parameter.ndim < 2:
         return f"{parameter.ndim}-D: not a matrix"
-    if include is not None and not any(fnmatchcase(one.name, glob) for glob in include):
+    if include is not None and not matches(one.name, include):
         return "not included"
     if one.name in unfit:
         return unfit[one.name]
     if include is None and kind.dense is not None:
         return f"{kind.dense}; include it to mask it"
+    if include is None and kind.transposed is None and direction != "both":
+        return (
+            f"{stack_of_experts(parameter.shape)} of which nothing says along which axis inputs lie; include it "
+            "to mask it as (expert, out, in)"
+        )
     if parameter.dtype not in _DTYPES:
         return f"dtype {parameter.dtype} is not one of {', '.join(map(str, _DTYPES))}"
     return None
@@ -353,12 +400,15 @@ def _reason_not_chosen(
 def _is_default(owner: nn.Module, attribute: str) -> bool:
     if isinstance(owner, nn.MultiheadAttention):
         return attribute in _ATTENTION
-    return isinstance(owner, (nn.Linear, _ConvNd)) and attribute == "weight"
+    is_weight = attribute == "weight" and (isinstance(owner, (nn.Linear, _ConvNd)) or is_conv1d(owner))
+    return is_weight or _is_recurrent(owner, attribute) or _is_stack_of_experts(owner, attribute)
 
 
 def _reason_of_size(
-    parameter: Tensor, layout: Layout, pattern: Pattern, ragged: Ragged, direction: Direction
+    parameter: Tensor, layout: Layout, pattern: Pattern | None, ragged: Ragged, direction: Direction
 ) -> str | None:
+    if pattern is None:
+        return None
     m, shape = pattern.m, parameter.shape
     rows, columns = replace(layout, transposed=layout.transposed and direction != "both").matrix_shape(shape)
     size = f"{rows}x{columns}" if layout.groups == 1 else f"each of its {layout.groups} groups is {rows}x{columns} and"
@@ -382,21 +432,21 @@ def _line(one: _Found, reason: str | None) -> ParameterReport:
 def _check_globs(found: list[_Found], include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
     for option, globs in (("include", include), ("exclude", exclude)):
         for glob in globs or ():
-            if not any(fnmatchcase(one.name, glob) for one in found):
-                some = ", ".join(one.name for one in found[:3])
-                raise ValueError(f"{option} {glob!r} matches none of the {len(found)} parameter names ({some}, ...)")
+            names = [one.name for one in found]
+            if not any(matches(name, [glob]) for name in names):
+                raise ValueError(f"{option} {glob!r} matches {none_of(names, 'parameter')}")
 
 
 def _check_chosen(
-    model: nn.Module, pattern: Pattern, include: Sequence[str] | None, report: Sequence[ParameterReport]
+    model: nn.Module, patterns: Patterns, include: Sequence[str] | None, report: Sequence[ParameterReport]
 ) -> None:
     for glob in include or ():
-        matched = [line for line in report if fnmatchcase(line.name, glob)]
+        matched = [line for line in report if matches(line.name, [glob])]
         if not any(line.sparse for line in matched):
-            raise ValueError(f"include {glob!r} matches nothing that can be {pattern} sparse ({_reasons(matched)})")
+            raise ValueError(f"include {glob!r} matches nothing that can be {patterns} sparse ({_reasons(matched)})")
     if not any(line.sparse for line in report):
         reasons = _reasons(report) or "it has no parameters"
-        raise ValueError(f"no parameter of this {type(model).__name__} can be {pattern} sparse ({reasons})")
+        raise ValueError(f"no parameter of this {type(model).__name__} can be {patterns} sparse ({reasons})")
 
 
 def _reasons(lines: Sequence[ParameterReport]) -> str:

@@ -46,6 +46,7 @@ PRUNED: dict[str, list[str]] = {
 # And what some others are, by the config and by their names.
 EMBEDDING, ROUTER = "an embedding", "the router of a mixture of experts"
 DENSE: dict[str, dict[str, str]] = {
+    "GPT2": {"transformer.wte.weight": EMBEDDING, "transformer.wpe.weight": EMBEDDING},
     "T5": {
         "shared.weight": EMBEDDING,
         "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": EMBEDDING,
@@ -62,7 +63,11 @@ DENSE: dict[str, dict[str, str]] = {
     },
     "Whisper": {"model.encoder.embed_positions.weight": EMBEDDING},
 }
-ONLY_BY_CONFIG = {"model.encoder.conv1.weight", "model.encoder.conv2.weight"}
+ONLY_BY_CONFIG = {
+    "model.encoder.conv1.weight",
+    "model.encoder.conv2.weight",
+    *(f"{LAYER}.mlp.experts.{name}_proj" for name in ("gate_up", "down")),
+}
 
 
 def save(name: str, folder: Path) -> Path:
@@ -96,18 +101,6 @@ def test_by_the_config_and_by_names_the_same_is_pruned(
     reasons = {tensor.name: tensor.reason for tensor in by_names.skipped}
     for tensor, words in DENSE[name].items():
         assert reasons[tensor] == f"{words} by its name; include it to prune it"
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_of_conv1d_alone_is_refused_with_reasons_and_pruned_when_included(tmp_path: Path) -> None:
-    source = save("GPT2", tmp_path / "in")
-    with pytest.raises(CheckpointError, match="no tensor fits pattern 4:8") as caught:
-        prune_checkpoint(source, tmp_path / "out", PATTERN)
-    assert "transformer.h.0.attn.c_attn.weight: the weight of a transformers.Conv1D; include it" in str(caught.value)
-    assert "transformer.wpe.weight: an embedding; include it to prune it (and 1 more)" in str(caught.value)
-    report = prune_checkpoint(source, tmp_path / "out", PATTERN, include=["*.attn.c_attn.weight", "*.mlp.*.weight"])
-    assert len(report.tensors) == 3
-    assert not [each for each in check_checkpoint(tmp_path / "out", PATTERN).tensors if each.problem]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -312,17 +305,95 @@ def test_options_that_contradict_the_tensors_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_stacked_experts_are_named_by_the_config_and_pruned_when_the_user_says_so(tmp_path: Path) -> None:
+def test_each_of_the_experts_that_a_config_names_is_pruned(tmp_path: Path) -> None:
     source = save("GPT-OSS", tmp_path / "in")
     report = prune_checkpoint(source, tmp_path / "out", PATTERN)
-    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
-    name = f"{LAYER}.mlp.experts.down_proj"
-    assert reasons[name] == "a stack of 8 experts; name it in `stack` to prune each of its matrices"
-    for options in ({"stack": ["*.down_proj"]}, {"include": ["*.down_proj"]}):
-        report = prune_checkpoint(source, tmp_path / "out", PATTERN, overwrite=True, **options)
+    for name in (f"{LAYER}.mlp.experts.{each}_proj" for each in ("gate_up", "down")):
         assert next(tensor for tensor in report.tensors if tensor.name == name).stack
         experts = tensors_of(tmp_path / "out" / "model.safetensors")[name]
         assert ms.is_valid_mask(experts != 0, 4, 8)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["GPT2", "GPT-OSS", "Mixtral"])
+@pytest.mark.parametrize("direction", ["rows", "columns"])
+def test_groups_of_inputs_are_found_however_a_weight_is_stored(name: str, direction: str, tmp_path: Path) -> None:
+    """Of a matrix (in, out), as GPT-2's and GPT-OSS's experts are, they run along the columns as it is stored."""
+    source = save(name, tmp_path / "in")
+    report = prune_checkpoint(source, tmp_path / "out", "2:8", direction=direction)
+    stored = tensors_of(tmp_path / "out" / "model.safetensors")
+    for tensor in report.tensors:
+        is_turned = name != "Mixtral" and ("c_" in tensor.name or "experts" in tensor.name)
+        assert tensor.direction == ({"rows": "columns", "columns": "rows"}[direction] if is_turned else direction)
+        matrix = np.swapaxes(stored[tensor.name], -1, -2) if is_turned else stored[tensor.name]
+        assert ms.is_valid_mask(matrix != 0, 2, 8, direction=direction)
+    assert check_checkpoint(tmp_path / "out").passed
+    assert {str(each.pattern) for each in check_checkpoint(tmp_path / "out").tensors} == {"2:8"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_a_config_what_may_be_stored_either_way_is_skipped_until_somebody_says_how(
+    tmp_path: Path, no_transformers: Callable[[], None]
+) -> None:
+    source = save("GPT2", tmp_path / "in")
+    no_transformers()
+    name = "transformer.h.0.mlp.c_fc.weight"
+    with pytest.raises(CheckpointError, match="no tensor fits pattern 2:8") as caught:
+        prune_checkpoint(source, tmp_path / "out", "2:8", direction="rows")
+    assert "nothing says along which axis its inputs lie: include it if it is stored (out, in)" in str(caught.value)
+    for options, axis in (({"include": "c_fc"}, 1), ({"include": "c_fc", "transposed": "c_fc"}, 0)):
+        prune_checkpoint(source, tmp_path / "out", "2:8", direction="rows", overwrite=True, **options)  # type: ignore[arg-type]
+        kept = np.moveaxis(tensors_of(tmp_path / "out" / "model.safetensors")[name] != 0, axis, 1)
+        assert ms.is_valid_mask(kept, 2, 8, direction="rows")
+    # Transposable masks are the same either way.
+    assert len(prune_checkpoint(source, tmp_path / "both", PATTERN).tensors) == 4
+
+
+def test_each_tensor_gets_the_pattern_of_the_first_glob_that_matches(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    before = three_axes(source / "model.safetensors")
+    patterns = {"experts": "1:4", "w*": (2, 8), "*": "3:8"}
+    report = prune_checkpoint(source, target, patterns, stack="experts", convolution="conv", masks=tmp_path / "masks")
+    found = {tensor.name: str(tensor.pattern) for tensor in report.tensors}
+    assert found == {"experts": "1:4", "w": "2:8", "conv": "3:8"}
+    after = tensors_of(target / "model.safetensors")
+    assert np.array_equal(after["experts"] != 0, ms.solve_matrix(before["experts"], 1, 4))
+    assert np.array_equal(after["w"] != 0, ms.solve_matrix(before["w"], 2, 8))
+    assert check_checkpoint(target).passed
+    assert "--pattern experts=1:4 --pattern 'w*=2:8' --pattern '*=3:8'" in report.command
+    apply_masks(source, tmp_path / "masks", tmp_path / "applied")
+    assert contents(tmp_path / "applied") == contents(target)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (
+            {"w": "2:4", "x*": "2:4"},
+            r"pattern 'x\*' = 2:4 matches none of the 4 tensor names \(experts, co",
+        ),
+        ({"*": "2:4", "w": "4:8"}, "pattern 'w' = 4:8 is never used: the globs before it match all of its names"),
+        (
+            {"thin": "8:16", "*": "4:8"},
+            r"pattern 'thin' = 8:16 is for nothing that can be pruned \(thin: 16x3 ho",
+        ),
+        (
+            {"experts": "2:4"},
+            r"no pattern is given for conv, w, thin \(3 of the weights to prune\); add",
+        ),
+        ({}, "pattern is an empty mapping"),
+    ],
+)
+def test_patterns_that_do_not_go_with_the_tensors_are_refused(
+    patterns: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    three_axes(tmp_path / "in.safetensors")
+    with pytest.raises(ValueError, match=message):
+        prune_checkpoint(
+            tmp_path / "in.safetensors", tmp_path / "out", patterns, stack="experts", convolution=["conv", "thin"]
+        )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -456,7 +527,7 @@ BAD_RECORDS = {
         "stack must be True or False, got 'no'",
     ),
     "a tensor twice": (
-        '{"pattern": "4:8", "direction": "both", "tensors": [%s, %s]}' % (2 * ('{"name": "w", "stack": false}',)),
+        '{"tensors": [%s, %s]}' % (2 * ('{"name": "w", "stack": false, "pattern": "4:8", "direction": "both"}',)),
         "names the tensor 'w' twice",
     ),
     "a number beyond what Python reads": ('{"tensors": ' + "1" * 5000 + "}", "is not valid JSON"),

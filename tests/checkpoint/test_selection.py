@@ -10,15 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from masksolve._kinds import OTHER
 from masksolve.torch import Sparsifier
 from tests.torch.transformer_models import build
 
 LAYER = "model.layers.0"
 ATTENTION = [f"{LAYER}.self_attn.{name}_proj.weight" for name in "qkvo"]
 MLP = [f"{LAYER}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+EXPERTS = [f"{LAYER}.mlp.experts.{name}_proj" for name in ("gate_up", "down")]
 
 # The weights of each model that 4:8 masks have, by the names of its modules.
 MASKED: dict[str, list[str]] = {
+    "GPT2": [f"transformer.h.0.{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")],
     "T5": [
         *(f"{side}.block.0.layer.0.SelfAttention.{name}.weight" for side in ("encoder", "decoder") for name in "qkvo"),
         *(f"decoder.block.0.layer.1.EncDecAttention.{name}.weight" for name in "qkvo"),
@@ -37,9 +40,9 @@ MASKED: dict[str, list[str]] = {
     ],
     "Llama": [*ATTENTION, *MLP, "lm_head.weight"],
     "Llama, tied": [*ATTENTION, *MLP],
-    "Mixtral": [*ATTENTION, "lm_head.weight"],
-    "Qwen3-MoE": [*ATTENTION, "lm_head.weight"],
-    "GPT-OSS": [*ATTENTION, "lm_head.weight"],
+    "Mixtral": [*ATTENTION, *EXPERTS, "lm_head.weight"],
+    "Qwen3-MoE": [*ATTENTION, *EXPERTS, "lm_head.weight"],
+    "GPT-OSS": [*ATTENTION, *EXPERTS, "lm_head.weight"],
     "BERT": [
         *(
             f"bert.encoder.layer.0.{name}.weight"
@@ -63,6 +66,11 @@ MASKED: dict[str, list[str]] = {
 
 # And why some others are dense, in words that the faces share.
 DENSE: dict[str, dict[str, str]] = {
+    "GPT2": {
+        "transformer.wte.weight": "an embedding",
+        "transformer.wpe.weight": "an embedding",
+        "lm_head.weight": "tied to transformer.wte.weight, an embedding",
+    },
     "T5": {
         "shared.weight": "an embedding",
         "lm_head.weight": "tied to shared.weight, an embedding",
@@ -76,17 +84,13 @@ DENSE: dict[str, dict[str, str]] = {
     },
     "Mixtral": {
         f"{LAYER}.mlp.gate.weight": "the router of a mixture of experts",
-        f"{LAYER}.mlp.experts.gate_up_proj": "a stack of 8 experts",
-        f"{LAYER}.mlp.experts.down_proj": "a stack of 8 experts",
     },
     "Qwen3-MoE": {
         f"{LAYER}.mlp.gate.weight": "the router of a mixture of experts",
-        f"{LAYER}.mlp.experts.gate_up_proj": "a stack of 8 experts",
     },
     "GPT-OSS": {
         f"{LAYER}.mlp.router.weight": "the router of a mixture of experts",
-        f"{LAYER}.mlp.experts.down_proj": "a stack of 8 experts",
-        f"{LAYER}.mlp.experts.down_proj_bias": "not the weight of a Linear, a convolution or an attention",
+        f"{LAYER}.mlp.experts.down_proj_bias": OTHER,
     },
     "BERT": {
         "bert.embeddings.position_embeddings.weight": "an embedding",
@@ -100,7 +104,7 @@ DENSE: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_a_model_is_masked_but_for_embeddings_routers_and_experts(name: str) -> None:
+def test_a_model_is_masked_but_for_embeddings_and_routers(name: str) -> None:
     report = Sparsifier(build(name), "4:8").report
     # NeoX's output layer was called embed_out in the model too, up to transformers 5.10 at the least.
     names = [line.name.replace("embed_out", "lm_head") for line in report if line.sparse]
@@ -112,10 +116,10 @@ def test_a_model_is_masked_but_for_embeddings_routers_and_experts(name: str) -> 
 
 def test_a_model_in_which_nothing_is_selected_raises_with_every_reason() -> None:
     with pytest.raises(ValueError, match=r"no parameter of this GPT2LMHeadModel can be 2:4 sparse") as caught:
-        Sparsifier(build("GPT2"), "2:4")
+        Sparsifier(build("GPT2"), "2:4", exclude="h")
     for reason in (
         "transformer.wte.weight: an embedding; include it to mask it (and 1 more)",
-        "c_attn.weight: the weight of a transformers.Conv1D; include it to mask it (and 3 more)",
+        "c_attn.weight: excluded by 'h' (and 3 more)",
         "lm_head.weight: tied to transformer.wte.weight, an embedding; include it to mask it",
     ):
         assert reason in str(caught.value)
@@ -124,10 +128,8 @@ def test_a_model_in_which_nothing_is_selected_raises_with_every_reason() -> None
 @pytest.mark.parametrize(
     ("name", "glob"),
     [
-        ("GPT2", "*.c_attn.weight"),
         ("GPT2", "transformer.wte.weight"),
         ("Mixtral", "*.gate.weight"),
-        ("Mixtral", "*.experts.down_proj"),
     ],
 )
 def test_what_is_left_dense_is_masked_when_it_is_included(name: str, glob: str) -> None:

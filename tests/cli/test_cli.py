@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import masksolve
 from masksolve import cli
@@ -222,6 +222,14 @@ BAD_USAGE = {
     "too large for the method": (["--method", "enumerate"], "116,963,796,250 masks"),
     "glob that matches nothing": (["--include", "nope*"], "--include 'nope*' matches none of the 10 tensor names"),
     "pattern that nothing fits": (["--pattern", "32:64"], "no tensor fits pattern 32:64"),
+    "two patterns": (["--pattern", "2:4", "--pattern", "4:8"], "--pattern is given as 2:4 and 4:8; give one"),
+    "one and some by layer": (
+        ["--pattern", "2:4", "--pattern", "w=4:8"],
+        "given as 2:4 and w=4:8; give one; the pattern of all other weights is '*=N:M'",
+    ),
+    "a glob twice": (["--pattern", "w=2:4", "--pattern", "w=4:8"], "--pattern is given twice for 'w'"),
+    "a layer's pattern that is none": (["--pattern", "w=4"], 'a pattern is written "N:M"'),
+    "no file of patterns": (["--pattern", "none.toml"], "none.toml cannot be read: No such file"),
     "unknown option": (["--colour"], "No such option"),
 }
 
@@ -230,7 +238,8 @@ BAD_USAGE = {
 def test_bad_usage_gets_one_line_and_writes_nothing(case: str, run: Run, checkpoint: Path, tmp_path: Path) -> None:
     options, message = BAD_USAGE[case]
     before = sorted(tmp_path.iterdir())
-    code, out, err = run("prune", checkpoint, "--pattern", "4:8", "--output", tmp_path / "out.safetensors", *options)
+    pattern = [] if "--pattern" in options else ["--pattern", "4:8"]
+    code, out, err = run("prune", checkpoint, *pattern, "--output", tmp_path / "out.safetensors", *options)
     assert code == 2
     assert out == ""
     assert len(err.splitlines()) == 1
@@ -543,6 +552,34 @@ def test_one_sided_pruning_says_so(direction: str, run: Run, checkpoint: Path, t
     assert run("check", output, "--pattern", "3:8")[0] == 1
     # The report is a record.
     assert run("check", output, "--record", data)[0] == 0
+
+
+def test_layers_get_patterns_of_their_own(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    output, file = tmp_path / "out.safetensors", tmp_path / "patterns.toml"
+    globs = ["layer.half=2:4", "*.weight=1:8", "*=4:8"]
+    options = [word for glob in globs for word in ("--pattern", glob)]
+    code, out, _ = run("prune", checkpoint, *options, "--output", output)
+    assert code == 0
+    for said in ("2:4 (keeps 2 of every 4, zeroes 2)", "1:8 (keeps 1 of every 8, zeroes 7)", "4:8 (keeps 4 of"):
+        assert said in out
+    pruned = load_file(output)
+    kept = [float((pruned[name] != 0).mean()) for name in ("layer.half", "conv.weight", "layer.weight")]
+    assert kept == [0.5, 0.125, 0.125]
+    assert run("check", output, *options)[0] == 0
+    file.write_text('"layer.half" = "2:4"\n"*.weight" = "1:8"\n"*" = "4:8"\n')
+    again = tmp_path / "again.safetensors"
+    assert run("prune", checkpoint, "--pattern", file, "--output", again)[0] == 0
+    assert again.read_bytes() == output.read_bytes()
+    # Each pattern is a plan of its own, those of layers together one more.
+    assert "layer.half=2:4" in run("plan", checkpoint, "--pattern", "2:4", "--pattern", file)[1]
+    for text, message in (
+        ("a.b = '2:4'", "patterns.toml: a is {'b': '2:4'}, not a pattern; a line is a glob and its pattern"),
+        ("a = 2:4", "patterns.toml is not TOML"),
+    ):
+        file.write_text(text)
+        code, _, err = run("prune", checkpoint, "--pattern", file, "--output", again)
+        assert code == 2
+        assert message in err
 
 
 def test_a_check_needs_a_pattern_or_a_record(run: Run, checkpoint: Path) -> None:

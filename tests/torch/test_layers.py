@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import masksolve as ms
+from masksolve._tiles import Direction
 from masksolve.torch import Sparsifier, semi_structured
 from tests import oracle
 from tests.tables import Pair, name_of
 from tests.torch.masked import held
+from tests.torch.transformer_models import build
 
 PATTERNS = [(2, 4), (1, 4), (3, 4), (4, 8)]
 
@@ -153,7 +156,112 @@ def test_weights_of_linears_convolutions_and_attention_are_masked_by_default() -
     assert found["norm.weight"] == "1-D: not a matrix"
     assert found["embedding.weight"] == "an embedding; include it to mask it"
     assert found["experts"] == "a stack of 3 experts; include it to mask it"
-    assert found["table"] == "not the weight of a Linear, a convolution or an attention; include it to mask it"
+    assert found["table"] == (
+        "not the weight of a Linear, a convolution, an attention or a recurrent layer; include it to mask it"
+    )
+
+
+RECURRENT = [
+    nn.RNN(16, 32),
+    nn.GRU(16, 32, num_layers=2, bidirectional=True),
+    nn.LSTM(16, 32, num_layers=2, batch_first=True),
+    nn.LSTM(16, 32, proj_size=8),
+    nn.GRUCell(16, 32),
+    nn.LSTMCell(16, 32),
+    # 2:4 tiles of the stack of its gates would lie across two.
+    nn.GRU(16, 30),
+]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("layer", RECURRENT, ids=str)
+def test_a_recurrent_layer_runs_with_masked_matrices_of_every_gate(layer: Any) -> None:
+    layer = copy.deepcopy(layer)
+    sparsifier = Sparsifier(layer, "2:4")
+    x = torch.randn(5, 16) if isinstance(layer, nn.RNNCellBase) else torch.randn(3, 5, 16)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(2):
+        layer(x)[0].square().sum().backward()
+        optimizer.step()
+        sparsifier.step()
+        optimizer.zero_grad()
+    masked = layer(x)[0]
+    sparsifier.finalize()
+    assert type(layer) in (nn.RNN, nn.GRU, nn.LSTM, nn.GRUCell, nn.LSTMCell)
+    torch.testing.assert_close(layer(x)[0], masked)
+    matrices = {name: weight for name, weight in layer.named_parameters() if weight.ndim == 2}
+    assert sum(line.sparse for line in sparsifier.report) == len(matrices)
+    for name, weight in matrices.items():
+        gates = 1 if "_hr_" in name else weight.shape[0] // layer.hidden_size
+        for gate in weight.chunk(gates):
+            assert oracle.is_valid(gate.detach().numpy() != 0, 2, 4, len(gate) % 4 == 0)
+
+
+@pytest.mark.parametrize("direction", ["rows", "columns"])
+@pytest.mark.parametrize("name", ["GPT2", "GPT-OSS", "Mixtral", "Llama"])
+def test_groups_of_inputs_are_found_however_a_weight_is_stored(name: str, direction: Direction) -> None:
+    model = build(name)
+    sparsifier = Sparsifier(model, "2:8", direction=direction)
+    sparsifier.finalize()
+    for line in (line for line in sparsifier.report if line.sparse):
+        is_turned = name in ("GPT2", "GPT-OSS") and ("c_" in line.name or "experts" in line.name)
+        stored = model.get_parameter(line.name).detach()
+        matrix = (stored.mT if is_turned else stored).numpy()
+        assert ms.is_valid_mask(matrix != 0, 2, 8, direction=direction), line.name
+
+
+def test_experts_of_which_nothing_says_how_they_lie_get_no_one_sided_mask() -> None:
+    model = build("Mixtral")
+    for module in model.modules():
+        vars(module).pop("is_transposed", None)
+    assert Sparsifier(copy.deepcopy(model), "4:8").report
+    found = reasons(Sparsifier(copy.deepcopy(model), "4:8", direction="rows"))
+    name = "model.layers.0.mlp.experts.down_proj"
+    words = "a stack of 8 experts of which nothing says along which axis inputs lie"
+    assert found[name] == f"{words}; include it to mask it as (expert, out, in)"
+    included = Sparsifier(model, "4:8", direction="rows", include=name)
+    assert [line.name for line in included.report if line.sparse] == [name]
+
+
+def test_each_layer_gets_the_pattern_of_the_first_glob_that_matches() -> None:
+    model = build("Llama")
+    patterns = {"q_proj": "1:4", "*.self_attn.*": (2, 8), "*": "4:8"}
+    sparsifier = Sparsifier(model, patterns, exclude="lm_head")
+    expected = {"q_proj": ms.Pattern(1, 4), "*.self_attn.*": ms.Pattern(2, 8), "*": ms.Pattern(4, 8)}
+    assert sparsifier.pattern == expected
+    state = sparsifier.state_dict()
+    assert state["pattern"] == "q_proj=1:4, *.self_attn.*=2:8, *=4:8"
+    sparsifier.load_state_dict(state)
+    with torch.no_grad():
+        model.get_submodule("model.layers.0.mlp.up_proj").weight.neg_()
+    sparsifier.refresh()
+    sparsifier.finalize()
+    for name, weight in model.named_parameters():
+        if "_proj" in name:
+            n, m = (1, 4) if "q_proj" in name else (2, 8) if "self_attn" in name else (4, 8)
+            assert ms.is_valid_mask(weight.detach().numpy() != 0, n, m), name
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ({"3": "2:4"}, r"pattern '3' = 2:4 matches none of the 4 parameter names \(0.weight, 0.bias, 2.weight, ...\)"),
+        ({"*": "2:4", "2": "4:8"}, "pattern '2' = 4:8 is never used: the globs before it match all of its names"),
+        (
+            {"2.bias": "2:4", "*": "4:8"},
+            r"'2.bias' = 2:4 is for nothing that can be pruned \(2.bias: 1-D: not a matrix",
+        ),
+        ({"0": "2:4"}, r"no pattern is given for 2.weight \(1 of the weights to prune\); add '\*' with a pattern for"),
+        ({}, "pattern is an empty mapping; give the pattern of at least one glob"),
+    ],
+)
+def test_patterns_that_do_not_go_with_the_model_are_refused(patterns: dict[str, str], message: str) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    with pytest.raises(ValueError, match=message):
+        Sparsifier(model, patterns)
+    assert type(model[0]) is nn.Linear
+    with pytest.raises(TypeError, match="pattern maps globs of names to patterns"):
+        Sparsifier(model, {2: "2:4"})  # type: ignore[dict-item]
 
 
 def test_any_parameter_of_two_or_more_dimensions_can_be_included() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from masksolve._check import check_mask
 from masksolve._errors import InvalidMaskError
 from masksolve._inputs import as_count, check_choice, check_direction, check_flag, check_number
-from masksolve._pattern import PatternLike
+from masksolve._patterns import PatternsLike
 from masksolve._tiles import Direction
 from masksolve.torch._adaprune.batch_norm import Statistics, called_after, follow, running_batch_norms
 from masksolve.torch._adaprune.calibration import Calibration, Moments, Trace
@@ -36,7 +36,7 @@ _logger = logging.getLogger("masksolve")
 def adaprune(
     model: nn.Module,
     calibration: Iterable[Any],
-    pattern: PatternLike | Mapping[str, PatternLike],
+    pattern: PatternsLike,
     *,
     direction: Direction = "both",
     importance: Score | Importance = "magnitude",
@@ -71,9 +71,9 @@ def adaprune(
         Batches of inputs, without labels: each a tensor, a sequence of arguments or a mapping of keyword arguments. A
         few hundred samples suffice. Held in memory. A layer runs about twice with each batch, once more where batch
         norms follow it, and more often in a module that is called several times.
-    pattern : str, (int, int), Pattern, or mapping of str to any of them
-        N **kept** of every M, such as "4:8" or (4, 8). A mapping gives each weight its own, of one M, and leaves out
-        the others: see `patterns_from_zeros`.
+    pattern : str, (int, int), Pattern or mapping
+        N **kept** of every M, such as "4:8" or (4, 8). A mapping has one for the weights that each glob matches, the
+        first that does: {"*.attention.*": "2:4", "*": "4:8"}, or what `patterns_from_zeros` returns.
     direction : {"both", "rows", "columns"}
         "both": transposable. One-sided: "rows", n of every m inputs of an output; "columns", of every m outputs of an
         input.

@@ -12,10 +12,13 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from masksolve import odds
 from masksolve._inputs import check_direction
-from masksolve._pattern import Pattern, PatternLike, as_pattern
+from masksolve._pattern import Pattern
+from masksolve._patterns import PatternsLike, as_patterns, check_all_have_one
 from masksolve._tiles import Direction
 from masksolve.torch._adaprune.calibration import Trace, input_key, is_layer
 from masksolve.torch._layers import ParameterReport, Site, as_globs, check_module, layout_of, select
+
+_WITHOUT_PATTERN = "no pattern is given for it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class Task:
 
 def choose_tasks(
     model: nn.Module,
-    pattern: PatternLike | Mapping[str, PatternLike],
+    pattern: PatternsLike,
     *,
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
@@ -69,28 +72,21 @@ def choose_tasks(
     ValueError, TypeError
         As for `adaprune`.
     """
-    patterns = {name: as_pattern(each) for name, each in pattern.items()} if isinstance(pattern, Mapping) else {}
-    if len({each.m for each in patterns.values()}) > 1:
-        raise ValueError(
-            f"the patterns are of several M ({', '.join(sorted(set(map(str, patterns.values()))))}); give those of one"
-        )
-    if isinstance(pattern, Mapping) and not patterns:
-        raise ValueError("pattern is an empty mapping; give the pattern of at least one weight")
-    common = next(iter(patterns.values())) if isinstance(pattern, Mapping) else as_pattern(pattern)
-    sites, lines = select(model, common, include=include, exclude=exclude, direction=direction, unfit=_unfit(model))
-    _check_names("pattern", patterns, lines)
+    patterns = as_patterns(pattern)
+    sites, lines = select(model, patterns, include=include, exclude=exclude, direction=direction, unfit=_unfit(model))
     _check_names("masks", given or (), lines)
     uses = Counter(id(module.bias) for module in model.modules() if is_layer(module))
     tasks: list[Task] = []
     reasons: dict[str, str | None] = {}
     for site in sites:
         owners = tuple(model.get_submodule(name.rpartition(".")[0]) for name in site.names)
-        chosen = patterns.get(site.name) if patterns else common
-        if (reason := _reason_to_skip(site, chosen, given)) is not None or chosen is None:
-            reasons.update(dict.fromkeys(site.names, reason))
+        if given is not None and site.name not in given:
+            reasons.update(dict.fromkeys(site.names, "no mask was given for it"))
+        elif site.pattern is None:
+            reasons.update(dict.fromkeys(site.names, _WITHOUT_PATTERN))
         else:
             own = [each.bias for each in owners if isinstance(each.bias, nn.Parameter) and uses[id(each.bias)] == 1]
-            tasks.append(Task(site, owners, chosen, tuple(own) if len(own) == len(owners) else ()))
+            tasks.append(Task(site, owners, site.pattern, tuple(own) if len(own) == len(owners) else ()))
     return tasks, without(lines, reasons)
 
 
@@ -102,7 +98,7 @@ def in_order(
     Raises
     ------
     ValueError
-        If none is left.
+        If none is left, or no pattern is given for one.
     """
     places = {module: place for place, module in enumerate(trace.order)}
     chosen: list[Task] = []
@@ -119,10 +115,18 @@ def in_order(
         else:
             chosen.append(task)
     skipped = without(lines, reasons)
+    ends = [trace.first, trace.last] if keep_first_last else []
+    _check_all_have_patterns(model, [owner for owner in trace.order if owner not in ends], skipped)
     if not chosen:
         found = "; ".join(f"{line.name}: {line.reason}" for line in skipped if len(line.shape) > 1)
         raise ValueError(f"no layer is left to prune ({found})")
     return sorted(chosen, key=lambda task: min(places[owner] for owner in task.owners)), skipped
+
+
+def _check_all_have_patterns(model: nn.Module, layers: Collection[nn.Module], lines: Sequence[ParameterReport]) -> None:
+    """Refuse to leave some of these layers dense because no pattern is given for them."""
+    names = [line.name for line in lines if line.reason == _WITHOUT_PATTERN]
+    check_all_have_one([name for name in names if model.get_submodule(name.rpartition(".")[0]) in layers])
 
 
 def by_inputs(tasks: Sequence[Task], trace: Trace) -> list[list[Task]]:
@@ -229,14 +233,6 @@ def _reason_of_owners(names: Sequence[tuple[str, nn.Module]]) -> str | None:
             return f"{name} is part of {type(owner).__name__}; only Linear and convolution layers are repaired"
     if len({layout_of(owner, "weight") for _, owner in names}) > 1:
         return "tied to a layer of another kind"
-    return None
-
-
-def _reason_to_skip(site: Site, pattern: Pattern | None, given: Collection[str] | None) -> str | None:
-    if pattern is None:
-        return "no pattern was given for it"
-    if given is not None and site.name not in given:
-        return "no mask was given for it"
     return None
 
 

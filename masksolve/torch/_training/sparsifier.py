@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from masksolve._inputs import as_count, check_choice, check_direction, check_flag, check_number
-from masksolve._pattern import Pattern, PatternLike, as_pattern
+from masksolve._pattern import Pattern
+from masksolve._patterns import PatternsLike, as_patterns, check_all_have_one
 from masksolve._tiles import Direction
 from masksolve.torch._dtensor import as_plain, is_sharded, like
 from masksolve.torch._layers import (
@@ -63,11 +64,12 @@ from masksolve.torch._training.step_count import StepCount
 class Sparsifier:
     """Training of a PyTorch model under N:M masks that are exact at every refresh.
 
-    Every weight of a Linear, a convolution and a MultiheadAttention that holds a whole m x m tile (one-sided: a whole
-    group) gets a mask, which is found again from the dense weights every `refresh_every` optimizer steps. Embeddings,
-    weights that are tied to one, the routers of mixtures of experts and PEFT's adapters stay dense unless they are
-    included; `report` says why. A convolution is masked at each kernel position. The dense weights stay the Parameters
-    that the optimizer knows. Exact masks are found on the device where the weights lie.
+    Every weight of a Linear, a convolution, a MultiheadAttention, an RNN, LSTM or GRU, and of a Conv1D or experts of
+    transformers, that holds a whole m x m tile (one-sided: a whole group) gets a mask, which is found again from the
+    dense weights every `refresh_every` optimizer steps. Embeddings, weights that are tied to one, the routers of
+    mixtures of experts and PEFT's adapters stay dense unless they are included; `report` says why. A convolution is
+    masked at each kernel position, each expert by itself. The dense weights stay the Parameters that the optimizer
+    knows. Exact masks are found on the device where the weights lie.
 
     Parameters
     ----------
@@ -76,13 +78,15 @@ class Sparsifier:
         stay where they are, under their names, in their order. Wrapped in DistributedDataParallel, its processes share
         the solves and all of them have to construct, `step` and `refresh` together; wrapped later, each solves for
         itself. FSDP: before `fully_shard`.
-    pattern : str, (int, int) or Pattern
-        N **kept** of every M, such as "4:8" or (4, 8): 1:4 keeps 1 of every 4 and zeroes 3.
+    pattern : str, (int, int), Pattern or mapping
+        N **kept** of every M, such as "4:8" or (4, 8): 1:4 keeps 1 of every 4 and zeroes 3. A mapping has one for the
+        parameters that each glob matches, the first that does: {"*.attention.*": "2:4", "*": "4:8"}.
     direction : {"both", "rows", "columns"}
         "both": transposable. One-sided: "rows", N of every M consecutive inputs of an output, which makes the forward
         product sparse, for weights (out, in); "columns", N of every M outputs of an input, the backward one.
     include, exclude : str or sequence of str, optional
-        Globs of parameter names, as `model.named_parameters()` has them. With `include`, any parameter of two or more
+        Globs of parameter names, as `model.named_parameters()` has them; a glob also matches names of which it is a
+        part between dots, as "q_proj" is of "layers.0.q_proj.weight". With `include`, any parameter of two or more
         dimensions whose name matches, and no other; one of more than two, of an unknown module, is a stack of matrices
         (..., R, C).
     ragged : {"allow", "skip"}
@@ -163,7 +167,7 @@ class Sparsifier:
     def __init__(
         self,
         model: nn.Module,
-        pattern: PatternLike,
+        pattern: PatternsLike,
         *,
         direction: Direction = "both",
         include: str | Sequence[str] | None = None,
@@ -182,9 +186,11 @@ class Sparsifier:
         check_choice(ragged, "ragged", ("allow", "skip"))
         check_choice(gradient, "gradient", GRADIENTS)
         check_flag(accelerate, "accelerate")
-        self._recipe = Recipe(
-            pattern=as_pattern(pattern), method=method, saturated=saturated, direction=check_direction(direction)
-        )
+        self._patterns, self._direction = as_patterns(pattern), check_direction(direction)
+        self._recipes = {
+            each: Recipe(pattern=each, method=method, saturated=saturated, direction=self._direction)
+            for _, each in self._patterns.by_glob
+        }
         self._schedule = Schedule(refresh_every, until)
         if not callable(importance):
             check_importance(importance, ("magnitude",))
@@ -193,12 +199,13 @@ class Sparsifier:
         check_not_fully_sharded(self._model)
         self._sites, self._report = select(
             self._model,
-            self.pattern,
+            self._patterns,
             include=as_globs(include),
             exclude=as_globs(exclude),
             ragged=ragged,
             direction=self.direction,
         )
+        check_all_have_one([site.name for site in self._sites if site.pattern is None])
         check_names(self._model, (name for site in self._sites for name in site.names))
         self._is_final = False
         self._potentials: dict[str, Tensor] = {}
@@ -215,7 +222,7 @@ class Sparsifier:
             mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].masks, weight))
             kind = PackableWeight if accelerate else MaskedWeight
             owners = [owner_of(self._model, name) for name in site.names]
-            masked = kind(*owners[0], mask=mask, gradient=gradient, decay=decay, fault=self._fault_of(site.layout))
+            masked = kind(*owners[0], mask=mask, gradient=gradient, decay=decay, fault=self._fault_of(site))
             for name, (owner, attribute) in zip(site.names, owners, strict=True):
                 attach(owner, attribute, masked, packed_forward(owner) if accelerate else None)
                 self._owners[name] = weakref.ref(owner)
@@ -227,14 +234,14 @@ class Sparsifier:
         self._first_steps: FirstSteps | None = FirstSteps(self._model)
 
     @property
-    def pattern(self) -> Pattern:
-        """The pattern, N kept of every M."""
-        return self._recipe.pattern
+    def pattern(self) -> Pattern | dict[str, Pattern]:
+        """The pattern, N kept of every M, or those of several globs."""
+        return self._patterns.given
 
     @property
     def direction(self) -> Direction:
         """The direction of the groups of M: "both", "rows" or "columns"."""
-        return self._recipe.direction
+        return self._direction
 
     @property
     def report(self) -> tuple[ParameterReport, ...]:
@@ -281,7 +288,7 @@ class Sparsifier:
         self._schedule = Schedule(self._schedule.refresh_every, value)
         for site in self._sites:
             # `until` decides whether dense masks may be loaded.
-            self._held(site.name).masked.fault = self._fault_of(site.layout)
+            self._held(site.name).masked.fault = self._fault_of(site)
 
     def __setattr__(self, name: str, value: object) -> None:
         is_settable = name.startswith("_") or getattr(getattr(type(self), name, None), "fset", None) is not None
@@ -392,7 +399,7 @@ class Sparsifier:
         """Return what `load_state_dict` needs to resume: the masks, their potentials, and the number of steps."""
         self._check_attached()
         return {
-            "pattern": str(self.pattern),
+            "pattern": str(self._patterns),
             "direction": self.direction,
             "step": self.steps,
             "masks": {site.name: self._held(site.name).masked.mask for site in self._sites},
@@ -421,10 +428,10 @@ class Sparsifier:
         for key in ("masks", "potentials"):
             if not _are_tensors(state[key]):
                 raise TypeError(f"{key} of the state_dict must map names to tensors, got {state[key]!r}")
-        if state["pattern"] != str(self.pattern):
+        if state["pattern"] != str(self._patterns):
             raise ValueError(
-                f"the state_dict has masks of pattern {state['pattern']}, this Sparsifier is for {self.pattern}; make "
-                f"one for {state['pattern']}"
+                f"the state_dict has masks of pattern {state['pattern']}, this Sparsifier is for {self._patterns}; "
+                f"make one for {state['pattern']}"
             )
         if state["direction"] != self.direction:
             raise ValueError(
@@ -443,7 +450,7 @@ class Sparsifier:
                     f"it needs torch.bool of shape {tuple(masked.mask.shape)}"
                 )
             if (fault := masked.fault(masks[name])) is not None:
-                raise ValueError(f"the state_dict has a mask for {name!r} that {self.pattern} cannot make: {fault}")
+                raise ValueError(f"the state_dict has a mask for {name!r} that {self._patterns} cannot make: {fault}")
         # Those of a shard are useless to another one, and never saved.
         potentials = {
             name: found
@@ -476,17 +483,15 @@ class Sparsifier:
         scores: Tensor = parameter.detach()
         if callable(self._importance):
             scores = checked_scores(self._importance(site.name, parameter), site.name, parameter)
-        warm = self._potentials.get(site.name)
+        warm, recipe = self._potentials.get(site.name), self._recipe_of(site)
 
         def solve(part: Tensor) -> MaskSolution:
-            found = solve_masks(site.layout.matrices(part), self._recipe, warm)
+            found = solve_masks(site.layout.matrices(part), recipe, warm)
             return replace(found, masks=site.layout.weight(found.masks))
 
         try:
             found = (
-                solve_sharded(scores, site.layout, self._recipe.tile_shape, solve)
-                if is_sharded(scores)
-                else solve(scores)
+                solve_sharded(scores, site.layout, recipe.tile_shape, solve) if is_sharded(scores) else solve(scores)
             )
         except ValueError as error:
             raise ValueError(f"parameter {site.name!r}: {_not_finite(scores) or error}; no mask was changed") from error
@@ -507,8 +512,12 @@ class Sparsifier:
         )
         return self._last_refresh
 
-    def _fault_of(self, layout: Layout) -> MaskFault:
-        return _Judge(layout, self._recipe, self._schedule.until is not None)
+    def _recipe_of(self, site: Site) -> Recipe:
+        assert site.pattern is not None
+        return self._recipes[site.pattern]
+
+    def _fault_of(self, site: Site) -> MaskFault:
+        return _Judge(site.layout, self._recipe_of(site), self._schedule.until is not None)
 
     def _become_dense(self) -> None:
         for site in self._sites:

@@ -1,0 +1,120 @@
+"""Patterns by layer: which pattern each of many weights gets, by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from masksolve._globs import matches, none_of
+from masksolve._kinds import each_reason_once
+from masksolve._pattern import Pattern, PatternLike, as_pattern
+
+# One pattern for all weights, or one for those that each glob matches.
+PatternsLike = PatternLike | Mapping[str, PatternLike]
+_ALL = "*"
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Patterns by globs of names; a weight gets that of the first glob that matches its name.
+
+    One pattern for all is that of the glob "*".
+    """
+
+    by_glob: tuple[tuple[str, Pattern], ...]
+
+    def of(self, name: str) -> Pattern | None:
+        """Return the pattern of a weight, or None if no glob matches its name."""
+        return next((pattern for glob, pattern in self.by_glob if matches(name, [glob])), None)
+
+    @property
+    def only(self) -> Pattern | None:
+        """The pattern that all weights get, if there is one for all."""
+        (glob, pattern), *others = self.by_glob
+        return pattern if glob == _ALL and not others else None
+
+    @property
+    def given(self) -> Pattern | dict[str, Pattern]:
+        """What it was made from: a pattern, or a mapping of globs to patterns."""
+        return self.only or dict(self.by_glob)
+
+    def check(self, reasons: Mapping[str, str | None], what: str) -> None:
+        """Refuse globs that match no name, or none that an earlier glob has left, or nothing that is pruned.
+
+        Parameters
+        ----------
+        reasons : mapping of str to str or None
+            All names, and why each is not pruned.
+        what : str
+            What has these names, in a word.
+
+        Raises
+        ------
+        ValueError
+            With the glob.
+        """
+        left = list(reasons)
+        for glob, pattern in self.by_glob if self.only is None else ():
+            matched = [name for name in reasons if matches(name, [glob])]
+            own = [name for name in left if name in matched]
+            if not matched:
+                raise ValueError(f"pattern {glob!r} = {pattern} matches {none_of(list(reasons), what)}")
+            if not own:
+                raise ValueError(
+                    f"pattern {glob!r} = {pattern} is never used: the globs before it match all of its names; put it "
+                    "before them"
+                )
+            if glob != _ALL and all(reasons[name] is not None for name in own):
+                why = each_reason_once([(name, reasons[name] or "") for name in own])
+                raise ValueError(f"pattern {glob!r} = {pattern} is for nothing that can be pruned ({why})")
+            left = [name for name in left if name not in own]
+
+    def describe(self) -> str:
+        """Return the patterns in words, so that nobody reads them the other way round."""
+        if self.only is not None:
+            return self.only.describe()
+        return ", ".join(f"{glob}={pattern.describe()}" for glob, pattern in self.by_glob)
+
+    def __str__(self) -> str:
+        return str(self.only or ", ".join(f"{glob}={pattern}" for glob, pattern in self.by_glob))
+
+
+def as_patterns(pattern: PatternsLike | Patterns) -> Patterns:
+    """Return the patterns that one for all, or a mapping of globs, stands for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `as_pattern`; for globs that are no strings, and a mapping of none.
+
+    Examples
+    --------
+    >>> patterns = as_patterns({"q_proj": "2:4", "*": "4:8"})
+    >>> patterns.of("layers.0.q_proj.weight"), patterns.of("layers.0.k_proj.weight")
+    (Pattern(n=2, m=4), Pattern(n=4, m=8))
+    """
+    if isinstance(pattern, Patterns):
+        return pattern
+    if not isinstance(pattern, Mapping):
+        return Patterns(((_ALL, as_pattern(pattern)),))
+    if not pattern:
+        raise ValueError("pattern is an empty mapping; give the pattern of at least one glob, such as {'*': '2:4'}")
+    for glob in pattern:
+        if not isinstance(glob, str):
+            raise TypeError(f"pattern maps globs of names to patterns, such as {{'q_proj': '2:4'}}; got {glob!r}")
+    return Patterns(tuple((glob, as_pattern(each)) for glob, each in pattern.items()))
+
+
+def check_all_have_one(missing: Sequence[str]) -> None:
+    """Refuse weights to prune, of these names, that no glob has a pattern for.
+
+    Raises
+    ------
+    ValueError
+        With some of the names, if there are any.
+    """
+    if missing:
+        raise ValueError(
+            f"no pattern is given for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''} ({len(missing)} of "
+            "the weights to prune); add '*' with a pattern for all others, or exclude them"
+        )
