@@ -197,7 +197,7 @@ def _certified_sums(
 
     for region in regions(*weights.shape[-2:], pattern, direction, saturated):
         for tiles, masks in zip(tile_grids(weights, region), tile_grids(mask, region), strict=True):
-            yield from sum_up(tiles, masks, region.margins, shift, None)
+            yield from sum_up(tiles, masks, region.margins, shift)
 
 
 def scale_shift(array: NDArray[Any]) -> int:

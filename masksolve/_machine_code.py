@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import llvmlite
 from llvmlite import binding, ir
+from numpy.typing import NDArray
 
 PLAIN_VARIABLE = "MASKSOLVE_PLAIN_NUMBA"
 
@@ -83,6 +84,12 @@ VECTOR_BYTES = _vector_bytes()
 def compiler_identity() -> bytes:
     """Return what machine code depends on beyond its source: the versions of the compiler, and the target CPU."""
     return repr((llvmlite.__version__, binding.llvm_version_info, target_machine().triple, target_cpu())).encode()
+
+
+def address_of(array: NDArray[Any]) -> int:
+    """Return where an array's first entry lies; it is found sooner than by `array.ctypes`."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def pointer_to(kind: ir.Type) -> ir.Type:

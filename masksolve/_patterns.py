@@ -79,7 +79,7 @@ class Patterns:
         return str(self.only or ", ".join(f"{glob}={pattern}" for glob, pattern in self.by_glob))
 
 
-def as_patterns(pattern: PatternsLike | Patterns) -> Patterns:
+def as_patterns(pattern: PatternsLike) -> Patterns:
     """Return the patterns that one for all, or a mapping of globs, stands for.
 
     Raises
@@ -93,8 +93,6 @@ def as_patterns(pattern: PatternsLike | Patterns) -> Patterns:
     >>> patterns.of("layers.0.q_proj.weight"), patterns.of("layers.0.k_proj.weight")
     (Pattern(n=2, m=4), Pattern(n=4, m=8))
     """
-    if isinstance(pattern, Patterns):
-        return pattern
     if not isinstance(pattern, Mapping):
         return Patterns(((_ALL, as_pattern(pattern)),))
     if not pattern:

@@ -15,6 +15,7 @@ from masksolve._judge import lines
 from masksolve._judge.inner_loops import program
 from masksolve._judge.interface import LARGEST_TILE, OUTPUTS
 from masksolve._judge.kernels import judge_tiles
+from masksolve._machine_code import address_of
 from masksolve._methods import exact
 from masksolve._threads import Buffers, Piece, importance_of, pieces_of, run_pieces
 from masksolve._tiles import Margins
@@ -39,7 +40,7 @@ class Verdicts(NamedTuple):
 
 def _place(array: NDArray[Any] | None, axes: int) -> tuple[int, ...]:
     """Return the address of an array and the bytes along its first axes; zeros for none."""
-    return (0,) * (1 + axes) if array is None else (array.__array_interface__["data"][0], *array.strides[:axes])
+    return (0,) * (1 + axes) if array is None else (address_of(array), *array.strides[:axes])
 
 
 # Those of a thread, kept for its next call: fresh memory takes as long as judging lines.
@@ -85,9 +86,7 @@ def judge_grid(
     _judge_pieces(tiles, masks, margins, shift, threads, potentials, into, bound)
 
 
-def sum_up(
-    tiles: NDArray[Any], masks: NDArray[np.bool_], margins: Margins, shift: int, threads: int | None
-) -> list[Sums]:
+def sum_up(tiles: NDArray[Any], masks: NDArray[np.bool_], margins: Margins, shift: int) -> list[Sums]:
     """Judge the masks of tiles as `judge_grid` does; return the sums of parts of the grid, in any order."""
     sums = []
 
@@ -102,7 +101,7 @@ def sum_up(
         kept, optimal = float(found.kept.sum()), bool(found.optimal.all())
         sums.append(Sums(kept, kept if optimal else float(found.upper_bound.sum()), optimal))
 
-    _judge_pieces(tiles, masks, margins, shift, threads, None, into, add)
+    _judge_pieces(tiles, masks, margins, shift, None, None, into, add)
     return sums
 
 

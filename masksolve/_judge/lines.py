@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import masksolve._judge.inner_loops  # noqa: F401
 from masksolve import _translated
 from masksolve._judge.kernels import judge_lines, line_buffers
-from masksolve._machine_code import VECTOR_BYTES, lock, new_engine, pointer_to
+from masksolve._machine_code import VECTOR_BYTES, address_of, lock, new_engine, pointer_to
 
 # Of longer lines, whose code would be long.
 _LONGEST = 64
@@ -84,8 +84,8 @@ def _judge_in_lanes(given: _Given, n: int, exact: bool, shift: int, side_by_side
     # Results are written one line after the other.
     written = [each if each.strides[1] == each.itemsize else np.empty(each.shape, each.dtype) for each in out]
     bad: int = function(
-        _address(lines),
-        _address(masks),
+        address_of(lines),
+        address_of(masks),
         down,
         lines.strides[0],
         masks.strides[0],
@@ -95,18 +95,13 @@ def _judge_in_lanes(given: _Given, n: int, exact: bool, shift: int, side_by_side
         n,
         exact,
         int(np.float64(2.0**-shift).view(np.int64)),
-        *map(_address, written),
+        *map(address_of, written),
         written[2].strides[0],
     )
     for each, result in zip(out, written, strict=True):
         if each is not result:
             each[...] = result
     return bad == 0
-
-
-def _address(array: NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 @cache

@@ -3,7 +3,7 @@
 from masksolve.checkpoint._check import CheckReport, TensorCheck, check_checkpoint
 from masksolve.checkpoint._compare import Comparison, TensorComparison, compare_checkpoints
 from masksolve.checkpoint._executors import WorkerLostError, dask_executor
-from masksolve.checkpoint._file import CheckpointError, TensorInfo
+from masksolve.checkpoint._file import CheckpointError, ChosenTensor, PrunedAs, TensorInfo
 from masksolve.checkpoint._html import page
 from masksolve.checkpoint._plan import CheckpointPlan, PatternPlan, plan_checkpoint
 from masksolve.checkpoint._prune import apply_masks, prune_checkpoint
@@ -17,9 +17,11 @@ __all__ = [
     "CheckReport",
     "CheckpointError",
     "CheckpointPlan",
+    "ChosenTensor",
     "Comparison",
     "PatternPlan",
     "PruneReport",
+    "PrunedAs",
     "PrunedTensor",
     "SkippedTensor",
     "TensorCheck",

@@ -21,7 +21,7 @@ from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
 from masksolve.checkpoint._record import RECORD, read_record
 from masksolve.checkpoint._report import as_plain
 from masksolve.checkpoint._run import OnProgress
-from masksolve.checkpoint._selection import Asked, Given, Globs, SkippedTensor, select_tensors
+from masksolve.checkpoint._selection import Asked, Given, Globs, SkippedTensor, as_checkpoint_error, select_tensors
 from masksolve.checkpoint._units import Unit, pieces_of, read_weights, units_of
 from masksolve.checkpoint._work import in_tensor
 
@@ -101,8 +101,8 @@ def check_checkpoint(
     """Check every tensor that was pruned: at most N nonzeros in every group of M.
 
     The record that `prune_checkpoint` and `masksolve adaprune` leave in a folder, masksolve.json, says which tensors
-    these are. Without one, or with `include`, `stack` or `convolution` and no `record`, they are those that
-    `prune_checkpoint` would prune.
+    these are. Without one, or with `include`, `stack`, `convolution` or `transposed` and no `record`, they are those
+    that `prune_checkpoint` would prune.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def check_checkpoint(
     ------
     CheckpointError
         For a checkpoint that cannot be read, or in which no tensor fits the pattern; for a record that is spoilt or of
-        another checkpoint; for `stack` or `convolution` beside `record`, and without `pattern` if no record is read.
+        another checkpoint; for `stack` and the like beside `record`, and without `pattern` if no record is read.
     TypeError, ValueError
         For an invalid pattern, direction or number of workers.
 
@@ -145,25 +145,29 @@ def check_checkpoint(
     """
     asked = None if pattern is None else as_patterns(pattern)
     asked_direction = None if direction is None else check_direction(direction)
-    if record is not None and (stack or convolution):
-        raise CheckpointError("`record` says which tensors are stacks; leave out `stack` and `convolution`")
+    if record is not None and (stack or convolution or transposed):
+        raise CheckpointError("`record` says how tensors are read; leave out `stack`, `convolution` and `transposed`")
     checkpoint = read_checkpoint(Path(path).absolute())
     globs = Globs(include, exclude, stack, convolution, transposed)
     path_of_record = Path(record) if record is not None else _record_beside(checkpoint, globs)
     decided: Asked | Given
     if path_of_record is not None:
+        recorded = read_record(path_of_record, checkpoint.tensors)
+        if asked is not None:
+            with as_checkpoint_error():
+                asked.check(dict.fromkeys(recorded), "recorded tensor")
         pruned = {
             name: replace(
                 to, pattern=(asked and asked.of(name)) or to.pattern, direction=asked_direction or to.direction
             )
-            for name, to in read_record(path_of_record, checkpoint.tensors).items()
+            for name, to in recorded.items()
         }
         decided = Given(pruned, f"left dense, says {path_of_record.name}")
         by = path_of_record.name
     elif asked is None:
         if _record_beside(checkpoint, Globs()) is not None:
             raise CheckpointError(
-                f"with `include`, `stack` or `convolution` {RECORD} in {path} is not read; "
+                f"with `include`, `stack`, `convolution` or `transposed` {RECORD} in {path} is not read; "
                 "give `pattern`, or the file as `record`"
             )
         raise CheckpointError(f"no record says to which pattern {path} was pruned; give `pattern`")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from masksolve._globs import matches, none_of
@@ -40,8 +41,8 @@ class Globs:
 
     @property
     def choose(self) -> bool:
-        """Whether they say which tensors to prune, or what those of three axes are."""
-        return bool(self.include or self.stack or self.convolution)
+        """Whether they say which tensors to prune, or how their axes are read."""
+        return bool(self.include or self.stack or self.convolution or self.transposed)
 
     def check(self, tensors: Sequence[TensorInfo]) -> None:
         """Refuse globs that match no tensor, or none that they can be meant for.
@@ -140,12 +141,19 @@ def split_tensors(
             skipped.append(SkippedTensor(tensor.name, tensor.dtype, tensor.shape, reason))
     if isinstance(decided, Asked):
         reasons = {each.name: each.reason for each in skipped}
-        try:
+        with as_checkpoint_error():
             decided.patterns.check({tensor.name: reasons.get(tensor.name) for tensor in tensors}, "tensor")
             check_all_have_one(without_pattern)
-        except ValueError as error:
-            raise CheckpointError(str(error)) from None
     return chosen, skipped
+
+
+@contextmanager
+def as_checkpoint_error() -> Iterator[None]:
+    """Raise what is wrong with patterns as a `CheckpointError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _pruned_as(tensor: TensorInfo, globs: Globs, asked: Asked) -> PrunedAs | None:
@@ -166,8 +174,10 @@ def no_tensor_fits(decided: Asked | Given, skipped: Sequence[SkippedTensor]) -> 
     # The reasons of matrices say more than those of biases.
     matrices = [tensor for tensor in skipped if len(tensor.shape) > 1] or skipped
     reasons = each_reason_once([(tensor.name, tensor.reason) for tensor in matrices])
-    of = {str(to.pattern) for to in decided.tensors.values()} if isinstance(decided, Given) else {decided.patterns}
-    return f"no tensor fits pattern {', '.join(map(str, of))} ({reasons or 'the file holds no tensor'})"
+    given = [to.pattern for to in decided.tensors.values()] if isinstance(decided, Given) else [decided.patterns]
+    return (
+        f"no tensor fits pattern {', '.join(dict.fromkeys(map(str, given)))} ({reasons or 'the file holds no tensor'})"
+    )
 
 
 def _reason_of_globs(tensor: TensorInfo, globs: Globs) -> str | None:

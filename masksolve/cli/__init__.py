@@ -111,8 +111,10 @@ def _patterns_in(path: Path) -> dict[str, Pattern]:
             found = tomllib.load(file)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # its syntax, or its encoding
         raise ValueError(f"{path} is not TOML: {error}") from None
+    if not found:
+        raise ValueError(f"{path} holds no pattern; a line is a glob and its pattern, such as '*.mlp.*' = \"2:4\"")
     for glob, pattern in found.items():
         if not isinstance(pattern, str):
             raise ValueError(
@@ -387,7 +389,8 @@ def check(
     The exit code is 1 if one is not.
 
     The record that a prune leaves in a folder, masksolve.json, says which tensors were pruned, and to what. Without it,
-    or with --include, --stack or --convolution and no --record, those are checked that `masksolve prune` would prune.
+    or with --include, --stack, --convolution or --transposed and no --record, those are checked that `masksolve prune`
+    would prune.
     """
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = check_checkpoint(

@@ -432,8 +432,14 @@ def test_check_reads_which_tensors_were_pruned_from_what_the_prune_left(tmp_path
     # Globs narrow a record that is given.
     with pytest.raises(CheckpointError, match=r"no tensor fits .*experts: not included"):
         check_checkpoint(target, record=target / RECORD, include=["w"])
-    with pytest.raises(CheckpointError, match="`record` says which tensors are stacks; leave out `stack`"):
-        check_checkpoint(target, record=target / RECORD, convolution=["experts"])
+    for option in ("stack", "convolution", "transposed"):
+        with pytest.raises(CheckpointError, match=f"`record` says how tensors are read; leave out .*`{option}`"):
+            check_checkpoint(target, record=target / RECORD, **{option: ["experts"]})
+    with pytest.raises(CheckpointError, match=r"`transposed` masksolve\.json in .* is not read; give `pattern`"):
+        check_checkpoint(target, transposed="experts")
+    # Nor is a pattern for a glob without a tensor passed over.
+    with pytest.raises(CheckpointError, match=r"'w' = 2:4 matches none of the 1 recorded tensor names \(experts\)"):
+        check_checkpoint(target, {"w": "2:4", "*": "4:8"})
 
 
 @pytest.mark.parametrize("how", ["prune", "apply"])

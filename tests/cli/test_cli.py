@@ -575,6 +575,7 @@ def test_layers_get_patterns_of_their_own(run: Run, checkpoint: Path, tmp_path: 
     for text, message in (
         ("a.b = '2:4'", "patterns.toml: a is {'b': '2:4'}, not a pattern; a line is a glob and its pattern"),
         ("a = 2:4", "patterns.toml is not TOML"),
+        ("", "patterns.toml holds no pattern; a line is a glob and its pattern"),
     ):
         file.write_text(text)
         code, _, err = run("prune", checkpoint, "--pattern", file, "--output", again)

@@ -98,7 +98,7 @@ class _FewTiles(threading.local):
         self.held: dict[tuple[Any, ...], FewTiles] = {}
 
     def of(self, shape: tuple[int, ...], dtype: np.dtype[Any], margins: Margins) -> FewTiles:
-        key = shape, dtype.itemsize, margins.kept, margins.exact_rows
+        key = shape, dtype.itemsize, margins.kept, margins.exact_rows, margins.exact_columns
         found = self.held.get(key)
         if found is None:
             if len(self.held) >= _CALLS_HELD:

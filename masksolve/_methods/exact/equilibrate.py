@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksolve._errors import UnusableWeightError
+from masksolve._machine_code import address_of
 from masksolve._methods.exact.inner_loops import narrow_program, program
 from masksolve._methods.exact.lanes import AS_AT_MOST, AS_EXACTLY, TIES_EXACTLY, Tiles
 from masksolve._methods.exact.layout import Vectors, clamped_on_one_side, is_large_enough, new_memory, vectors_in
@@ -107,7 +108,7 @@ def _grid(tiles: NDArray[Any], masks: NDArray[np.bool_], shape: tuple[int, int])
     """Return what `Grid` holds, as a plain tuple: Numba takes four times as long over the type of a named one."""
     itemsize, (down, across, row, _) = tiles.itemsize, tiles.strides
     strides = down // itemsize, across // itemsize, row // itemsize
-    return (_address(tiles), *strides, _address(masks), *masks.strides[:3], tiles.shape[1], *shape)
+    return (address_of(tiles), *strides, address_of(masks), *masks.strides[:3], tiles.shape[1], *shape)
 
 
 class _Queue(NamedTuple):
@@ -218,7 +219,7 @@ def _equilibrate_queue(
             *_vectors_of(m, 8),
             schedule.perturbed_rounds,
             schedule.perturbed_relaxation,
-            _address(schedule.shares),
+            address_of(schedule.shares),
             found,
             remaining,
             start,
@@ -302,11 +303,6 @@ def _all_tiles(down: int, across: int) -> NDArray[np.int64]:
 @functools.lru_cache(maxsize=8)
 def _all_tiles_given(down: int, across: int) -> Any:
     return constant(_all_tiles(down, across))
-
-
-def _address(array: NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 _NO_POTENTIALS = {4: constant(np.empty((0, 1), np.float32)), 8: constant(np.empty((0, 1), np.float64))}

@@ -12,7 +12,7 @@ from llvmlite import binding, ir
 from numpy.typing import NDArray
 
 from masksolve import _translated
-from masksolve._machine_code import lock, new_engine, pointer_to
+from masksolve._machine_code import address_of, lock, new_engine, pointer_to
 from masksolve._methods.exact.vector_writer import VectorWriter
 
 _I16, _I32, _I64 = (ir.IntType(bits) for bits in (16, 32, 64))
@@ -40,8 +40,8 @@ def widen(source: NDArray[Any], target: NDArray[Any]) -> None:
     if all(array.strides[2] == count * array.itemsize for array in (source, target)):
         outer, count = [*outer[:2], 1], outer[2] * count
     _function(source.dtype.name == "float16")(
-        source.__array_interface__["data"][0],
-        target.__array_interface__["data"][0],
+        address_of(source),
+        address_of(target),
         *outer,
         count,
         *source.strides[:3],

@@ -12,7 +12,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numpy.typing import NDArray
 
-from masksolve._machine_code import VECTOR_BYTES, lock, new_engine, pointer_to
+from masksolve._machine_code import VECTOR_BYTES, address_of, lock, new_engine, pointer_to
 from masksolve._methods.exact.vector_writer import VectorWriter
 
 _BYTE = ir.IntType(8)
@@ -40,11 +40,11 @@ def choose(lines: NDArray[Any], masks: NDArray[np.bool_], kept: int, exponent_bi
     itemsize = lines.itemsize
     function = _function(kept, length, itemsize, exponent_bits, side_by_side)
     memory = np.empty((length + 4) * lines_at_once(itemsize, side_by_side) * itemsize + VECTOR_BYTES, np.int8)
-    start = _address(memory)
+    start = address_of(memory)
     start += -start % VECTOR_BYTES
     wrong: int = function(
-        _address(lines),
-        _address(masks),
+        address_of(lines),
+        address_of(masks),
         start,
         down,
         lines.strides[0],
@@ -54,11 +54,6 @@ def choose(lines: NDArray[Any], masks: NDArray[np.bool_], kept: int, exponent_bi
         masks.strides[2],
     )
     return wrong == 0
-
-
-def _address(array: NDArray[Any]) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 @cache
