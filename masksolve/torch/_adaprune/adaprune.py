@@ -268,7 +268,7 @@ def _repair(
 ) -> None:
     """Prune and repair every task: as it comes where `sequential`, all of them at the end otherwise."""
     # If not sequential, inputs come from the dense model, and no later layer depends on a repair.
-    with runs.walk([owner for groups in rounds for owner in _owners(groups)] if sequential else []) as finish:
+    with runs.walk([owner for groups in rounds for owner in _owners(groups)]) as finish:
         for groups in rounds:
             with _inputs(runs, trace, _owners(groups), options) as seen:
                 for group in groups:
@@ -283,8 +283,7 @@ def _repair(
                         if sequential:
                             done.write()
                         on_layer(f"{task.name}: error {record.error_before:.2%} -> {record.error_after:.2%}")
-            if sequential:
-                finish(_owners(groups))
+            finish(_owners(groups))
     done.write()
 
 

@@ -377,7 +377,8 @@ class Calibration:
             x = args[0] if args else kwargs["input"]
             if x.numel() == 0:
                 return
-            if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            # A sum is found ten times as fast; one that overflows says nothing.
+            if x.is_floating_point() and not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
                 text = f"an input of {self._names[module]!r} holds NaN or infinities; nothing was changed"
                 raise _Stop(ValueError(f"calibration batch {index}: {text}"))
             try:

@@ -5,8 +5,10 @@ layer costs the square of the depth. The model's own code is what passes hidden 
 runs each time; but modules that are finished return what they returned last instead of computing it again.
 
 Of the finished modules that one module calls, the last one's output is kept, one hidden state per batch; outputs that
-were passed on to finished modules alone are dropped, and NaN stands in for them. Whether that is all that the model
-reads is not guessed from types: `Replay.learn` tries it on the model before it is pruned, and keeps what is missed.
+were passed on to finished modules alone are dropped, and NaN stands in for them. The input of the layer that changes
+next is kept as well, so that what leads to it, such as the two factors of a gated product, is not.
+Whether that is all that the model reads is not guessed from types: `Replay.learn` tries it on the model
+before it is pruned, and keeps what is missed.
 """
 
 from __future__ import annotations
@@ -34,6 +36,14 @@ class _Dropped(NamedTuple):
 _Kept = dict[nn.Module, dict[nn.Module, Any]]
 
 
+class _Input(NamedTuple):
+    """For one batch, the input of the first layer that was not finished, and the module that called it."""
+
+    layer: nn.Module
+    frame: nn.Module
+    x: Tensor
+
+
 class Replay:
     """The outputs of finished modules, which stand in for their calls.
 
@@ -55,6 +65,7 @@ class Replay:
         self._without: set[int] = set()
         self._unfinished: dict[nn.Module, RemovableHandle] = {}
         self._kept: dict[int, _Kept] = {}
+        self._inputs: dict[int, _Input] = {}
         self._nothing: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self.start(0)
 
@@ -79,6 +90,7 @@ class Replay:
                     module.__dict__["forward"] = forward
             self.finish(list(self._unfinished))
             self._kept.clear()
+            self._inputs.clear()
             self._nothing.clear()
 
     def start(self, index: int) -> None:
@@ -96,7 +108,8 @@ class Replay:
     def run_without(self, index: int) -> bool:
         """Run all of a batch each time from now on; return whether that makes a difference."""
         self._without.add(index)
-        return bool(self._kept.pop(index, None))
+        found = self._inputs.pop(index, None)
+        return bool(self._kept.pop(index, None)) or found is not None
 
     def learn(
         self,
@@ -131,7 +144,10 @@ class Replay:
     def _mend(self, index: int, group: Sequence[nn.Module], shows: _Shows) -> None:
         frames = list(reversed(self._kept[index]))
         for frame in frames:
-            dropped = [each for each in list(self._kept[index][frame])[:-1] if each not in self._read_later]
+            outputs = self._kept[index][frame]
+            dropped = [
+                each for each in outputs if not self._is_whole(index, frame, each) and each not in self._read_later
+            ]
             self._read_later.update(dropped)
             if dropped and self._tries(index, group, shows, undo=True):
                 for each in dropped:
@@ -150,14 +166,37 @@ class Replay:
     def _tries(self, index: int, group: Sequence[nn.Module], shows: _Shows, undo: bool = False) -> bool:
         """Return whether a run shows a group what it should; forget what a run that does not has kept."""
         before = {frame: dict(outputs) for frame, outputs in self._kept.get(index, {}).items()}
+        fed = self._inputs.get(index)
         self._is_spoilt = False
         found = shows(index, group) and not self._is_spoilt
         if undo or not found:
             self._kept[index] = before
+            self._inputs.pop(index, None)
+            if fed is not None:
+                self._inputs[index] = fed
         return found
 
     def _meets_unfinished(self, module: nn.Module, args: Any) -> None:
+        """Keep the input of a layer before which nothing changes any more."""
+        is_kept = module in self._once and self._index not in self._without and len(args) == 1
+        if self._is_final and is_kept and isinstance(args[0], Tensor):
+            frame = self._frames[-1]
+            self._inputs[self._index] = _Input(module, frame, args[0].clone())
+            self._drop_last(self._kept.get(self._index, {}).get(frame, {}))
         self._is_final = False
+
+    def _is_whole(self, index: int, frame: nn.Module, module: nn.Module) -> bool:
+        """Return whether the output of a module is kept whether or not it is read later: of the last in its frame,
+        unless the layer that comes next has its input.
+        """
+        fed = self._inputs.get(index)
+        return module is next(reversed(self._kept[index][frame])) and (fed is None or fed.frame is not frame)
+
+    def _drop_last(self, outputs: dict[nn.Module, Any]) -> None:
+        if outputs and not self._learning:
+            last = next(reversed(outputs))
+            if last not in self._read_later:
+                outputs[last] = _map(_dropped, outputs[last])
 
     def _standing_in(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(forward)
@@ -166,7 +205,10 @@ class Replay:
             self._called.add(module)
             outputs = self._kept.get(self._index, {}).get(frame, {})
             if is_first and module in outputs:
-                return self._returned(module, outputs)
+                return self._returned(frame, module, outputs)
+            fed = self._inputs.get(self._index)
+            if is_first and fed is not None and fed.layer is module and module not in self._unfinished:
+                args, kwargs = (self._inputs.pop(self._index).x,), {}
             self._frames.append(module)
             try:
                 output = forward(*args, **kwargs)
@@ -185,10 +227,7 @@ class Replay:
         for inner in module.modules():
             kept.pop(inner, None)
         outputs = kept.setdefault(frame, {})
-        if outputs and not self._learning:
-            last = next(reversed(outputs))
-            if last not in self._read_later:
-                outputs[last] = _map(_dropped, outputs[last])
+        self._drop_last(outputs)
         # The model may write to it in place.
         outputs[module] = _map(Tensor.clone, output)
         if self._learning:
@@ -197,8 +236,8 @@ class Replay:
     def _check(self, tensor: Tensor) -> None:
         self._is_spoilt |= bool(tensor.isnan().any())
 
-    def _returned(self, module: nn.Module, outputs: dict[nn.Module, Any]) -> Any:
-        if module in self._read_later or module is next(reversed(outputs)):
+    def _returned(self, frame: nn.Module, module: nn.Module, outputs: dict[nn.Module, Any]) -> Any:
+        if module in self._read_later or self._is_whole(self._index, frame, module):
             return _map(Tensor.clone, outputs[module])
         return _map(self._not_numbers, _map(_dropped, outputs[module]))
 
