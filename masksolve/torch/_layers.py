@@ -71,6 +71,21 @@ class Layout:
         order = [int(axis) for axis in np.argsort(convolution_axes(matrices.ndim, lead=1))]
         return stored.permute(order).flatten(0, 1)
 
+    def operators(self, weight: Tensor) -> Tensor:
+        """Return the matrices (groups, outputs, inputs) that inputs are multiplied with: a row for each filter."""
+        if self.convolution or weight.ndim == 2:
+            stored = weight.mT if self.transposed else weight
+            found: Tensor = stored.unflatten(0, (self.groups, -1)).flatten(2)
+            return found
+        return weight.mT if self.transposed else weight
+
+    def weight_of(self, operators: Tensor, shape: Sequence[int]) -> Tensor:
+        """Undo `operators`, for a weight of this shape."""
+        if self.convolution or len(shape) == 2:
+            rows = operators.flatten(0, 1)
+            return rows.mT if self.transposed else rows.reshape(shape)
+        return operators.mT if self.transposed else operators
+
     def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int]:
         """Return the rows and columns of one matrix of a weight."""
         first, second = shape[:2] if self.convolution else shape[-2:]

@@ -59,8 +59,8 @@ def adaprune(
     """Prune a trained model to N:M, and repair each layer: re-fit what it keeps on a few hundred unlabelled inputs.
 
     Layer by layer, in the order of execution: find the mask S of the weight W, then choose the kept weights W′ and the
-    bias that minimise ‖W X − (S∘W′) X‖² over the calibration inputs X. No labels and no training. Linear and
-    convolution layers that hold a whole m x m tile (one-sided: a whole group) are pruned; a
+    bias that minimise ‖W X − (S∘W′) X‖² over the calibration inputs X. No labels and no training. Linear,
+    transformers.Conv1D and convolution layers that hold a whole m x m tile (one-sided: a whole group) are pruned; a
     convolution is masked at each kernel position.
 
     Parameters

@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from masksolve.torch._adaprune.progress import ProgressBar
 from masksolve.torch._adaprune.replay import Replay
+from masksolve.torch._layers import is_conv1d, layout_of
 
 # Batches on which running the model again is tried: two, as the second shows what the first leaves behind in the model.
 _TRIED = 2
@@ -113,8 +114,9 @@ class Moments:
 
 def _inputs_of(module: nn.Module) -> tuple[int, int]:
     """Return the number of groups, and of the inputs of an output in each."""
-    groups = module.groups if isinstance(module, _ConvNd) else 1
-    return groups, cast(Tensor, module.weight)[0].numel()
+    weight = cast(Tensor, module.weight)
+    groups, _, inputs = layout_of(module, "weight").operators(weight.detach()).shape
+    return groups, inputs
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
@@ -221,8 +223,9 @@ def input_key(module: nn.Module) -> object:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Return whether AdaPrune can repair a module: a Linear, or a convolution that is not transposed."""
-    return isinstance(module, (nn.Linear, _ConvNd)) and not isinstance(module, _ConvTransposeNd)
+    """Return whether AdaPrune can repair a module: a Linear, a Conv1D, or a convolution that is not transposed."""
+    is_convolution = isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd)
+    return isinstance(module, nn.Linear) or is_convolution or is_conv1d(module)
 
 
 class Calibration:
@@ -262,7 +265,7 @@ class Calibration:
         layers = {
             module
             for module in self._model.modules()
-            if isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag, _ConvNd, _BatchNorm))
+            if isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag, _ConvNd, _BatchNorm)) or is_conv1d(module)
         }
         found.entered = {
             module: [0] * len(self._batches)
@@ -374,7 +377,8 @@ class Calibration:
         batch = self._batches[index]
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["input"]
+            # Every layer has one input, by whatever name.
+            x = args[0] if args else next(iter(kwargs.values()))
             if x.numel() == 0:
                 return
             # A sum is found ten times as fast; one that overflows says nothing.

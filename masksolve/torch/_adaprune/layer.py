@@ -153,7 +153,7 @@ class _Layer:
 
 def _layer_of(task: Task, inputs: GroupInputs, options: LayerOptions) -> _Layer:
     dense = task.weight.detach()
-    rows: Tensor = dense.double().unflatten(0, (task.site.layout.groups, -1)).flatten(2)
+    rows = task.layout.operators(dense.double())
     corrects = options.correct_bias and len(task.biases) > 0
     return _Layer(
         task=task,
@@ -167,12 +167,11 @@ def _layer_of(task: Task, inputs: GroupInputs, options: LayerOptions) -> _Layer:
 
 
 def _as_rows(layer: _Layer, weight: Tensor) -> Tensor:
-    rows: Tensor = weight.unflatten(0, (len(layer.rows), -1)).flatten(2)
-    return rows.to(layer.rows.dtype)
+    return layer.task.layout.operators(weight).to(layer.rows.dtype)
 
 
 def _from_rows(layer: _Layer, rows: Tensor) -> Tensor:
-    return rows.flatten(0, 1).reshape(layer.dense.shape)
+    return layer.task.layout.weight_of(rows, layer.dense.shape)
 
 
 def _first_mask(layer: _Layer, options: LayerOptions) -> tuple[Tensor, Tensor]:
@@ -224,7 +223,7 @@ def _repaired(
 
     `unrepaired` is the error of the mask alone, if it is known.
     """
-    layout, dense = layer.task.site.layout, layer.dense
+    layout, dense = layer.task.layout, layer.dense
     alone = torch.where(mask, dense, 0.0)
     if unrepaired is None:
         unrepaired = _error(layer, alone, layer.curvature)

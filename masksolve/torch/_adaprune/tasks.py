@@ -16,7 +16,7 @@ from masksolve._pattern import Pattern
 from masksolve._patterns import PatternsLike, as_patterns, check_all_have_one
 from masksolve._tiles import Direction
 from masksolve.torch._adaprune.calibration import Trace, input_key, is_layer
-from masksolve.torch._layers import ParameterReport, Site, as_globs, check_module, layout_of, select
+from masksolve.torch._layers import Layout, ParameterReport, Site, as_globs, check_module, layout_of, select
 
 _WITHOUT_PATTERN = "no pattern is given for it"
 
@@ -42,6 +42,11 @@ class Task:
     def weight(self) -> nn.Parameter:
         """The weight, as the first owner has it."""
         return cast(nn.Parameter, self.owners[0].weight)
+
+    @property
+    def layout(self) -> Layout:
+        """The axes of the weight, whichever way it is masked."""
+        return layout_of(self.owners[0], "weight")
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -230,7 +235,7 @@ def _reason_of_owners(names: Sequence[tuple[str, nn.Module]]) -> str | None:
         if attribute.endswith("_orig") and hasattr(owner, f"{attribute.removesuffix('_orig')}_mask"):
             return f"{name} is masked by torch.nn.utils.prune; call prune.remove first"
         if not is_layer(owner) or attribute != "weight":
-            return f"{name} is part of {type(owner).__name__}; only Linear and convolution layers are repaired"
+            return f"{name} is part of {type(owner).__name__}; only Linear, Conv1D and convolution layers are repaired"
     if len({layout_of(owner, "weight") for _, owner in names}) > 1:
         return "tied to a layer of another kind"
     return None
