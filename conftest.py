@@ -3,6 +3,7 @@
 The default profile is the same on every run; `--hypothesis-profile=fuzz` looks for new failures.
 """
 
+import gc
 import os
 from collections.abc import Generator, Iterable
 
@@ -17,6 +18,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # Threads of OpenMP that wait for work would take the cores from those that have some: with another process beside them,
 # tests of models take five times their CPU time. Read when PyTorch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Garbage collection looks at the objects of libraries and thousands of tests, which are none: it need not come often.
+gc.set_threshold(10_000)
 
 # The first call of a kernel compiles it, which no deadline or health check should take for slowness.
 settings.register_profile(
@@ -80,6 +84,12 @@ def pytest_make_collect_report(
     if report.skipped and not needed:
         report.outcome, report.longrepr = "failed", f"{place} is skipped, but NEEDS in conftest.py does not list it"
     return report
+
+
+def pytest_collection_finish() -> None:
+    """Leave what all tests have been given (libraries, thousands of tests) out of every garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
