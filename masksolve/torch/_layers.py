@@ -252,8 +252,8 @@ def kinds_of(model: nn.Module) -> dict[str, Kind]:
             layout = layout_of(one.owner, one.attribute)
             axes: Axes = "convolution" if layout.convolution else "stack" if is_stack else "matrix"
             transposed: bool | None = layout.transposed
-            if _is_stack_of_experts(one.owner, one.attribute):
-                transposed = _experts_lie_transposed(one.owner)
+            if is_stack_of_experts(one.owner, one.attribute):
+                transposed = experts_lie_transposed(one.owner)
             kinds[one.name] = Kind(axes, dense, transposed=transposed)
     return kinds
 
@@ -265,12 +265,12 @@ def layout_of(owner: nn.Module, attribute: str) -> Layout:
     if isinstance(owner, nn.MultiheadAttention) and attribute == "in_proj_weight":
         # Queries, keys and values, which cross-attention and other libraries take apart.
         return Layout(3)
-    if _is_recurrent(owner, attribute):
+    if is_recurrent(owner, attribute):
         # The gates of an LSTM or a GRU.
         return Layout(max(1, getattr(owner, attribute).shape[0] // owner.hidden_size))
     if is_conv1d(owner) and attribute == "weight":
         return Layout(transposed=True)
-    return Layout(transposed=_is_stack_of_experts(owner, attribute) and _experts_lie_transposed(owner) is True)
+    return Layout(transposed=is_stack_of_experts(owner, attribute) and experts_lie_transposed(owner) is True)
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -279,20 +279,21 @@ def is_conv1d(module: nn.Module) -> bool:
     return conv1d is not None and isinstance(module, conv1d)
 
 
-def _is_recurrent(owner: nn.Module, attribute: str) -> bool:
+def is_recurrent(owner: nn.Module, attribute: str) -> bool:
     """Return whether a parameter is a matrix of a recurrent layer, or of the output that an LSTM projects."""
     is_matrix = attribute.startswith(("weight_ih", "weight_hh", "weight_hr"))
     return is_matrix and isinstance(owner, (nn.RNNBase, nn.RNNCellBase))
 
 
-def _is_stack_of_experts(owner: nn.Module, attribute: str) -> bool:
+def is_stack_of_experts(owner: nn.Module, attribute: str) -> bool:
+    """Return whether a parameter holds one matrix for each expert of a module of transformers."""
     parameter = owner._parameters.get(attribute)
     # Others' modules may stack them otherwise.
     is_of_experts = type(owner).__module__.startswith("transformers.") and "Expert" in type(owner).__name__
     return is_of_experts and parameter is not None and not is_lazy(parameter) and parameter.ndim == 3
 
 
-def _experts_lie_transposed(owner: nn.Module) -> bool | None:
+def experts_lie_transposed(owner: nn.Module) -> bool | None:
     """Return whether a module of transformers stacks experts as (expert, in, out); None where nothing says so."""
     said = getattr(owner, "is_transposed", _EXPERTS_THAT_DO_NOT_SAY.get(type(owner).__name__))
     return said if isinstance(said, bool) else None
@@ -416,7 +417,7 @@ def _is_default(owner: nn.Module, attribute: str) -> bool:
     if isinstance(owner, nn.MultiheadAttention):
         return attribute in _ATTENTION
     is_weight = attribute == "weight" and (isinstance(owner, (nn.Linear, _ConvNd)) or is_conv1d(owner))
-    return is_weight or _is_recurrent(owner, attribute) or _is_stack_of_experts(owner, attribute)
+    return is_weight or is_recurrent(owner, attribute) or is_stack_of_experts(owner, attribute)
 
 
 def _reason_of_size(

@@ -16,6 +16,7 @@ from masksolve.torch._adaprune.calibration import Moments
 from masksolve.torch._adaprune.curvature import Curvature
 from masksolve.torch._adaprune.input_pool import InputPool
 from masksolve.torch._adaprune.least_squares import least_squares
+from masksolve.torch._adaprune.source import called
 
 ALONE: dict[str, Any] = {"keep_first_last": False}
 
@@ -307,11 +308,11 @@ def test_what_exceeds_the_cap_goes_to_files_that_are_gone_afterwards(
     assert not list(tmp_path.iterdir())
     with InputPool(cap=2 * x[:7].numel() * 4) as pool:
         for part in x.split(7):
-            pool.add(dense, part)
+            pool.add(called(dense), part, range(1))
         assert pool.spilled == len(x.split(7)) - 2
         assert len(pool) == 60
         chosen = torch.randint(60, (50,), generator=torch.Generator().manual_seed(0))
-        (taken,) = pool.take(chosen)
+        ((taken, _),) = pool.take(chosen)
         assert torch.equal(torch.sort(taken.sum(1))[0], torch.sort(x[chosen].sum(1))[0])
     assert not list(tmp_path.iterdir())
 
@@ -476,9 +477,9 @@ def test_moments_of_wide_layers_are_those_of_their_inputs(kind: str) -> None:
     linear = kind == "linear"
     layer = nn.Linear(450, 8) if linear else nn.Conv1d(900, 8, 1, groups=2)
     x = torch.randn(2, 40, 450) + 1 if linear else torch.randn(2, 900, 40) + 1
-    moments = Moments.of(layer)
+    moments = Moments.of(called(layer))
     for sample in x:
-        moments.add(layer, sample)
+        moments.add(called(layer), sample, range(len(moments.count)))
     rows = x.reshape(1, 80, 450) if linear else x.mT.reshape(80, 2, 450).transpose(0, 1)
     rows = rows.double()
     about_mean = rows - rows.mean(1, keepdim=True)

@@ -20,7 +20,7 @@ import masksolve as ms
 from masksolve.torch import AdaPruneReport, adaprune, patterns_from_zeros
 from masksolve.torch._adaprune import adaprune as implementation
 
-REPAIRED = "only Linear, Conv1D and convolution layers are repaired"
+REPAIRED = "only Linear, Conv1D, convolution, attention and recurrent layers and stacks of experts are repaired"
 
 
 def mlp() -> nn.Sequential:
@@ -129,13 +129,10 @@ class Uses(nn.Module):
 def test_every_weight_that_cannot_be_repaired_says_why() -> None:
     torch.manual_seed(0)
     report = adaprune(Uses(), [inputs().reshape(8, 8, 8)], "2:4", keep_first_last=False)
-    assert pruned(report) == ["twice.weight", "query.weight", "key.weight"]
+    attention = ["attention.in_proj_weight", "attention.out_proj.weight"]
+    assert pruned(report) == ["twice.weight", "query.weight", "key.weight", *attention]
     found = reasons(report)
     assert found["never.weight"] == found["bypassed.weight"] == "no calibration batch calls it"
-    text = f"attention.in_proj_weight is part of MultiheadAttention; {REPAIRED}"
-    assert found["attention.in_proj_weight"] == text
-    text = "MultiheadAttention multiplies with it without calling it, so that its inputs are not seen"
-    assert found["attention.out_proj.weight"] == text
     assert found["up.weight"] == f"up.weight is part of ConvTranspose1d; {REPAIRED}"
 
 
@@ -604,15 +601,15 @@ def test_an_interrupt_among_the_batch_norms_leaves_none_half_moved(monkeypatch: 
     assert torch.equal(model[4].running_mean, before["4.running_mean"])
 
 
-def test_a_transformer_encoder_is_repaired_where_its_layers_are_called() -> None:
+def test_all_of_a_transformer_encoder_is_repaired() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     with torch.inference_mode():
         x = torch.randn(10, 4, 8)
     report = adaprune(model, [x], "2:4", keep_first_last=False)
-    names = [f"layers.{index}.linear{number}.weight" for index in (0, 1) for number in (1, 2)]
-    assert pruned(report) == names
+    parts = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
+    assert pruned(report) == [f"layers.{index}.{part}" for index in (0, 1) for part in parts]
     assert all(layer.error_after < layer.error_before for layer in report.layers)
 
 

@@ -24,6 +24,7 @@ from masksolve.torch._adaprune.layer import SOLVERS, GroupInputs, LayerInputs, L
 from masksolve.torch._adaprune.progress import progress_bar
 from masksolve.torch._adaprune.records import AdaPruneReport
 from masksolve.torch._adaprune.scores import SCORES, Score
+from masksolve.torch._adaprune.source import Source, called
 from masksolve.torch._adaprune.tasks import Task, by_inputs, choose_tasks, in_order, without
 from masksolve.torch._adaprune.transaction import Transaction
 from masksolve.torch._dtensor import is_sharded
@@ -59,9 +60,10 @@ def adaprune(
     """Prune a trained model to N:M, and repair each layer: re-fit what it keeps on a few hundred unlabelled inputs.
 
     Layer by layer, in the order of execution: find the mask S of the weight W, then choose the kept weights W′ and the
-    bias that minimise ‖W X − (S∘W′) X‖² over the calibration inputs X. No labels and no training. Linear,
-    transformers.Conv1D and convolution layers that hold a whole m x m tile (one-sided: a whole group) are pruned; a
-    convolution is masked at each kernel position.
+    bias that minimise ‖W X − (S∘W′) X‖² over the calibration inputs X. No labels and no training. Linear, convolution,
+    attention and recurrent layers, transformers.Conv1D and its stacks of experts are pruned where they hold a whole
+    m x m tile (one-sided: a whole group): a convolution at each kernel position, each expert and each projection of an
+    attention by itself, on the inputs that it gets.
 
     Parameters
     ----------
@@ -206,24 +208,24 @@ def adaprune(
         runs = Calibration(model, calibration)
         before = {norm: Statistics.of(norm) for norm in running_batch_norms(model) if batch_norm}
         trace = runs.trace(
-            {norm: seen.add for norm, seen in before.items()}, bar.phase("running the dense model", len(runs))
+            {called(norm): seen.add for norm, seen in before.items()}, bar.phase("running the dense model", len(runs))
         )
         tasks, lines = in_order(model, tasks, lines, trace, keep_first_last)
-        batch_norms = called_after(list(before), trace, tasks[0].owners)
+        batch_norms = called_after(list(before), trace, tasks[0].sources)
         rounds = _rounds(by_inputs(tasks, trace), options, sequential)
-        runs.learn(trace, [*map(_owners, rounds), *([norm] for norm in batch_norms)], bar)
+        runs.learn(trace, [*map(_sources, rounds), *([called(norm)] for norm in batch_norms)], bar)
         with Transaction(tasks, batch_norms) as done:
             _repair(runs, trace, rounds, options, sequential, bar.phase("repairing", len(tasks)), done)
             on_norm = bar.phase("following with batch norms", len(batch_norms))
-            with runs.walk(batch_norms) as finish:
+            with runs.walk(map(called, batch_norms)) as finish:
                 # One by one: earlier norms change the inputs of later ones.
                 for norm in batch_norms:
                     after = Statistics.of(norm)
-                    runs.watch(trace, {norm: after.add})
+                    runs.watch(trace, {called(norm): after.add})
                     if after.count:
                         follow(norm, before[norm], after)
                         done.moved_norms.append(norm)
-                    finish([norm])
+                    finish([called(norm)])
                     on_norm("")
     reasons = {name: "interrupted before its repair" for task in done.unfinished for name in task.site.names}
     names = {module: name for name, module in model.named_modules()}
@@ -242,7 +244,7 @@ def _rounds(groups: Sequence[list[Task]], options: LayerOptions, sequential: boo
     rounds: list[list[list[Task]]] = []
     free = 0
     for group in groups:
-        size = sum(Moments.size_of(owner) for owner in group[0].owners)
+        size = sum(map(Moments.size_of, group[0].sources))
         # Adam's inputs are kept for one layer at a time in any case.
         if sequential or options.solver == "adam" or size > free:
             rounds.append([])
@@ -252,9 +254,9 @@ def _rounds(groups: Sequence[list[Task]], options: LayerOptions, sequential: boo
     return rounds
 
 
-def _owners(groups: Iterable[Sequence[Task]]) -> list[nn.Module]:
-    """Return the modules whose inputs are to be seen."""
-    return [owner for group in groups for owner in group[0].owners]
+def _sources(groups: Iterable[Sequence[Task]]) -> list[Source]:
+    """Return the sources of the inputs that the groups have."""
+    return [source for group in groups for source in group[0].sources]
 
 
 def _repair(
@@ -268,11 +270,11 @@ def _repair(
 ) -> None:
     """Prune and repair every task: as it comes where `sequential`, all of them at the end otherwise."""
     # If not sequential, inputs come from the dense model, and no later layer depends on a repair.
-    with runs.walk([owner for groups in rounds for owner in _owners(groups)]) as finish:
+    with runs.walk([source for groups in rounds for source in _sources(groups)]) as finish:
         for groups in rounds:
-            with _inputs(runs, trace, _owners(groups), options) as seen:
+            with _inputs(runs, trace, _sources(groups), options) as seen:
                 for group in groups:
-                    inputs = GroupInputs([seen[owner] for owner in group[0].owners], options.damping)
+                    inputs = GroupInputs([seen[source] for source in group[0].sources], options.damping)
                     for task in group:
                         repair = repair_layer(task, inputs, options)
                         record = repair.record
@@ -283,32 +285,32 @@ def _repair(
                         if sequential:
                             done.write()
                         on_layer(f"{task.name}: error {record.error_before:.2%} -> {record.error_after:.2%}")
-            finish(_owners(groups))
+            finish(_sources(groups))
     done.write()
 
 
 @contextmanager
 def _inputs(
-    runs: Calibration, trace: Trace, modules: Sequence[nn.Module], options: LayerOptions
-) -> Iterator[dict[nn.Module, LayerInputs]]:
-    """Collect the inputs of some modules over the calibration batches."""
+    runs: Calibration, trace: Trace, sources: Sequence[Source], options: LayerOptions
+) -> Iterator[dict[Source, LayerInputs]]:
+    """Collect the inputs of some weights over the calibration batches."""
     with ExitStack() as stack:
         found = {
-            module: LayerInputs(
-                moments=Moments.of(module),
-                pool=stack.enter_context(InputPool(options.memory // len(modules)))
+            source: LayerInputs(
+                moments=Moments.of(source),
+                pool=stack.enter_context(InputPool(options.memory // len(sources)))
                 if options.solver == "adam"
                 else None,
             )
-            for module in modules
+            for source in sources
         }
 
-        def see(module: nn.Module, x: Tensor) -> None:
-            found[module].moments.add(module, x)
-            if (pool := found[module].pool) is not None:
-                pool.add(module, x)
+        def see(source: Source, x: Tensor, groups: range) -> None:
+            found[source].moments.add(source, x, groups)
+            if (pool := found[source].pool) is not None:
+                pool.add(source, x, groups)
 
-        runs.watch(trace, dict.fromkeys(modules, see))
+        runs.watch(trace, dict.fromkeys(sources, see))
         yield found
 
 

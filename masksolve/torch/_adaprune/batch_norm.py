@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from masksolve.torch._adaprune.calibration import Trace
+from masksolve.torch._adaprune.source import Source
 
 # Relative rounding error of squared float32 activations, with a margin for their sums.
 _ROUNDING = 1e-12
@@ -30,7 +31,7 @@ class Statistics:
         zeros = torch.zeros(norm.num_features, dtype=torch.float64, device=cast(Tensor, norm.running_mean).device)
         return Statistics(0, zeros, zeros.clone())
 
-    def add(self, module: nn.Module, x: Tensor) -> None:
+    def add(self, source: Source, x: Tensor, groups: range) -> None:
         """Count the input of one call."""
         channels = x.double().transpose(0, 1).flatten(1)
         self.count += channels.shape[1]
@@ -53,9 +54,9 @@ def running_batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [each for each in model.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
 
 
-def called_after(norms: Sequence[_BatchNorm], trace: Trace, layers: Sequence[nn.Module]) -> list[_BatchNorm]:
+def called_after(norms: Sequence[_BatchNorm], trace: Trace, layers: Sequence[Source]) -> list[_BatchNorm]:
     """Return the norms that are called after any of the layers, in the order of their first calls."""
-    later = trace.order[min(map(trace.order.index, layers)) :]
+    later = (each.module for each in trace.order[min(map(trace.order.index, layers)) :])
     return [each for each in later if isinstance(each, _BatchNorm) and each in norms]
 
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from itertools import count
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.weak import WeakIdKeyDictionary
 
+from masksolve.torch._adaprune.products import Products, no_fused_recurrence, plain_products
 from masksolve.torch._adaprune.progress import ProgressBar
 from masksolve.torch._adaprune.replay import Replay
-from masksolve.torch._layers import is_conv1d, layout_of
+from masksolve.torch._adaprune.source import Source, called, replaced_forwards, sources_of
 
 # Batches on which running the model again is tried: two, as the second shows what the first leaves behind in the model.
 _TRIED = 2
@@ -30,8 +32,8 @@ CHUNK = 64 << 20
 _COLUMNS = 192
 
 
-# Gets a module and the input of one of its calls.
-Watcher = Callable[[nn.Module, Tensor], None]
+# Gets a source, the input of one of its calls or products, and the groups of its weight that get it.
+Watcher = Callable[[Source, Tensor, range], None]
 
 
 class _Stop(BaseException):
@@ -47,14 +49,14 @@ class _Stop(BaseException):
 
 @dataclass
 class Moments:
-    """Moments of the inputs x that a layer multiplies with, one row per product: number, sum and Gram matrix.
+    """Moments of the inputs x that a weight is multiplied with, one row per product: number, sum and Gram matrix.
 
     Sums are taken relative to the first row: inputs that never change then have exactly no variance.
 
     Attributes
     ----------
-    count : int
-        Rows seen.
+    count : Tensor of int64, shape (groups,)
+        Rows seen, on the CPU.
     origin : Tensor of float64, shape (groups, inputs)
         The first x.
     total : Tensor of float64, shape (groups, inputs)
@@ -63,67 +65,68 @@ class Moments:
         The sum of (x - origin) (x - origin)ᵀ, on and below the diagonal; what is above it counts for nothing.
     """
 
-    count: int
+    count: Tensor
     origin: Tensor
     total: Tensor
     products: Tensor
 
     @staticmethod
-    def size_of(module: nn.Module) -> int:
+    def size_of(source: Source) -> int:
         """Return the bytes of the products."""
-        groups, inputs = _inputs_of(module)
+        groups, _, inputs = source.operators.shape
         return 8 * groups * inputs**2
 
     @staticmethod
-    def of(module: nn.Module) -> Moments:
+    def of(source: Source) -> Moments:
         """Return the moments of no input."""
-        weight = cast(Tensor, module.weight)
-        groups, inputs = _inputs_of(module)
-        zeros = torch.zeros(groups, inputs, inputs + 1, dtype=torch.float64, device=weight.device)
-        return Moments(0, zeros[..., 0].clone(), zeros[..., 0].clone(), zeros[..., 1:].contiguous())
+        groups, _, inputs = source.operators.shape
+        zeros = torch.zeros(groups, inputs, inputs + 1, dtype=torch.float64, device=source.weight.device)
+        count = torch.zeros(groups, dtype=torch.int64)
+        return Moments(count, zeros[..., 0].clone(), zeros[..., 0].clone(), zeros[..., 1:].contiguous())
 
-    def add(self, module: nn.Module, x: Tensor) -> None:
-        """Count the input of one call."""
-        for rows in input_rows(module, x):
-            if self.count == 0:
-                self.origin = rows[:, 0].clone()
-            self.count += rows.shape[1]
-            moved = rows - self.origin.unsqueeze(1)
-            self.total += moved.sum(1)
+    def add(self, source: Source, x: Tensor, groups: range) -> None:
+        """Count the input of one call or product."""
+        chosen = slice(groups.start, groups.stop)
+        for rows in input_rows(source, x):
+            if not bool(self.count[chosen].all()):
+                fresh = (self.count[chosen] == 0).to(rows.device).unsqueeze(1)
+                self.origin[chosen] = torch.where(fresh, rows[:, 0], self.origin[chosen])
+            self.count[chosen] += rows.shape[1]
+            moved = rows - self.origin[chosen].unsqueeze(1)
+            self.total[chosen] += moved.sum(1)
             # It is symmetric: the columns from the diagonal down are little more than half of it.
             for column in range(0, moved.shape[2], _COLUMNS):
                 columns = moved[..., column : column + _COLUMNS]
-                self.products[:, column:, column : column + _COLUMNS].baddbmm_(moved[..., column:].mT, columns)
+                self.products[chosen, column:, column : column + _COLUMNS].baddbmm_(moved[..., column:].mT, columns)
 
     def gram(self) -> Tensor:
         """Return the Gram matrix X Xᵀ, the sum of x xᵀ."""
-        half = (self.total + self.origin * (self.count / 2)).unsqueeze(2) * self.origin.unsqueeze(1)
+        half = (self.total + self.origin * (self._number / 2)).unsqueeze(2) * self.origin.unsqueeze(1)
         return self._symmetric() + half + half.mT
 
     def centred(self) -> Tensor:
         """Return the Gram matrix about the mean."""
-        return self._symmetric() - self.total.unsqueeze(2) * self.total.unsqueeze(1) / max(self.count, 1)
+        about = self.total / self._number.clamp(min=1)
+        return self._symmetric() - self.total.unsqueeze(2) * about.unsqueeze(1)
 
     def _symmetric(self) -> Tensor:
         return self.products.tril() + self.products.tril(-1).mT
 
     def mean(self) -> Tensor:
         """Return the mean input, of shape (groups, inputs)."""
-        return self.origin + self.total / max(self.count, 1)
+        return self.origin + self.total / self._number.clamp(min=1)
+
+    @property
+    def _number(self) -> Tensor:
+        return self.count.to(self.total).unsqueeze(1)
 
 
-def _inputs_of(module: nn.Module) -> tuple[int, int]:
-    """Return the number of groups, and of the inputs of an output in each."""
-    weight = cast(Tensor, module.weight)
-    groups, _, inputs = layout_of(module, "weight").operators(weight.detach()).shape
-    return groups, inputs
-
-
-def input_rows(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
-    """Yield the inputs that a layer multiplies its weights with, in float64, as chunks (groups, rows, inputs).
+def input_rows(source: Source, x: Tensor) -> Iterator[Tensor]:
+    """Yield the inputs that a weight is multiplied with, in float64, as chunks (groups or 1, rows, inputs).
 
     For a convolution each row is one window of the padded input, ordered as a filter is: input channel, then position.
     """
+    module = source.owner
     if not isinstance(module, _ConvNd):
         rows = x.reshape(-1, x.shape[-1])
         for chunk in rows.split(max(1, CHUNK // (8 * rows.shape[1]))):
@@ -160,27 +163,30 @@ class Trace:
 
     Attributes
     ----------
-    order : list of nn.Module
-        Layers and batch norms in the order of their first calls.
+    order : list of Source
+        Layers, embeddings and batch norms in the order of their first inputs.
     calls : dict
-        Of each, how often every batch calls it with anything at all.
+        Of each, how often every batch calls its module so that it gets anything at all.
     inputs : dict
-        Of each, the identity of its inputs: two layers of equal entries are called with the very same tensors.
-    first, last : nn.Module or None
-        The layers, embeddings included, that the first batch calls first and last.
+        Of each, the identity of its inputs: two of equal entries get the very same tensors.
+    first, last : Source or None
+        The ones, batch norms aside, that the first batch calls first and last.
     entered : dict
         Of each module that holds a layer, how often every batch calls it at all.
     digests : dict
-        Of each layer and batch norm, those of its first input in each of the first batches.
+        Of each, those of its first input in each of the first batches.
+    hidden : dict
+        Of those whose inputs are not all seen, the operation that reads the weight.
     """
 
-    order: list[nn.Module] = field(default_factory=list)
-    calls: dict[nn.Module, list[int]] = field(default_factory=dict)
-    inputs: dict[nn.Module, list[tuple[int, ...]]] = field(default_factory=dict)
-    first: nn.Module | None = None
-    last: nn.Module | None = None
+    order: list[Source] = field(default_factory=list)
+    calls: dict[Source, list[int]] = field(default_factory=dict)
+    inputs: dict[Source, list[tuple[int, int, range]]] = field(default_factory=dict)
+    first: Source | None = None
+    last: Source | None = None
     entered: dict[nn.Module, list[int]] = field(default_factory=dict)
-    digests: dict[nn.Module, dict[int, Digest]] = field(default_factory=dict)
+    digests: dict[Source, dict[int, Digest]] = field(default_factory=dict)
+    hidden: dict[Source, str] = field(default_factory=dict)
 
 
 class Digest(NamedTuple):
@@ -208,8 +214,9 @@ class _Digester:
         return Digest(float(flat @ self._random[: len(flat)].to(flat.device)), float(flat.norm()))
 
 
-def input_key(module: nn.Module) -> object:
-    """Return a key that is equal for layers that multiply the same tensor in the same rows."""
+def input_key(source: Source) -> object:
+    """Return a key that is equal for weights that are multiplied with the same tensor in the same rows."""
+    module = source.owner
     if not isinstance(module, _ConvNd):
         return None
     return (
@@ -220,12 +227,6 @@ def input_key(module: nn.Module) -> object:
         module.padding_mode,
         tuple(module._reversed_padding_repeated_twice),
     )
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Return whether AdaPrune can repair a module: a Linear, a Conv1D, or a convolution that is not transposed."""
-    is_convolution = isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd)
-    return isinstance(module, nn.Linear) or is_convolution or is_conv1d(module)
 
 
 class Calibration:
@@ -253,20 +254,23 @@ class Calibration:
         if not self._batches:
             raise ValueError("calibration holds no batch; give a few hundred inputs of the model, in batches")
         self._replay = Replay(model, {})
+        self._sources = list(sources_of(model).values())
+        self._multiplying = {source.module for source in self._sources if source.is_multiplied}
+        self._sources += [
+            called(module)
+            for module in model.modules()
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag, _BatchNorm, _ConvTransposeNd))
+        ]
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def trace(self, watchers: Mapping[nn.Module, Watcher], on_batch: Callable[[str], None]) -> Trace:
+    def trace(self, watchers: Mapping[Source, Watcher], on_batch: Callable[[str], None]) -> Trace:
         """Run every batch through the whole model, note what is called, and show some inputs to their watchers."""
         found = Trace()
         # By object, not by id: ids are used again once tensors are freed.
         numbers, counter = WeakIdKeyDictionary(), count()
-        layers = {
-            module
-            for module in self._model.modules()
-            if isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag, _ConvNd, _BatchNorm)) or is_conv1d(module)
-        }
+        layers = {source.module for source in self._sources}
         found.entered = {
             module: [0] * len(self._batches)
             for module in self._model.modules()
@@ -278,76 +282,78 @@ class Calibration:
             def enter(module: nn.Module, args: Any, index: int = index) -> None:
                 found.entered[module][index] += 1
 
-            def note(module: nn.Module, x: Tensor, index: int = index) -> None:
-                if module not in found.calls:
-                    found.order.append(module)
-                    found.calls[module] = [0] * len(self._batches)
-                    found.inputs[module] = []
-                found.calls[module][index] += 1
+            def note(source: Source, x: Tensor, groups: range, index: int = index) -> None:
+                if source not in found.calls:
+                    found.order.append(source)
+                    found.calls[source] = [0] * len(self._batches)
+                    found.inputs[source] = []
                 # A tensor that was written to in place is another input.
                 version = 0 if x.is_inference() else x._version
-                found.inputs[module].append((numbers.setdefault(x, next(counter)), version))
-                if index == 0 and not isinstance(module, _BatchNorm):
-                    found.first = found.first or module
-                    found.last = module
-                if index < _TRIED and index not in found.digests.setdefault(module, {}):
-                    found.digests[module][index] = digest(x)
-                if module in watchers:
-                    watchers[module](module, x)
+                found.inputs[source].append((numbers.setdefault(x, next(counter)), version, groups))
+                if index == 0 and not isinstance(source.module, _BatchNorm):
+                    found.first = found.first or source
+                    found.last = source
+                if index < _TRIED and index not in found.digests.setdefault(source, {}):
+                    found.digests[source][index] = digest(x)
+                if source in watchers:
+                    watchers[source](source, x, groups)
+
+            def leave(source: Source, index: int = index) -> None:
+                found.calls[source][index] += 1
 
             handles = [module.register_forward_pre_hook(enter) for module in found.entered]
             try:
-                self._run(index, dict.fromkeys(layers, note))
+                self._run(index, dict.fromkeys(self._sources, note), leave, found.hidden)
             finally:
                 for handle in handles:
                     handle.remove()
             on_batch("")
         return found
 
-    def learn(self, trace: Trace, groups: Sequence[Sequence[nn.Module]], bar: ProgressBar) -> None:
+    def learn(self, trace: Trace, groups: Sequence[Sequence[Source]], bar: ProgressBar) -> None:
         """Find out how to run the model up to each group of layers in turn without running all of it, for `walk`."""
         if len(groups) < 2:
             return
         self._replay = Replay(self._model, trace.entered)
         digest = _Digester()
 
-        def shows(index: int, group: Sequence[nn.Module]) -> bool:
-            seen: dict[nn.Module, Digest] = {}
+        def shows(index: int, group: Sequence[Source]) -> bool:
+            seen: dict[Source, Digest] = {}
 
-            def see(module: nn.Module, x: Tensor) -> None:
-                if module not in seen:
-                    seen[module] = digest(x)
+            def see(source: Source, x: Tensor, groups: range) -> None:
+                if source not in seen:
+                    seen[source] = digest(x)
 
             try:
                 self._show(index, trace, dict.fromkeys(group, see))
             except Exception:
                 # Code that gets NaN may fail in any way; without stand-ins it does not.
                 return False
-            expected = {module: trace.digests[module][index] for module in group if trace.calls[module][index]}
-            return seen.keys() == expected.keys() and all(seen[module].is_near(expected[module]) for module in seen)
+            expected = {source: trace.digests[source][index] for source in group if trace.calls[source][index]}
+            return seen.keys() == expected.keys() and all(seen[source].is_near(expected[source]) for source in seen)
 
         on_group = bar.phase("learning what to keep", len(groups))
         in_order = sorted(groups, key=lambda group: min(map(trace.order.index, group)))
         self._replay.learn(in_order, range(min(_TRIED, len(self._batches))), shows, on_group)
 
     @contextmanager
-    def walk(self, layers: Iterable[nn.Module]) -> Iterator[Callable[[Iterable[nn.Module]], None]]:
+    def walk(self, sources: Iterable[Source]) -> Iterator[Callable[[Iterable[Source]], None]]:
         """Make `watch` run, within the context, only what follows modules that are finished.
 
         Only these layers change. Yields the function to call with those that have changed for the last time.
         """
-        with self._replay.walk(layers):
+        with self._replay.walk(sources):
             yield self._replay.finish
 
-    def watch(self, trace: Trace, watchers: Mapping[nn.Module, Watcher]) -> None:
-        """Show the inputs of some modules to their watchers, and run no batch further than that takes."""
+    def watch(self, trace: Trace, watchers: Mapping[Source, Watcher]) -> None:
+        """Show the inputs of some weights to their watchers, and run no batch further than that takes."""
         for index in range(len(self._batches)):
             shown = 0
 
-            def see(module: nn.Module, x: Tensor) -> None:
+            def see(source: Source, x: Tensor, groups: range) -> None:
                 nonlocal shown
                 shown += 1
-                watchers[module](module, x)
+                watchers[source](source, x, groups)
 
             try:
                 self._show(index, trace, dict.fromkeys(watchers, see))
@@ -357,44 +363,87 @@ class Calibration:
                     raise
                 self._show(index, trace, watchers)
 
-    def _show(self, index: int, trace: Trace, watchers: Mapping[nn.Module, Watcher]) -> None:
-        """Run one batch until each watched module has been called as often as the trace has it."""
-        remaining = sum(trace.calls[module][index] for module in watchers)
+    def _show(self, index: int, trace: Trace, watchers: Mapping[Source, Watcher]) -> None:
+        """Run one batch until the module of each watched weight has been called as often as the trace has it."""
+        remaining = sum(trace.calls[source][index] for source in watchers)
         if remaining == 0:
             return
 
-        def counted(module: nn.Module, x: Tensor) -> None:
+        def leave(source: Source) -> None:
             nonlocal remaining
-            watchers[module](module, x)
             remaining -= 1
             if remaining == 0:
                 raise _Stop
 
-        self._run(index, dict.fromkeys(watchers, counted))
+        self._run(index, watchers, leave, {})
 
-    def _run(self, index: int, watchers: Mapping[nn.Module, Watcher]) -> None:
-        """Run one batch, showing the watchers the input of every call of their module."""
+    def _run(
+        self,
+        index: int,
+        watchers: Mapping[Source, Watcher],
+        on_call: Callable[[Source], None],
+        hidden: dict[Source, str],
+    ) -> None:
+        """Run one batch, showing the watchers every input.
+
+        `on_call` is called once all inputs of a source are shown that a call of its module has. Sources whose weight
+        is read by an operation that does not show its inputs are noted as `hidden`.
+        """
         batch = self._batches[index]
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # Every layer has one input, by whatever name.
-            x = args[0] if args else next(iter(kwargs.values()))
+        def show(source: Source, x: Tensor, groups: range) -> None:
             if x.numel() == 0:
                 return
             # A sum is found ten times as fast; one that overflows says nothing.
             if x.is_floating_point() and not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
-                text = f"an input of {self._names[module]!r} holds NaN or infinities; nothing was changed"
+                name = self._names[source.owner] + (f".{source.attribute}" if source.is_multiplied else "")
+                text = f"an input of {name!r} holds NaN or infinities; nothing was changed"
                 raise _Stop(ValueError(f"calibration batch {index}: {text}"))
             try:
-                watchers[module](module, x)
+                watchers[source](source, x, groups)
             except Exception as error:
                 # Not the fault of the batch: the disk may be full.
                 raise _Stop(error) from None
 
-        handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in watchers]
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Every layer has one input, by whatever name.
+            x = args[0] if args else next(iter(kwargs.values()))
+            if x.numel():
+                source = called(module)
+                show(source, x, range(source.layout.groups))
+                on_call(source)
+
+        multiplied: dict[nn.Module, list[Source]] = {}
+        for source in watchers:
+            if source.is_multiplied:
+                multiplied.setdefault(source.module, []).append(source)
+
+        def showing(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(forward)
+            def run(*args: Any, **kwargs: Any) -> Any:
+                shown: dict[Source, None] = {}
+
+                def see(source: Source, rows: Tensor, groups: range) -> None:
+                    if rows.numel():
+                        shown[source] = None
+                        show(source, rows, groups)
+
+                with no_fused_recurrence(), Products(multiplied[module], see, hidden):
+                    output = forward(*args, **kwargs)
+                for source in shown:
+                    on_call(source)
+                return output
+
+            return run
+
+        handles = [
+            source.module.register_forward_pre_hook(hook, with_kwargs=True)
+            for source in watchers
+            if not source.is_multiplied
+        ]
         self._replay.start(index)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), plain_products(self._multiplying), replaced_forwards(multiplied, showing):
                 if isinstance(batch, Mapping):
                     self._model(**batch)
                 elif isinstance(batch, Sequence):

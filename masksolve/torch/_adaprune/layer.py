@@ -48,7 +48,7 @@ class LayerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInputs:
-    """The inputs of one module over the calibration batches; `pool` only where "adam" needs it."""
+    """The inputs of one source over the calibration batches; `pool` only where "adam" needs it."""
 
     moments: Moments
     pool: InputPool | None = None
@@ -56,7 +56,7 @@ class LayerInputs:
 
 @dataclass(frozen=True, eq=False)
 class GroupInputs:
-    """What the tasks of a group share: the inputs of the modules that own each of their weights, and H."""
+    """What the tasks of a group share: the inputs of the sources of each of their weights, and H."""
 
     seen: Sequence[LayerInputs]
     damping: float
@@ -68,7 +68,7 @@ class GroupInputs:
 
     @cached_property
     def about_mean(self) -> Curvature:
-        """H about the mean of the inputs of each module."""
+        """H about the mean of the inputs of each source."""
         return Curvature(torch.stack([each.moments.centred() for each in self.seen]).sum(0), self.damping)
 
 
@@ -87,7 +87,7 @@ def repair_layer(task: Task, inputs: GroupInputs, options: LayerOptions) -> Laye
     ----------
     task : Task
     inputs : GroupInputs
-        Those of its owners, in their order.
+        Those of its sources, in their order.
     options : LayerOptions
 
     Raises
@@ -228,7 +228,7 @@ def _repaired(
     if unrepaired is None:
         unrepaired = _error(layer, alone, layer.curvature)
     # A pruned router may send no input to a layer that the dense one used.
-    if options.solver == "none" or not any(each.moments.count for each in layer.inputs.seen):
+    if options.solver == "none" or not any(bool(each.moments.count.any()) for each in layer.inputs.seen):
         return alone, unrepaired
     if options.solver == "lstsq":
         rows = least_squares(layer.rows, _as_rows(layer, mask).bool(), layer.curvature)
@@ -236,11 +236,11 @@ def _repaired(
     else:
         found = layout.weight(absorb(layout.matrices(dense), layout.matrices(mask), layer.task.pattern.m))
         if options.solver == "adam":
-            pools = [(owner, each.pool) for owner, each in zip(layer.task.owners, layer.inputs.seen, strict=True)]
+            pools = [(source, each.pool) for source, each in zip(layer.task.sources, layer.inputs.seen, strict=True)]
             # Adam needs gradients even if the caller has switched them off.
             with torch.inference_mode(False):
                 found = adam(
-                    [(owner, pool) for owner, pool in pools if pool],
+                    [(source, pool) for source, pool in pools if pool],
                     found,
                     mask,
                     train_bias=layer.corrects,
@@ -265,9 +265,10 @@ def _biases(layer: _Layer, weight: Tensor) -> list[Tensor]:
     if not layer.corrects:
         return []
     lost = layer.rows - _as_rows(layer, weight)
-    shifts = [(lost @ each.moments.mean().unsqueeze(2)).flatten() for each in layer.inputs.seen]
+    shifts = [lost @ each.moments.mean().unsqueeze(2) for each in layer.inputs.seen]
     return [
-        (bias.detach().double() + shift).to(bias.dtype) for bias, shift in zip(layer.task.biases, shifts, strict=True)
+        (bias.detach().double() + shift.reshape(bias.shape)).to(bias.dtype)
+        for bias, shift in zip(layer.task.biases, shifts, strict=True)
     ]
 
 

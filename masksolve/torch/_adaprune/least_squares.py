@@ -2,7 +2,8 @@
 
 The objective is ‖W X − (S∘W′) X‖² over the calibration inputs X, under a mask S (Hubara et al. 2021, arXiv 2102.08124,
 section on AdaPrune). It depends on X through H = X Xᵀ alone; with a bias, which takes up the mean, H is about the mean.
-Matrices are (groups, outputs, inputs), float64; one group but for grouped convolutions.
+Matrices are (groups, outputs, inputs), float64: one group but for grouped convolutions, projections that are stacked in
+one weight, and experts.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from contextlib import contextmanager, suppress
 from typing import cast
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from masksolve._threads import run_pieces
 from masksolve.torch._adaprune.calibration import CHUNK
 from masksolve.torch._adaprune.conjugate_gradients import conjugate_gradients
 from masksolve.torch._adaprune.curvature import Curvature
 from masksolve.torch._adaprune.input_pool import InputPool
+from masksolve.torch._adaprune.source import Source
 
 # The paper's: cached activations per step, and the learning rates of weights and biases.
 _BATCH = 50
@@ -205,7 +206,7 @@ def absorb(weight: Tensor, mask: Tensor, m: int) -> Tensor:
 
 
 def adam(
-    pools: Sequence[tuple[nn.Module, InputPool]],
+    pools: Sequence[tuple[Source, InputPool]],
     start: Tensor,
     mask: Tensor,
     *,
@@ -217,8 +218,8 @@ def adam(
 
     Parameters
     ----------
-    pools : sequence of (module, InputPool)
-        The modules that share the weight, still as they were, and the inputs of each.
+    pools : sequence of (Source, InputPool)
+        Those that share the weight, still as they were, and the inputs of each.
     start, mask : Tensor, shaped like the weight
     train_bias : bool
         Whether the biases are trained along with the weight.
@@ -234,27 +235,27 @@ def adam(
     dtype = torch.promote_types(torch.float32, pools[0][1].dtype)
     weight = start.to(dtype, copy=True).requires_grad_()
     biases = {}
-    for module, _ in pools if train_bias else ():
-        biases[module] = cast(Tensor, module.bias).detach().to(dtype, copy=True).requires_grad_()
-    groups = [{"params": [weight], "lr": _WEIGHT_RATE}, {"params": list(biases.values()), "lr": _BIAS_RATE}]
+    for source, _ in pools if train_bias else ():
+        biases[source] = cast(Tensor, source.bias).detach().to(dtype, copy=True).requires_grad_()
+    rates = [{"params": [weight], "lr": _WEIGHT_RATE}, {"params": list(biases.values()), "lr": _BIAS_RATE}]
     # Fused, as otherwise the update takes a third of the time.
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
+    optimizer = torch.optim.Adam([each for each in rates if each["params"]], fused=True)
     total = sum(len(pool) for _, pool in pools)
     for _ in range(iterations):
         chosen = torch.randint(total, (_BATCH,), generator=generator)
         loss, outputs = weight.new_zeros(()), 0
         with torch.enable_grad():
             offset = 0
-            for module, pool in pools:
+            for source, pool in pools:
                 mine = chosen[(chosen >= offset) & (chosen < offset + len(pool))] - offset
                 offset += len(pool)
-                dense = {name: value.detach().to(dtype) for name, value in module.named_parameters(recurse=False)}
-                changed = {**dense, "weight": weight, **({"bias": biases[module]} if biases else {})}
-                for taken in pool.take(mine):
+                dense = source.weight.detach().to(dtype)
+                bias = None if source.bias is None else source.bias.detach().to(dtype)
+                for taken, groups in pool.take(mine):
                     x = taken.to(weight.device, dtype)
                     with torch.no_grad():
-                        target = functional_call(module, dense, (x,))
-                    error = functional_call(module, changed, (x,)) - target
+                        target = source.output(dense, bias, x, groups)
+                    error = source.output(weight, biases.get(source, bias), x, groups) - target
                     loss = loss + error.square().sum()
                     outputs += error.numel()
             (loss / outputs).backward()

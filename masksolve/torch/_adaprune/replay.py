@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from masksolve.torch._adaprune.source import Source, replaced_forwards
 
 
 class _Dropped(NamedTuple):
@@ -63,32 +64,32 @@ class Replay:
         self._rerun: set[nn.Module] = set()
         self._learning = self._is_spoilt = False
         self._without: set[int] = set()
-        self._unfinished: dict[nn.Module, RemovableHandle] = {}
+        self._unfinished: dict[nn.Module, set[Source]] = {}
         self._kept: dict[int, _Kept] = {}
         self._inputs: dict[int, _Input] = {}
         self._nothing: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self.start(0)
 
     @contextmanager
-    def walk(self, layers: Iterable[nn.Module]) -> Iterator[None]:
+    def walk(self, sources: Iterable[Source]) -> Iterator[None]:
         """Let modules stand in for their calls, within the context.
 
-        A module is finished once none of these layers, apart from those given to `finish`, is called before it returns.
+        A module is finished once none of the modules that multiply with these weights, apart from those given to
+        `finish`, is called before it returns.
         """
-        own = {module: module.__dict__.get("forward") for module in self._modules}
+        handles = {}
         try:
-            for module in self._modules:
-                module.__dict__["forward"] = self._standing_in(module, module.forward)
-            for layer in layers:
-                # A hook also keeps torch's fused encoder layers from bypassing the layer.
-                self._unfinished[layer] = layer.register_forward_pre_hook(self._meets_unfinished)
-            yield
+            with replaced_forwards(self._modules, self._standing_in):
+                for source in sources:
+                    self._unfinished.setdefault(source.module, set()).add(source)
+                for module in self._unfinished:
+                    # A hook also keeps torch's fused encoder layers from bypassing the layer.
+                    handles[module] = module.register_forward_pre_hook(self._meets_unfinished)
+                yield
         finally:
-            for module, forward in own.items():
-                module.__dict__.pop("forward", None)
-                if forward is not None:
-                    module.__dict__["forward"] = forward
-            self.finish(list(self._unfinished))
+            for handle in handles.values():
+                handle.remove()
+            self._unfinished.clear()
             self._kept.clear()
             self._inputs.clear()
             self._nothing.clear()
@@ -100,10 +101,12 @@ class Replay:
         self._frames = [self._model]
         self._called: set[nn.Module] = set()
 
-    def finish(self, layers: Iterable[nn.Module]) -> None:
-        """Note that these layers have changed for the last time."""
-        for layer in layers:
-            self._unfinished.pop(layer).remove()
+    def finish(self, sources: Iterable[Source]) -> None:
+        """Note that these weights have changed for the last time."""
+        for source in sources:
+            self._unfinished[source.module].discard(source)
+            if not self._unfinished[source.module]:
+                del self._unfinished[source.module]
 
     def run_without(self, index: int) -> bool:
         """Run all of a batch each time from now on; return whether that makes a difference."""
@@ -113,7 +116,7 @@ class Replay:
 
     def learn(
         self,
-        groups: Sequence[Sequence[nn.Module]],
+        groups: Sequence[Sequence[Source]],
         batches: Sequence[int],
         shows: _Shows,
         on_group: Callable[[str], None],
@@ -122,8 +125,8 @@ class Replay:
 
         Parameters
         ----------
-        groups : sequence of sequence of nn.Module
-            Layers, in the order of their first calls.
+        groups : sequence of sequence of Source
+            In the order of their first calls.
         batches : sequence of int
             Which to try it with, in turn: of several, one shows what another has left behind in the model.
         shows : callable
@@ -132,7 +135,7 @@ class Replay:
             Called after each group, with no text.
         """
         self._learning = True
-        with self.walk(layer for group in groups for layer in group):
+        with self.walk(source for group in groups for source in group):
             for group in groups:
                 for index in batches:
                     if not self._tries(index, group, shows):
@@ -141,7 +144,7 @@ class Replay:
                 on_group("")
         self._learning = False
 
-    def _mend(self, index: int, group: Sequence[nn.Module], shows: _Shows) -> None:
+    def _mend(self, index: int, group: Sequence[Source], shows: _Shows) -> None:
         frames = list(reversed(self._kept[index]))
         for frame in frames:
             outputs = self._kept[index][frame]
@@ -163,7 +166,7 @@ class Replay:
             if self._tries(index, group, shows):
                 return
 
-    def _tries(self, index: int, group: Sequence[nn.Module], shows: _Shows, undo: bool = False) -> bool:
+    def _tries(self, index: int, group: Sequence[Source], shows: _Shows, undo: bool = False) -> bool:
         """Return whether a run shows a group what it should; forget what a run that does not has kept."""
         before = {frame: dict(outputs) for frame, outputs in self._kept.get(index, {}).items()}
         fed = self._inputs.get(index)
@@ -178,6 +181,8 @@ class Replay:
 
     def _meets_unfinished(self, module: nn.Module, args: Any) -> None:
         """Keep the input of a layer before which nothing changes any more."""
+        if module not in self._unfinished:
+            return
         is_kept = module in self._once and self._index not in self._without and len(args) == 1
         if self._is_final and is_kept and isinstance(args[0], Tensor):
             frame = self._frames[-1]
@@ -251,7 +256,7 @@ class Replay:
         return self._nothing[key][:size].view(dropped.shape)
 
 
-_Shows = Callable[[int, Sequence[nn.Module]], bool]
+_Shows = Callable[[int, Sequence[Source]], bool]
 
 
 def _dropped(tensor: Tensor | _Dropped) -> Tensor | _Dropped:

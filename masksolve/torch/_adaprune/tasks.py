@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
@@ -15,21 +14,23 @@ from masksolve._inputs import check_direction
 from masksolve._pattern import Pattern
 from masksolve._patterns import PatternsLike, as_patterns, check_all_have_one
 from masksolve._tiles import Direction
-from masksolve.torch._adaprune.calibration import Trace, input_key, is_layer
-from masksolve.torch._layers import Layout, ParameterReport, Site, as_globs, check_module, layout_of, select
+from masksolve.torch._adaprune.calibration import Trace, input_key
+from masksolve.torch._adaprune.source import Source, sources_of
+from masksolve.torch._layers import Layout, ParameterReport, Site, as_globs, check_module, is_stack_of_experts, select
 
+_REPAIRED = "only Linear, Conv1D, convolution, attention and recurrent layers and stacks of experts are repaired"
 _WITHOUT_PATTERN = "no pattern is given for it"
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One weight to prune, its pattern, and the modules that multiply with it: several where it is tied.
+    """One weight to prune, its pattern, and where its inputs come from: several sources where it is tied.
 
-    `biases` has one an owner, or none if one of them has none, or shares it with another layer.
+    `biases` has one a source, or none if one of them has none, or shares it with another layer.
     """
 
     site: Site
-    owners: tuple[nn.Module, ...]
+    sources: tuple[Source, ...]
     pattern: Pattern
     biases: tuple[nn.Parameter, ...]
 
@@ -40,13 +41,13 @@ class Task:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The weight, as the first owner has it."""
-        return cast(nn.Parameter, self.owners[0].weight)
+        """The weight."""
+        return self.sources[0].weight
 
     @property
     def layout(self) -> Layout:
         """The axes of the weight, whichever way it is masked."""
-        return layout_of(self.owners[0], "weight")
+        return self.sources[0].layout
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -77,21 +78,22 @@ def choose_tasks(
     ValueError, TypeError
         As for `adaprune`.
     """
-    patterns = as_patterns(pattern)
-    sites, lines = select(model, patterns, include=include, exclude=exclude, direction=direction, unfit=_unfit(model))
+    patterns, all_sources = as_patterns(pattern), sources_of(model)
+    unfit = _unfit(model, all_sources)
+    sites, lines = select(model, patterns, include=include, exclude=exclude, direction=direction, unfit=unfit)
     _check_names("masks", given or (), lines)
-    uses = Counter(id(module.bias) for module in model.modules() if is_layer(module))
+    uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     tasks: list[Task] = []
     reasons: dict[str, str | None] = {}
     for site in sites:
-        owners = tuple(model.get_submodule(name.rpartition(".")[0]) for name in site.names)
+        sources = tuple(all_sources[name] for name in site.names)
         if given is not None and site.name not in given:
             reasons.update(dict.fromkeys(site.names, "no mask was given for it"))
         elif site.pattern is None:
             reasons.update(dict.fromkeys(site.names, _WITHOUT_PATTERN))
         else:
-            own = [each.bias for each in owners if isinstance(each.bias, nn.Parameter) and uses[id(each.bias)] == 1]
-            tasks.append(Task(site, owners, site.pattern, tuple(own) if len(own) == len(owners) else ()))
+            own = [bias for each in sources if (bias := each.bias) is not None and uses[id(bias)] == 1]
+            tasks.append(Task(site, sources, site.pattern, tuple(own) if len(own) == len(sources) else ()))
     return tasks, without(lines, reasons)
 
 
@@ -105,40 +107,43 @@ def in_order(
     ValueError
         If none is left, or no pattern is given for one.
     """
-    places = {module: place for place, module in enumerate(trace.order)}
+    places = {source: place for place, source in enumerate(trace.order)}
     chosen: list[Task] = []
     reasons: dict[str, str | None] = {}
     for task in tasks:
         if task.pattern.zeros == 0:
             reasons.update(dict.fromkeys(task.site.names, f"{task.pattern} keeps everything"))
-        elif not all(owner in places for owner in task.owners):
-            reasons.update({name: _reason_not_called(model, name) for name in task.site.names})
-        elif keep_first_last and trace.first in task.owners:
+        elif hidden := [source for source in task.sources if source in trace.hidden]:
+            reasons.update(dict.fromkeys(task.site.names, _reason_hidden(hidden[0], trace)))
+        elif not all(source in places for source in task.sources):
+            reasons.update(dict.fromkeys(task.site.names, "no calibration batch calls it"))
+        elif keep_first_last and trace.first in task.sources:
             reasons.update(dict.fromkeys(task.site.names, "the first layer; `keep_first_last=False` prunes it"))
-        elif keep_first_last and trace.last in task.owners:
+        elif keep_first_last and trace.last in task.sources:
             reasons.update(dict.fromkeys(task.site.names, "the last layer; `keep_first_last=False` prunes it"))
         else:
             chosen.append(task)
     skipped = without(lines, reasons)
     ends = [trace.first, trace.last] if keep_first_last else []
-    _check_all_have_patterns(model, [owner for owner in trace.order if owner not in ends], skipped)
+    _check_all_have_patterns(model, [source for source in trace.order if source not in ends], skipped)
     if not chosen:
         found = "; ".join(f"{line.name}: {line.reason}" for line in skipped if len(line.shape) > 1)
         raise ValueError(f"no layer is left to prune ({found})")
-    return sorted(chosen, key=lambda task: min(places[owner] for owner in task.owners)), skipped
+    return sorted(chosen, key=lambda task: min(places[source] for source in task.sources)), skipped
 
 
-def _check_all_have_patterns(model: nn.Module, layers: Collection[nn.Module], lines: Sequence[ParameterReport]) -> None:
+def _check_all_have_patterns(model: nn.Module, layers: Collection[Source], lines: Sequence[ParameterReport]) -> None:
     """Refuse to leave some of these layers dense because no pattern is given for them."""
     names = [line.name for line in lines if line.reason == _WITHOUT_PATTERN]
-    check_all_have_one([name for name in names if model.get_submodule(name.rpartition(".")[0]) in layers])
+    sources = sources_of(model)
+    check_all_have_one([name for name in names if sources[name] in layers])
 
 
 def by_inputs(tasks: Sequence[Task], trace: Trace) -> list[list[Task]]:
     """Group tasks that are called with the very same inputs, such as query, key and value of an attention."""
     groups: dict[object, list[Task]] = {}
     for task in tasks:
-        key = tuple((input_key(owner), tuple(trace.inputs[owner])) for owner in task.owners)
+        key = tuple((input_key(source), tuple(trace.inputs[source])) for source in task.sources)
         groups.setdefault(key, []).append(task)
     return list(groups.values())
 
@@ -210,23 +215,20 @@ def patterns_from_zeros(
     )
 
 
-def _reason_not_called(model: nn.Module, name: str) -> str:
-    parent = model.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
-    if isinstance(parent, nn.MultiheadAttention):
-        return f"{type(parent).__name__} multiplies with it without calling it, so that its inputs are not seen"
-    return "no calibration batch calls it"
+def _reason_hidden(source: Source, trace: Trace) -> str:
+    return f"{type(source.module).__name__} reads it by {trace.hidden[source]}, which does not show its inputs"
 
 
-def _unfit(model: nn.Module) -> dict[str, str]:
+def _unfit(model: nn.Module, sources: Mapping[str, Source]) -> dict[str, str]:
     """Return the weights that cannot be repaired, and why."""
     uses: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         uses.setdefault(id(parameter), []).append((name, model.get_submodule(name.rpartition(".")[0])))
-    reasons = ((names, _reason_of_owners(names)) for names in uses.values())
+    reasons = ((names, _reason_of_owners(names, sources)) for names in uses.values())
     return {name: reason for names, reason in reasons if reason is not None for name, _ in names}
 
 
-def _reason_of_owners(names: Sequence[tuple[str, nn.Module]]) -> str | None:
+def _reason_of_owners(names: Sequence[tuple[str, nn.Module]], sources: Mapping[str, Source]) -> str | None:
     for name, owner in names:
         attribute = name.rpartition(".")[2]
         if isinstance(owner, ParametrizationList):
@@ -234,9 +236,11 @@ def _reason_of_owners(names: Sequence[tuple[str, nn.Module]]) -> str | None:
             return None
         if attribute.endswith("_orig") and hasattr(owner, f"{attribute.removesuffix('_orig')}_mask"):
             return f"{name} is masked by torch.nn.utils.prune; call prune.remove first"
-        if not is_layer(owner) or attribute != "weight":
-            return f"{name} is part of {type(owner).__name__}; only Linear, Conv1D and convolution layers are repaired"
-    if len({layout_of(owner, "weight") for _, owner in names}) > 1:
+        if name not in sources and is_stack_of_experts(owner, attribute):
+            return f"nothing says along which axis the inputs of {name} lie; stacks of experts that say so are repaired"
+        if name not in sources:
+            return f"{name} is part of {type(owner).__name__}; {_REPAIRED}"
+    if len({sources[name].layout for name, _ in names}) > 1:
         return "tied to a layer of another kind"
     return None
 
