@@ -6,6 +6,8 @@ masksolve.diversity
     Mask diversity: how many masks a constraint allows.
 masksolve.odds
     Odds that pruned weights are N:M already, and the choice of a pattern from them.
+masksolve.budget
+    N of M for each layer, chosen so that all together keep the most importance at a given density.
 masksolve.torch
     PyTorch: masks of tensors, training under masks (`Sparsifier`), pruning of trained models (`adaprune`).
     Needs the extra `torch`.
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from masksolve._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from masksolve import diversity, odds
+    from masksolve import budget, diversity, odds
     from masksolve._certificate import Certificate, certify
     from masksolve._check import check_mask, is_valid_mask
     from masksolve._errors import InvalidMaskError, MethodNotInstalledError, NotInstalledError
@@ -38,6 +40,7 @@ __all__ = [
     "NotInstalledError",
     "Pattern",
     "available_methods",
+    "budget",
     "certify",
     "check_mask",
     "diversity",
@@ -68,7 +71,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("conversion", "diversity", "odds"):
+    if name in ("budget", "conversion", "diversity", "odds"):
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from masksolve._globs import matches, none_of
+from masksolve._globs import escaped, matches, none_of
 from masksolve._kinds import each_reason_once
 from masksolve._pattern import Pattern, PatternLike, as_pattern
 
@@ -101,6 +101,20 @@ def as_patterns(pattern: PatternsLike) -> Patterns:
         if not isinstance(glob, str):
             raise TypeError(f"pattern maps globs of names to patterns, such as {{'q_proj': '2:4'}}; got {glob!r}")
     return Patterns(tuple((glob, as_pattern(each)) for glob, each in pattern.items()))
+
+
+def globs_of_names(patterns: Mapping[str, Pattern]) -> dict[str, Pattern]:
+    """Return a mapping of globs in which the first that matches each of these names is the name's own.
+
+    Examples
+    --------
+    >>> patterns = globs_of_names({"w": Pattern(1, 4), "layers.w": Pattern(2, 4), "a.*": Pattern(3, 4)})
+    >>> {glob: str(pattern) for glob, pattern in patterns.items()}
+    {'layers.w': '2:4', 'a.[*]': '3:4', 'w': '1:4'}
+    """
+    # A glob without a dot is also that of each longer name of which it is a part, so these come first.
+    names = sorted(patterns, key=lambda name: ("." not in name, 0 if "." in name else -len(name)))
+    return {escaped(name): patterns[name] for name in names}
 
 
 def check_all_have_one(missing: Sequence[str]) -> None:
