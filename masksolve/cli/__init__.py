@@ -471,6 +471,13 @@ def _verdicts(result: CheckReport) -> Iterator[str]:
     default=True,
     help="Prune the first and the last layer too.",
 )
+@click.option(
+    "--min-tokens",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="An expert that fewer tokens reach keeps its mask alone.",
+)
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="At most this many samples.")
 @click.option(
     "--length", type=click.IntRange(1), default=128, show_default=True, help="At most this many tokens per line."
@@ -487,6 +494,7 @@ def adaprune_model(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     keep_first_last: bool,
+    min_tokens: int,
     samples: int,
     length: int,
     batch: int,
@@ -524,6 +532,7 @@ def adaprune_model(
                 include=include or None,
                 exclude=exclude or None,
                 keep_first_last=keep_first_last,
+                min_tokens=min_tokens,
                 progress=True,
             )
         except ValueError as error:  # of a model, globs or calibration data that do not go together

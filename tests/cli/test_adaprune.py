@@ -93,6 +93,14 @@ def test_a_model_from_code_is_pruned_and_reported(run: Run, tmp_path: Path) -> N
     ]
 
 
+def test_layers_that_few_samples_reach_keep_their_masks_alone(run: Run, tmp_path: Path) -> None:
+    code, _, _ = run(*CODE, "--calibration", "x.npy", "--min-tokens", 51)
+    assert code == 0
+    (layer,) = json.loads((tmp_path / "out" / "adaprune.json").read_text())["layers"]
+    assert layer["tokens"] == [50]
+    assert layer["error_before"] == layer["error_after"] > 0
+
+
 def test_a_terminal_sees_every_phase_from_the_loading_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "150")

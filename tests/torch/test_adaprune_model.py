@@ -450,6 +450,8 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception
         for flag in ("keep_first_last", "sequential", "correct_bias", "batch_norm", "respect_zeros", "progress")
     ),
     (mlp, [X], {"iterations": 0}, ValueError, "iterations"),
+    (mlp, [X], {"min_tokens": -1}, ValueError, "min_tokens must be at least 0, got -1"),
+    (mlp, [X], {"min_tokens": 1.5}, TypeError, "min_tokens must be an integer, got 1.5"),
     (mlp, [X], {"pattern": {}}, ValueError, "pattern is an empty mapping"),
     (mlp, [X], {"pattern": {"2.weight": "2:4"}}, ValueError, r"no pattern is given for 4.weight \(1 of the weights"),
     (mlp, [X], {"pattern": {"3.weight": "2:4"}}, ValueError, r"'3.weight' = 2:4 matches none of the 8 parameter names"),

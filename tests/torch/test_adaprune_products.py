@@ -332,3 +332,85 @@ def test_the_modules_are_as_they_were_even_after_an_error() -> None:
         assert not any(module._forward_pre_hooks for module in model.modules())
         assert torch.backends.mkldnn.enabled
         assert torch.backends.mha.get_fastpath_enabled()
+
+
+COUNTS = [0, 1, 4, 9, 40]
+
+
+class RoutedExperts(MixtralExperts):
+    """Sends so many rows of its input to each expert, and adds a bias."""
+
+    __module__ = "transformers.models.made_up"
+
+    def __init__(self) -> None:
+        super().__init__(len(COUNTS), 8, 8, False, None)
+        self.stack_bias = nn.Parameter(torch.randn(len(COUNTS), 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = zip(x.split(COUNTS), self.stack, self.stack_bias, strict=True)
+        return torch.cat([functional.linear(*part) for part in parts if len(part[0])])
+
+
+@pytest.mark.parametrize("solver", ["lstsq", "adam", "absorb"])
+@pytest.mark.parametrize("min_tokens", [0, 1, 5, 100])
+def test_an_expert_that_few_tokens_reach_keeps_its_mask_alone_and_is_named(
+    solver: Any, min_tokens: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    dense, x = RoutedExperts(), torch.randn(sum(COUNTS), 8) @ torch.randn(8, 8) + 1
+    options: dict[str, Any] = {"solver": solver, "iterations": 20, "keep_first_last": False}
+    model, all_fitted = copy.deepcopy(dense), copy.deepcopy(dense)
+    adaprune(all_fitted, [x], "2:4", **options)
+    caplog.clear()
+    (layer,) = adaprune(model, [x], "2:4", min_tokens=min_tokens, **options).layers
+    assert layer.tokens == tuple(COUNTS)
+    error = (model.double()(x.double()) - dense.double()(x.double())).square().sum()
+    energy = sum(
+        (part @ weight.mT).square().sum() for part, weight in zip(x.double().split(COUNTS), dense.stack, strict=True)
+    )
+    assert layer.error_after == pytest.approx(float((error / energy).detach()), rel=1e-5)
+    for expert, count in enumerate(COUNTS):
+        mask = model.stack[expert] != 0
+        assert ms.is_valid_mask(mask.numpy(), 2, 4)
+        if count < max(min_tokens, 1):
+            assert torch.equal(model.stack[expert], dense.stack[expert] * mask)
+            assert torch.equal(model.stack_bias[expert], dense.stack_bias[expert])
+        elif solver != "adam":
+            # Fewer others make no difference to it.
+            assert torch.equal(model.stack[expert], all_fitted.stack[expert].double())
+            assert torch.equal(model.stack_bias[expert], all_fitted.stack_bias[expert].double())
+            assert not torch.equal(model.stack_bias[expert], dense.stack_bias[expert])
+    named = ["0 reach stack[0]", "1 reaches stack[1]", "4 reach stack[2]"]
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert all(text in message for text in named)
+    # The others get more than they are wide, and are named only where they are not repaired.
+    assert ("9 reach stack[3]" in message) == ("40 reach stack[4]" in message) == (min_tokens == 100)
+    assert f"fewer than min_tokens={max(min_tokens, 1)} keep their masks without repair" in message
+
+
+@pytest.mark.parametrize("importance", ["wanda", "hessian"])
+def test_an_expert_that_no_token_reaches_keeps_its_largest_weights(importance: Any) -> None:
+    torch.manual_seed(0)
+    model, x = RoutedExperts(), torch.randn(sum(COUNTS), 8)
+    weight = model.stack[0].detach().clone()
+    adaprune(model, [x], "2:4", importance=importance, keep_first_last=False)
+    scores = weight.abs() if importance == "wanda" else weight.square()
+    assert (model.stack[0] != 0).tolist() == ms.solve_matrix(scores.numpy(), 2, 4).tolist()
+
+
+def test_only_so_many_experts_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    adaprune(MixtralExperts(12, 8, 8, False, by_bmm), [torch.randn(12, 3, 8)], "2:4", keep_first_last=False)
+    assert "3 reach stack[7] and 4 more; of these" in caplog.text
+
+
+def test_a_linear_too_keeps_its_mask_alone_if_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(8, 8)
+    for min_tokens, repairs in ((3, True), (4, False)):
+        layer = copy.deepcopy(dense)
+        (found,) = adaprune(layer, [torch.randn(3, 8)], "2:4", min_tokens=min_tokens, keep_first_last=False).layers
+        assert found.tokens == (3,)
+        assert (found.error_after < found.error_before) == repairs
+        assert torch.equal(layer.bias, dense.bias) != repairs
+        assert ("3 reach weight; of these" in caplog.text) != repairs

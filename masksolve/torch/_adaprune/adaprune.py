@@ -28,10 +28,13 @@ from masksolve.torch._adaprune.source import Source, called
 from masksolve.torch._adaprune.tasks import Task, by_inputs, choose_tasks, in_order, without
 from masksolve.torch._adaprune.transaction import Transaction
 from masksolve.torch._dtensor import is_sharded
-from masksolve.torch._layers import as_globs, check_module
+from masksolve.torch._layers import as_globs, check_module, is_stack_of_experts
 from masksolve.torch._solver.solve import Importance, check_importance, described
 
 _logger = logging.getLogger("masksolve")
+
+# Matrices that a warning names at most.
+_NAMED = 8
 
 
 def adaprune(
@@ -53,6 +56,7 @@ def adaprune(
     alternations: int = 0,
     damping: float = 1e-2,
     iterations: int = 1000,
+    min_tokens: int = 1,
     memory_mib: int = 1024,
     seed: int = 0,
     progress: bool = False,
@@ -108,6 +112,10 @@ def adaprune(
         The amount added to the diagonal of H, as a share of its mean.
     iterations : int
         Steps of "adam".
+    min_tokens : int
+        A matrix, such as an expert's, that gets fewer inputs keeps its mask alone: nothing is fitted. Few inputs seldom
+        harm where their spectrum decays, as in language models. About as many as an output keeps inputs do if it is
+        flat, so a warning names the experts that get fewer inputs than they are wide.
     memory_mib : int
         Memory for the inputs that "adam" caches, one layer at a time; the rest goes to temporary files. Without
         `sequential`, also for H = X Xᵀ of the layers that are calibrated in one run.
@@ -185,6 +193,7 @@ def adaprune(
         alternations=as_count(alternations, "alternations", 0),
         damping=damping,
         iterations=as_count(iterations, "iterations", 1),
+        min_tokens=as_count(min_tokens, "min_tokens", 0),
         memory=as_count(memory_mib, "memory_mib", 0) << 20,
         seed=as_count(seed, "seed", 0),
     )
@@ -227,6 +236,7 @@ def adaprune(
                         done.moved_norms.append(norm)
                     finish([called(norm)])
                     on_norm("")
+    _warn_of_few_tokens(tasks, done, options.min_tokens)
     reasons = {name: "interrupted before its repair" for task in done.unfinished for name in task.site.names}
     names = {module: name for name, module in model.named_modules()}
     return AdaPruneReport(
@@ -274,7 +284,9 @@ def _repair(
         for groups in rounds:
             with _inputs(runs, trace, _sources(groups), options) as seen:
                 for group in groups:
-                    inputs = GroupInputs([seen[source] for source in group[0].sources], options.damping)
+                    inputs = GroupInputs(
+                        [seen[source] for source in group[0].sources], options.damping, options.min_tokens
+                    )
                     for task in group:
                         repair = repair_layer(task, inputs, options)
                         record = repair.record
@@ -312,6 +324,30 @@ def _inputs(
 
         runs.watch(trace, dict.fromkeys(sources, see))
         yield found
+
+
+def _warn_of_few_tokens(tasks: Sequence[Task], done: Transaction, min_tokens: int) -> None:
+    """Log the matrices that got too few inputs to be repaired, and experts that got fewer than they are wide."""
+    sources = {task.name: task.sources[0] for task in tasks}
+    few = []
+    for layer in done.layers:
+        source = sources[layer.name]
+        is_stack = is_stack_of_experts(source.owner, source.attribute)
+        least = max(min_tokens, source.operators.shape[2] if is_stack else 1)
+        few += [
+            f"{count} reach{'es' if count == 1 else ''} {layer.name}{f'[{group}]' if len(layer.tokens) > 1 else ''}"
+            for group, count in enumerate(layer.tokens)
+            if count < least
+        ]
+    if few:
+        more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+        _logger.warning(
+            "few tokens of the calibration data: %s%s; of these, matrices with fewer than min_tokens=%d keep their "
+            "masks without repair; give more calibration data, or change min_tokens",
+            ", ".join(few[:_NAMED]),
+            more,
+            max(min_tokens, 1),
+        )
 
 
 @contextmanager

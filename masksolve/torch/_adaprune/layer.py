@@ -42,6 +42,7 @@ class LayerOptions:
     alternations: int
     damping: float
     iterations: int
+    min_tokens: int
     memory: int
     seed: int
 
@@ -60,6 +61,18 @@ class GroupInputs:
 
     seen: Sequence[LayerInputs]
     damping: float
+    min_tokens: int
+
+    @property
+    def tokens(self) -> Tensor:
+        """The number of inputs that each matrix gets, on the CPU."""
+        return torch.stack([each.moments.count for each in self.seen]).sum(0)
+
+    @property
+    def reached(self) -> Tensor:
+        """Whether each matrix gets enough inputs to be repaired: (groups, 1, 1)."""
+        found = self.tokens >= max(self.min_tokens, 1)
+        return found.to(self.seen[0].moments.total.device).view(-1, 1, 1)
 
     @cached_property
     def curvature(self) -> Curvature:
@@ -68,8 +81,9 @@ class GroupInputs:
 
     @cached_property
     def about_mean(self) -> Curvature:
-        """H about the mean of the inputs of each source."""
-        return Curvature(torch.stack([each.moments.centred() for each in self.seen]).sum(0), self.damping)
+        """H about the mean of the inputs of each source, but for matrices that are not repaired, nor their biases."""
+        centred = torch.stack([each.moments.centred() for each in self.seen]).sum(0)
+        return Curvature(torch.where(self.reached, centred, self.curvature.gram), self.damping)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +140,7 @@ def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
         shape=tuple(layer.dense.shape),
         pattern=layer.task.pattern,
         kept_importance=kept_importance(scores, mask),
+        tokens=tuple(layer.inputs.tokens.tolist()),
         error_before=before,
         error_after=after,
         alternations=tuple(errors),
@@ -194,6 +209,8 @@ def _scores(layer: _Layer, rows: Tensor, options: LayerOptions) -> Tensor:
         name, weight = layer.task.name, layer.task.weight
         return checked_scores(options.importance(name, weight), name, weight)
     norms = layer.inputs.curvature.gram.diagonal(dim1=1, dim2=2).sqrt()
+    # Without inputs every weight would count for nothing.
+    norms = torch.where(layer.inputs.tokens.to(norms.device).unsqueeze(1) > 0, norms, 1.0)
     return _from_rows(layer, scores_of(options.importance, rows, norms, layer.curvature))
 
 
@@ -228,7 +245,8 @@ def _repaired(
     if unrepaired is None:
         unrepaired = _error(layer, alone, layer.curvature)
     # A pruned router may send no input to a layer that the dense one used.
-    if options.solver == "none" or not any(bool(each.moments.count.any()) for each in layer.inputs.seen):
+    reached = layer.inputs.reached
+    if options.solver == "none" or not bool(reached.any()):
         return alone, unrepaired
     if options.solver == "lstsq":
         rows = least_squares(layer.rows, _as_rows(layer, mask).bool(), layer.curvature)
@@ -247,7 +265,8 @@ def _repaired(
                     iterations=options.iterations,
                     generator=torch.Generator().manual_seed(options.seed),
                 )
-    found = torch.where(mask, found.to(dense.dtype), 0.0)
+    rows = torch.where(reached, _as_rows(layer, found), _as_rows(layer, alone))
+    found = torch.where(mask, _from_rows(layer, rows).to(dense.dtype), 0.0)
     # Rounding, overflow or steps of Adam that lead away must not make it worse than no repair.
     error = _error(layer, found, layer.curvature)
     if error <= unrepaired or options.solver == "absorb":
@@ -264,7 +283,7 @@ def _biases(layer: _Layer, weight: Tensor) -> list[Tensor]:
     """Return the biases that keep the mean output; none where they are to stay."""
     if not layer.corrects:
         return []
-    lost = layer.rows - _as_rows(layer, weight)
+    lost = torch.where(layer.inputs.reached, layer.rows - _as_rows(layer, weight), 0.0)
     shifts = [lost @ each.moments.mean().unsqueeze(2) for each in layer.inputs.seen]
     return [
         (bias.detach().double() + shift.reshape(bias.shape)).to(bias.dtype)

@@ -49,6 +49,9 @@ class PrunedLayer:
     pattern : Pattern
     kept_importance : float
         The share of the importance that its mask keeps.
+    tokens : tuple of int
+        How many inputs each of its matrices gets: one number for a Linear, one for each expert of a stack. Of a
+        convolution, windows are counted.
     error_before, error_after : float
         The relative squared error of its output over the calibration inputs: ‖W X − (S∘W′) X‖² / ‖W X‖², with the bias
         in the numerator. Before and after the repair.
@@ -64,6 +67,7 @@ class PrunedLayer:
     shape: tuple[int, ...]
     pattern: Pattern
     kept_importance: float
+    tokens: tuple[int, ...]
     error_before: float
     error_after: float
     alternations: tuple[float, ...]
