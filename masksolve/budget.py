@@ -301,8 +301,8 @@ def budget_of(
     if not reached[0] <= density or (most < m and density > reached[1]):
         raise ValueError(
             f"a density of {density!r} cannot be met: with {least} to {most} of every {m} kept, it is at least "
-            f"{reached[0]:.6g} and at most {reached[1]:.6g}; ask for one of these, or for other bounds of n by `least` "
-            "and `most`"
+            f"{reached[0]:.6g} and at most {reached[1]:.6g}; ask for one between them, or for other bounds of n by "
+            "`least` and `most`"
         )
     try:
         chosen = solve(

@@ -1,5 +1,6 @@
 """Safetensors checkpoints in, safetensors checkpoints out, of any size. Needs the extra `cli`."""
 
+from masksolve.checkpoint._budget import CheckpointBudget, budget_checkpoint
 from masksolve.checkpoint._check import CheckReport, TensorCheck, check_checkpoint
 from masksolve.checkpoint._compare import Comparison, TensorComparison, compare_checkpoints
 from masksolve.checkpoint._executors import WorkerLostError, dask_executor
@@ -15,6 +16,7 @@ from masksolve.checkpoint._workspace import AnotherRunError
 __all__ = [
     "AnotherRunError",
     "CheckReport",
+    "CheckpointBudget",
     "CheckpointError",
     "CheckpointPlan",
     "ChosenTensor",
@@ -31,6 +33,7 @@ __all__ = [
     "WorkerLostError",
     "WorstTile",
     "apply_masks",
+    "budget_checkpoint",
     "check_checkpoint",
     "compare_checkpoints",
     "dask_executor",

@@ -110,7 +110,8 @@ def select_tensors(
     """
     chosen, skipped = split_tensors(tensors, globs, decided)
     if not chosen:
-        raise CheckpointError(no_tensor_fits(decided, skipped))
+        given = [to.pattern for to in decided.tensors.values()] if isinstance(decided, Given) else [decided.patterns]
+        raise CheckpointError(no_tensor_fits(f"pattern {', '.join(dict.fromkeys(map(str, given)))}", skipped))
     return chosen, skipped
 
 
@@ -149,10 +150,10 @@ def split_tensors(
 
 @contextmanager
 def as_checkpoint_error() -> Iterator[None]:
-    """Raise what is wrong with patterns as a `CheckpointError`."""
+    """Raise what is wrong with patterns, or with a budget for them, as a `CheckpointError`."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise CheckpointError(str(error)) from None
 
 
@@ -169,15 +170,12 @@ def _pruned_as(tensor: TensorInfo, globs: Globs, asked: Asked) -> PrunedAs | Non
     return PrunedAs(is_stack and len(tensor.shape) > 2, pattern, direction)
 
 
-def no_tensor_fits(decided: Asked | Given, skipped: Sequence[SkippedTensor]) -> str:
+def no_tensor_fits(what: str, skipped: Sequence[SkippedTensor]) -> str:
     """Return the message for a checkpoint of which all tensors were skipped."""
     # The reasons of matrices say more than those of biases.
     matrices = [tensor for tensor in skipped if len(tensor.shape) > 1] or skipped
     reasons = each_reason_once([(tensor.name, tensor.reason) for tensor in matrices])
-    given = [to.pattern for to in decided.tensors.values()] if isinstance(decided, Given) else [decided.patterns]
-    return (
-        f"no tensor fits pattern {', '.join(dict.fromkeys(map(str, given)))} ({reasons or 'the file holds no tensor'})"
-    )
+    return f"no tensor fits {what} ({reasons or 'the file holds no tensor'})"
 
 
 def _reason_of_globs(tensor: TensorInfo, globs: Globs) -> str | None:

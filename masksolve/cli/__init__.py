@@ -43,6 +43,7 @@ try:
     from rich.text import Text
 
     from masksolve.checkpoint import (
+        CheckpointBudget,
         CheckpointError,
         CheckReport,
         PrunedTensor,
@@ -50,6 +51,7 @@ try:
         SkippedTensor,
         WorkerLostError,
         apply_masks,
+        budget_checkpoint,
         check_checkpoint,
         compare_checkpoints,
         dask_executor,
@@ -279,7 +281,7 @@ def prune(
     """
     if output is None and masks is None:
         raise click.UsageError("nothing to write: pass --output, --masks, or both")
-    _check_report_path(report, [source, output, masks], overwrite)
+    _check_path("report", report, [source, output, masks], overwrite, (".html", ".json"))
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = prune_checkpoint(
             source,
@@ -328,7 +330,7 @@ def apply(
 
     INPUT is a .safetensors file, or a folder of them with an index. The file of masks says the pattern and direction.
     """
-    _check_report_path(report, [source, output, masks], overwrite)
+    _check_path("report", report, [source, output, masks], overwrite, (".html", ".json"))
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = apply_masks(
             source,
@@ -619,6 +621,119 @@ def plan(
 
 
 @cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option("--m", type=click.IntRange(1), required=True, help="Length of a group, the M of every tensor's N:M.")
+@click.option(
+    "--density",
+    type=_NumberRange(0, 1, min_open=True),
+    required=True,
+    help="The share of these tensors' weights to keep, at most.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), required=True, help="The .toml file to write, for `prune --pattern`."
+)
+@click.option("--least", type=click.IntRange(0), default=1, show_default=True, help="The smallest N of a tensor.")
+@click.option("--most", type=click.IntRange(0), help="The largest N of a tensor.  [default: M, which is dense]")
+@_direction
+@_include
+@_exclude
+@_stack
+@_convolution
+@_transposed
+@click.option("--report", type=click.Path(path_type=Path), help="Write the figures that it was chosen from (.json).")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@_workers
+@_scheduler
+@_timeout
+def budget(
+    source: Path,
+    m: int,
+    density: float,
+    output: Path,
+    least: int,
+    most: int | None,
+    direction: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    stack: tuple[str, ...],
+    convolution: tuple[str, ...],
+    transposed: tuple[str, ...],
+    report: Path | None,
+    overwrite: bool,
+    workers: int | None,
+    scheduler: str | None,
+    timeout: float | None,
+) -> None:
+    """Choose N of M for each weight matrix of INPUT.
+
+    All of them together keep at most the density, and the most importance that is possible with it: no other choice
+    keeps more. Each matrix is solved for every N, which takes about M times as long as to prune it. Tensors that
+    `prune` skips do not count; pass it the same options beside `--pattern OUTPUT`.
+    """
+    _check_path("output", output, [source], overwrite, (".toml",))
+    _check_path("report", report, [source, output], overwrite, (".json",))
+    with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
+        result = budget_checkpoint(
+            source,
+            m,
+            density,
+            least=least,
+            most=most,
+            direction=direction,
+            include=include,
+            exclude=exclude,
+            stack=stack,
+            convolution=convolution,
+            transposed=transposed,
+            workers=engine,
+            on_progress=on_progress,
+        )
+    _print_skipped(result.skipped)
+    _print_chosen(result)
+    _print_identified(result.identified_by)
+    if report is not None:
+        _write_whole(report, json.dumps(result.to_dict(), indent=2) + "\n")
+    _write_whole(output, _toml_of(result))
+    found = result.budget
+    beside = (
+        ""
+        if found.uniform is None
+        else f"; {result.uniform_kept_importance:.2%} with {found.uniform.describe()} for all"
+    )
+    click.echo(
+        f"{output}: {counted(len(result.tensors), 'tensor')} get {found.least} to {found.most} of {found.m}"
+        f"{one_sided(result.direction)}, density {found.density:.6g} (asked for {found.asked:g}), "
+        f"kept importance of all {result.kept_importance:.2%}{beside}"
+    )
+
+
+def _toml_of(result: CheckpointBudget) -> str:
+    """Return the patterns as the file that --pattern reads."""
+    found = result.budget
+    lines = [
+        f"# N of {found.m}{one_sided(result.direction)} for a density of {found.asked:g}: it is {found.density:.6g}, "
+        f"and {result.kept_importance:.2%} of the importance is kept.",
+        *(f'{_quoted(glob)} = "{pattern}"' for glob, pattern in result.patterns.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Return a string as TOML has it; JSON differs in one character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _print_chosen(result: CheckpointBudget) -> None:
+    table = Table("tensor", "shape")
+    for heading in ("pattern", "kept importance"):
+        table.add_column(heading, justify="right")
+    for tensor, layer, importance in zip(result.tensors, result.budget.layers, result.importance, strict=True):
+        kept = layer.values[layer.pattern.n - result.budget.least] / importance if importance > 0 else 1.0
+        table.add_row(Text(printable(tensor.name)), _shape(tensor.shape), str(tensor.pattern), f"{kept:.2%}")
+    _print(table)
+
+
+@cli.command()
 @click.argument("first", metavar="A", type=click.Path(path_type=Path))
 @click.argument("second", metavar="B", type=click.Path(path_type=Path))
 @_workers
@@ -772,22 +887,40 @@ def _with_flags(message: str) -> str:
     return re.sub(r"`(\w+)(=True|=False)?`", lambda match: flags.get(match[1], match[0]), message)
 
 
-def _check_report_path(report: Path | None, others: Sequence[Path | None], overwrite: bool) -> None:
-    """Refuse a report that could not be written before any work is done."""
-    if report is None:
+def _check_path(
+    what: str, path: Path | None, others: Sequence[Path | None], overwrite: bool, kinds: Sequence[str]
+) -> None:
+    """Refuse a report, or another file, that could not be written before any work is done."""
+    if path is None:
         return
-    if report.resolve() in [other.resolve() for other in others if other is not None]:
-        raise click.UsageError(f"the report {report} is the input or the output; name another file")
-    if report.is_dir():
-        raise click.UsageError(f"the report {report} is a folder; name a file in it")
-    if report.suffix not in (".html", ".json"):
-        raise click.UsageError(f"the report {report} is neither .html nor .json; name it with one of them")
-    if report.exists() and not overwrite:
-        raise click.UsageError(f"the report {report} exists; name another file, or pass --overwrite")
-    if not report.parent.is_dir():
-        raise click.UsageError(f"the report's folder {report.parent} does not exist; create it first")
-    if not os.access(report if report.exists() else report.parent, os.W_OK):
-        raise click.UsageError(f"the report {report} is not writable")
+    if path.resolve() in [other.resolve() for other in others if other is not None]:
+        raise click.UsageError(f"the {what} {path} is the input or the output; name another file")
+    if path.is_dir():
+        raise click.UsageError(f"the {what} {path} is a folder; name a file in it")
+    if path.suffix not in kinds:
+        wrong = (
+            f"neither {' nor '.join(kinds)}; name it with one of them" if kinds[1:] else f"not {kinds[0]}; name it so"
+        )
+        raise click.UsageError(f"the {what} {path} is {wrong}")
+    if path.exists() and not overwrite:
+        raise click.UsageError(f"the {what} {path} exists; name another file, or pass --overwrite")
+    if not path.parent.is_dir():
+        raise click.UsageError(f"the {what}'s folder {path.parent} does not exist; create it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise click.UsageError(f"the {what} {path} is not writable")
+
+
+def _write_whole(path: Path, content: str) -> None:
+    """Write a file that has its name only when all of it is on the disk."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -851,7 +984,7 @@ def _show(result: PruneReport, report: Path | None) -> None:
 def _write_and_print(result: PruneReport, report: Path | None) -> None:
     if report is not None:
         content = page(result) if report.suffix == ".html" else json.dumps(result.to_dict(), indent=2) + "\n"
-        report.write_text(content, encoding="utf-8", errors="backslashreplace")
+        _write_whole(report, content)
     _print_skipped(result.skipped)
     _print_pruned(result.tensors)
     _print_identified(result.identified_by)

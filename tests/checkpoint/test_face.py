@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from masksolve import checkpoint
-from masksolve.checkpoint import check_checkpoint, compare_checkpoints, plan_checkpoint, prune_checkpoint
+from masksolve.checkpoint import (
+    budget_checkpoint,
+    check_checkpoint,
+    compare_checkpoints,
+    plan_checkpoint,
+    prune_checkpoint,
+)
 from tests.checkpoints import write_sharded
 
 
@@ -20,6 +26,7 @@ def test_all_is_the_public_face() -> None:
     assert checkpoint.__all__ == [
         "AnotherRunError",
         "CheckReport",
+        "CheckpointBudget",
         "CheckpointError",
         "CheckpointPlan",
         "ChosenTensor",
@@ -36,6 +43,7 @@ def test_all_is_the_public_face() -> None:
         "WorkerLostError",
         "WorstTile",
         "apply_masks",
+        "budget_checkpoint",
         "check_checkpoint",
         "compare_checkpoints",
         "dask_executor",
@@ -58,6 +66,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "prune": prune_checkpoint(source, folder / "out", "3:8", direction="rows"),
         "plan": plan_checkpoint(source, ["3:8", "1:128"]),
         "check": check_checkpoint(source, "3:8"),
+        "budget": budget_checkpoint(source, 8, 0.4, least=2, most=4),
         "comparison": compare_checkpoints(source, folder / "out"),
     }
 
@@ -66,6 +75,7 @@ WORDS = {
     "prune": r"<PruneReport of .*/out: 7 tensors pruned to 3:8 along rows only, 7 skipped, mean kept importance \d\d\.",
     "plan": r"<CheckpointPlan of 14 tensors: 7 fit 3:8>",
     "check": r"<CheckReport: 7 of 7 tensors are bad, the first 'layers\.0\.weight': mask\[0, 0:8\] keeps 8 of 8",
+    "budget": r"<CheckpointBudget: 7 tensors, 2 to 4 of 8, 7 skipped, density 0\.3\d+ \(asked for 0\.4\), kept impor",
     "comparison": r"<Comparison: 7 of 14 tensors differ, and 1 file beside them>",
 }
 
@@ -93,4 +103,11 @@ def test_the_dict_of_a_report_repeats_what_the_report_says(reports: dict[str, An
     assert plain["tensors"][0]["kept_importance"] == prune.tensors[0].kept_importance
     assert plain["worst_tiles"][0]["weights"] == np.array(prune.worst_tiles[0].weights).tolist()
     assert reports["check"].to_dict()["passed"] is False
+    budget = reports["budget"]
+    plain = budget.to_dict()
+    assert plain["kept_importance"] == budget.kept_importance > budget.uniform_kept_importance
+    assert plain["budget"]["patterns"].keys() == budget.patterns.keys()
+    assert [tensor["to"]["pattern"] for tensor in plain["tensors"]] == [
+        layer["pattern"] for layer in plain["budget"]["layers"]
+    ]
     assert reports["plan"].to_dict()["misfits"].keys() == {"1:128"}
