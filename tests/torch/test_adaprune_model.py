@@ -429,7 +429,13 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception
     (lambda: "model", [X], {}, TypeError, "model must be a torch.nn.Module, got str"),  # type: ignore[return-value,list-item]
     (mlp, [X], {"importance": "wanda2"}, ValueError, "unknown importance 'wanda2'; .* did you mean 'wanda'"),
     (mlp, [X], {"direction": "column"}, ValueError, "unknown direction 'column'; .*did you mean 'columns'"),
-    (mlp, [X], {"importance": None}, TypeError, "importance must be one of 'magnitude', 'wanda', 'hessian', or a call"),
+    (
+        mlp,
+        [X],
+        {"importance": None},
+        TypeError,
+        "importance must be one of 'magnitude', 'wanda', 'ria', 'hessian', 'admm', or",
+    ),
     (mlp, [X], {"masks": "wanda"}, TypeError, "masks must be a mapping of names to bool tensors, got 'wanda'"),
     (
         mlp,

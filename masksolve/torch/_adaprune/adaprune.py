@@ -83,9 +83,11 @@ def adaprune(
     direction : {"both", "rows", "columns"}
         "both": transposable. One-sided: "rows", n of every m inputs of an output; "columns", of every m outputs of an
         input.
-    importance : {"magnitude", "wanda", "hessian"} or callable
-        What masks keep most of: abs(w); abs(w) times the norm of its input; w² / [H⁻¹]_jj, the score of optimal brain
-        surgeon; or the scores that a callable returns for a weight's name and Parameter, of its shape, not negative.
+    importance : {"magnitude", "wanda", "ria", "hessian", "admm"} or callable
+        What masks keep most of: abs(w); abs(w) times the norm of its input; abs(w) as a share of its row's sum and of
+        its column's, both added, times the root of that norm; w² / [H⁻¹]_jj, the score of optimal brain surgeon;
+        squares of weights that are found together with the mask, see Notes; or the scores that a callable returns for
+        a weight's name and Parameter, of its shape, not negative.
     masks : mapping of str to Tensor of bool, optional
         The masks of some weights, True = kept, in place of those that keep the most importance; the other weights are
         skipped.
@@ -107,7 +109,7 @@ def adaprune(
         Zeros stay zero, and masks keep at most n. For models that are sparse already.
     alternations : int
         How often to find masks again from the repaired weights, at most. A layer stops where that does not help. For
-        masks that are found by a named importance.
+        masks that are found by a named importance, other than "admm".
     damping : float
         The amount added to the diagonal of H, as a share of its mean.
     iterations : int
@@ -145,6 +147,11 @@ def adaprune(
     form, in float64; of wide ones, where that would take outputs x (kept inputs)³ / 3 operations, by conjugate
     gradients of all outputs at once, about 100 x outputs x inputs²: the error, damping included, is then within a
     millionth of the least, with a proof for each output.
+
+    "admm" is the alternating direction method of multipliers of Meng et al. 2024 ("ALPS", arXiv 2406.07831), which
+    moves all weights and finds the mask of the moved ones again, some thirty times, until both agree; as its masks are
+    exact, transposable ones included, they converge as the authors prove. In language models layers are left with half
+    to four fifths of the error that the other choices leave; where inputs are not correlated, with a few percent more.
 
     Examples
     --------
@@ -199,10 +206,15 @@ def adaprune(
     )
     if alternations and masks is not None:
         raise ValueError(f"alternations={alternations} finds masks again, but masks were given; use one of the two")
+    if alternations and importance == "admm":
+        raise ValueError(
+            f"alternations={alternations} finds masks again from the repaired weights, and importance='admm' does so "
+            "already; leave out one of them"
+        )
     if alternations and callable(importance):
         raise ValueError(
             f"alternations={alternations} scores weights that are not the model's, which a callable importance cannot; "
-            f"use one of {', '.join(map(repr, SCORES))}"
+            f"use one of {', '.join(repr(each) for each in SCORES if each != 'admm')}"
         )
     tasks, lines = choose_tasks(
         model,

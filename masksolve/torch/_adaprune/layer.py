@@ -127,7 +127,7 @@ def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
     errors: list[float] = []
     while len(errors) < options.alternations:
         moved = one_step(layer.rows, _as_rows(layer, weight), layer.curvature.gram)
-        again = _solved(layer, _scores(layer, moved, options), options)
+        again = _Masks(layer, options).of(_scores(layer, moved, options))
         if torch.equal(again, mask):
             break
         other, error = _repaired(layer, again, options)
@@ -193,7 +193,7 @@ def _first_mask(layer: _Layer, options: LayerOptions) -> tuple[Tensor, Tensor]:
     """Return the mask that was given or is best, and the scores that it is to keep most of, shaped like the weight."""
     scores = _scores(layer, layer.rows, options)
     if options.masks is None:
-        return _solved(layer, scores, options), scores
+        return _Masks(layer, options).of(scores), scores
     # The solver would say so; without it, shares of such scores would be recorded.
     if not bool(torch.isfinite(scores).all()):
         raise ValueError(
@@ -211,26 +211,39 @@ def _scores(layer: _Layer, rows: Tensor, options: LayerOptions) -> Tensor:
     norms = layer.inputs.curvature.gram.diagonal(dim1=1, dim2=2).sqrt()
     # Without inputs every weight would count for nothing.
     norms = torch.where(layer.inputs.tokens.to(norms.device).unsqueeze(1) > 0, norms, 1.0)
-    return _from_rows(layer, scores_of(options.importance, rows, norms, layer.curvature))
+    masks = _Masks(layer, options)
+
+    def project(scores: Tensor) -> Tensor:
+        return layer.task.layout.operators(masks.of(_from_rows(layer, scores)))
+
+    return _from_rows(layer, scores_of(options.importance, rows, norms, layer.curvature, project))
 
 
-def _solved(layer: _Layer, scores: Tensor, options: LayerOptions) -> Tensor:
-    """Return the mask that keeps most of the scores."""
-    layout = layer.task.site.layout
-    if options.respect_zeros:
-        scores = torch.where(layer.dense != 0, scores, 0.0)
-    recipe = Recipe(
-        pattern=layer.task.pattern,
-        method="exact",
-        saturated=not options.respect_zeros,
-        direction=options.direction,
-    )
-    try:
-        masks = solve_masks(layout.matrices(scores), recipe).masks
-    except ValueError as error:
-        raise ValueError(f"parameter {layer.task.name!r}: {error}; nothing was changed") from error
-    mask = layout.weight(masks)
-    return mask & (layer.dense != 0) if options.respect_zeros else mask
+class _Masks:
+    """Masks of one weight for one set of scores after another, each found from the potentials of the last."""
+
+    def __init__(self, layer: _Layer, options: LayerOptions) -> None:
+        self._layer, self._respects_zeros = layer, options.respect_zeros
+        self._recipe = Recipe(
+            pattern=layer.task.pattern,
+            method="exact",
+            saturated=not options.respect_zeros,
+            direction=options.direction,
+        )
+        self._potentials: Tensor | None = None
+
+    def of(self, scores: Tensor) -> Tensor:
+        """Return the mask that keeps most of the scores, which are shaped like the weight."""
+        layer, layout = self._layer, self._layer.task.site.layout
+        if self._respects_zeros:
+            scores = torch.where(layer.dense != 0, scores, 0.0)
+        try:
+            found = solve_masks(layout.matrices(scores), self._recipe, self._potentials)
+        except ValueError as error:
+            raise ValueError(f"parameter {layer.task.name!r}: {error}; nothing was changed") from error
+        self._potentials = found.potentials
+        mask = layout.weight(found.masks)
+        return mask & (layer.dense != 0) if self._respects_zeros else mask
 
 
 def _repaired(

@@ -1,38 +1,56 @@
-"""Importance scores by name: magnitude, Wanda's and optimal brain surgeon's."""
+"""Importance scores by name: those of each weight, and those that are found together with the mask."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from masksolve.torch._adaprune.admm import admm
 from masksolve.torch._adaprune.curvature import Curvature
 
-Score = Literal["magnitude", "wanda", "hessian"]
+Score = Literal["magnitude", "wanda", "ria", "hessian", "admm"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
 
-def scores_of(score: Score, weight: Tensor, norms: Tensor, curvature: Curvature) -> Tensor:
+def scores_of(
+    score: Score, weight: Tensor, norms: Tensor, curvature: Curvature, project: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Return the importance of weights (groups, outputs, inputs).
 
     Parameters
     ----------
-    score : {"magnitude", "wanda", "hessian"}
-        abs(w); abs(w) times the norm of its input (Sun et al. 2023, arXiv 2306.11695); w² / [H⁻¹]_jj, the error that
-        the best repair of all other weights leaves (Hassibi and Stork 1993, "Second order derivatives for network
-        pruning: optimal brain surgeon").
+    score : {"magnitude", "wanda", "ria", "hessian", "admm"}
+        abs(w); abs(w) times the norm of its input (Sun et al. 2023, arXiv 2306.11695); abs(w) as a share of its row's
+        sum and of its column's, both added, times the root of the norm (Zhang et al. 2024, "Plug-and-play: an efficient
+        post-training pruning method for large language models"); w² / [H⁻¹]_jj, the error that the best repair of all
+        other weights leaves (Hassibi and Stork 1993, "Second order derivatives for network pruning: optimal brain
+        surgeon"); what `admm` finds.
     weight : Tensor of float64, shape (groups, outputs, inputs)
     norms : Tensor of float64, shape (groups, inputs)
         The norm of each input over the calibration data.
     curvature : Curvature
         H, damped before it is inverted.
+    project : callable
+        Returns the mask of scores, for "admm".
     """
     if score == "magnitude":
         return weight.abs()
     if score == "wanda":
         return weight.abs() * norms.unsqueeze(1)
+    if score == "ria":
+        shares = [_share(weight.abs(), axis) for axis in (1, 2)]
+        return (shares[0] + shares[1]) * norms.unsqueeze(1).sqrt()
+    if score == "admm":
+        return admm(weight, curvature.system, project).square()
     return weight.square() / curvature.inverse.diagonal(dim1=1, dim2=2).unsqueeze(1)
+
+
+def _share(magnitudes: Tensor, axis: int) -> Tensor:
+    total = magnitudes.sum(axis, keepdim=True)
+    return magnitudes / torch.where(total > 0, total, 1.0)
 
 
 def one_step(weight: Tensor, repaired: Tensor, gram: Tensor) -> Tensor:
