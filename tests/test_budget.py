@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from masksolve import Pattern, certify, solve_matrix
 from masksolve import _knapsack as knapsack
-from masksolve._globs import matches
+from masksolve._globs import GlobTable, escaped, matches
 from masksolve._patterns import as_patterns, globs_of_names
 from masksolve.budget import Budget, choose_patterns, kept_by_n, spend
+from tests.extras import need
 from tests.tables import spread, weights_of
 
 # Of one m, which is no power of two in half of them.
@@ -169,7 +170,7 @@ def test_figures_are_what_certified_masks_keep(family: str, direction: str, shap
     for n in (1, 2, 3):
         mask = solve_matrix(weights, n, 4, direction=direction)
         assert certify(weights, mask, n, 4, direction=direction).optimal
-        assert kept[n] == importance.sum(where=mask)
+        assert kept[n] == pytest.approx(importance.sum(where=mask), rel=1e-12)
     # Concave where there are whole tiles alone: what one more entry of each group is worth never grows.
     if shape[-2] % 4 == shape[-1] % 4 == 0:
         assert (np.diff(kept, 2) <= 1e-9 * kept[4]).all()
@@ -232,6 +233,15 @@ def test_names_of_any_characters_get_their_own_patterns(names: list[str]) -> Non
             assert sum(matches(name, [glob]) for glob in globs if "." in glob) == 1
 
 
+@given(
+    st.lists(st.text("ab.[]*?!-", min_size=1, max_size=5), max_size=6, unique=True),
+    st.text("ab.[]*?!-", min_size=1, max_size=7),
+)
+def test_globs_that_are_looked_up_match_as_those_that_are_tried(globs: list[str], name: str) -> None:
+    globs = list(dict.fromkeys([*globs, *map(escaped, globs), *name.split("."), escaped(name)]))
+    assert GlobTable(globs).matching(name) == [index for index, glob in enumerate(globs) if matches(name, [glob])]
+
+
 def test_a_budget_is_frozen_prints_as_one_line_and_becomes_json() -> None:
     found = spend({"a.weight": [0, 4, 5], "b.weight": [0, 1, 2]}, {"a.weight": 100, "b.weight": 60}, 0.9)
     assert repr(found) == "<Budget of 2 layers, 1 to 2 of 2: density 0.6875 (asked for 0.9), value 6, 5 at 1:2 for all>"
@@ -251,6 +261,26 @@ def test_a_budget_is_frozen_prints_as_one_line_and_becomes_json() -> None:
 
 
 W = np.ones((8, 8))
+
+
+def test_a_model_takes_the_patterns() -> None:
+    need("torch")
+    import torch
+
+    from masksolve.torch import Sparsifier
+
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 32))
+    with torch.no_grad():
+        model[2].weight *= 3
+    weights = {name: value.numpy() for name, value in model.state_dict().items() if value.ndim > 1}
+    found = choose_patterns(weights, 4, 0.4)
+    assert len(set(found.patterns.values())) == 2
+    Sparsifier(model, found.patterns).finalize()
+    pruned = [value for value in model.state_dict().values() if value.ndim > 1]
+    assert sum(int((value != 0).sum()) for value in pruned) == kept_weights(found)
+    assert sum(float(value.abs().sum()) for value in pruned) == pytest.approx(found.value, rel=1e-5)
+
+
 BAD: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
     "no mapping": (choose_patterns, ([W], 4, 0.5), {}, TypeError, "weights must map names of layers .*, got list"),
     "an empty mapping": (choose_patterns, ({}, 4, 0.5), {}, ValueError, "weights is an empty mapping; give at least"),
