@@ -450,7 +450,7 @@ def _verdicts(result: CheckReport) -> Iterator[str]:
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
 @click.option(
     "--importance",
-    type=click.Choice(["magnitude", "wanda", "ria", "hessian", "admm"]),
+    type=click.Choice(["magnitude", "wanda", "ria", "hessian", "sparsegpt", "admm"]),
     default="magnitude",
     show_default=True,
     help="What to keep most of.",

@@ -204,7 +204,7 @@ BAD = {
     "text for code": (["--calibration", "zoo_of_tests.py"], "is neither .npy nor .safetensors"),
     "unknown importance": (
         ["--model", "nowhere", "--importance", "fisher"],
-        "'--importance': 'fisher' is not one of 'magnitude', 'wanda', 'ria', 'hessian', 'admm'",
+        "'--importance': 'fisher' is not one of 'magnitude', 'wanda', 'ria', 'hessian', 'sparsegpt', 'admm'",
     ),
     "unknown solver": (["--model", "nowhere", "--solver", "sgd"], "'--solver': 'sgd' is not one of"),
     "unknown direction": (["--model", "nowhere", "--direction", "row"], "'--direction': 'row' is not one of"),

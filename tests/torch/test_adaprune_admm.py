@@ -31,8 +31,8 @@ def system_of(x: Tensor) -> Tensor:
     return (gram + 1e-2 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64))[None]
 
 
-def projection(n: int, m: int, direction: Any = "both") -> Callable[[Tensor], Tensor]:
-    def project(scores: Tensor) -> Tensor:
+def projection(n: int, m: int, direction: Any = "both") -> Callable[..., Tensor]:
+    def project(scores: Tensor, first: int = 0) -> Tensor:
         return torch.from_numpy(ms.solve_matrix(scores[0].numpy(), n, m, direction=direction))[None]
 
     return project
@@ -64,7 +64,7 @@ def test_every_step_masks_no_worse_than_the_last_mask_would(pattern: tuple[int, 
     layer, x = problem(1)
     seen: list[Tensor] = []
 
-    def project(scores: Tensor) -> Tensor:
+    def project(scores: Tensor, first: int) -> Tensor:
         mask = projection(*pattern, direction)(scores)
         assert ms.is_valid_mask(mask[0].numpy(), *pattern, direction=direction)
         if seen:
@@ -84,7 +84,7 @@ def test_errors_are_smaller_than_those_of_every_score_of_single_weights(
     errors: dict[str, list[float]] = {}
     for seed in range(20):
         dense, x = problem(seed)
-        for importance in ("magnitude", "wanda", "ria", "hessian", "admm"):
+        for importance in ("magnitude", "wanda", "ria", "hessian", "sparsegpt", "admm"):
             layer = copy.deepcopy(dense)
             options: dict[str, Any] = {"direction": direction, "importance": importance, **ALONE}
             (found,) = adaprune(layer, [x], pattern, **options).layers
@@ -162,9 +162,10 @@ def test_the_relative_importance_is_the_published_one() -> None:
     assert found.kept_importance == pytest.approx(scores[mask].sum() / scores.sum(), rel=1e-9)
 
 
-def test_masks_that_are_found_with_weights_are_not_found_again() -> None:
+@pytest.mark.parametrize("importance", ["sparsegpt", "admm"])
+def test_masks_that_are_found_with_weights_are_not_found_again(importance: Any) -> None:
     layer, x = problem(7)
     before = layer.weight.detach().clone()
-    with pytest.raises(ValueError, match=r"alternations=2 .*'admm' does so already; leave out one"):
-        adaprune(layer, [x], "2:4", importance="admm", alternations=2, **ALONE)
+    with pytest.raises(ValueError, match=rf"alternations=2 .*'{importance}' does so already; leave out one"):
+        adaprune(layer, [x], "2:4", importance=importance, alternations=2, **ALONE)
     assert torch.equal(layer.weight, before)

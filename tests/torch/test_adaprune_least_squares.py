@@ -164,7 +164,7 @@ def test_what_the_kept_inputs_can_express_is_recovered(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("solver", ["lstsq", "adam", "absorb", "none"])
-@pytest.mark.parametrize("importance", ["magnitude", "wanda", "ria", "hessian", "admm"])
+@pytest.mark.parametrize("importance", ["magnitude", "wanda", "ria", "hessian", "sparsegpt", "admm"])
 def test_masks_stay_valid_to_the_last_bit(kind: str, solver: Any, importance: Any) -> None:
     layer, x = layer_and_inputs(kind, samples=8)
     groups = getattr(layer, "groups", 1)

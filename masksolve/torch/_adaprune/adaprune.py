@@ -83,10 +83,11 @@ def adaprune(
     direction : {"both", "rows", "columns"}
         "both": transposable. One-sided: "rows", n of every m inputs of an output; "columns", of every m outputs of an
         input.
-    importance : {"magnitude", "wanda", "ria", "hessian", "admm"} or callable
+    importance : {"magnitude", "wanda", "ria", "hessian", "sparsegpt", "admm"} or callable
         What masks keep most of: abs(w); abs(w) times the norm of its input; abs(w) as a share of its row's sum and of
         its column's, both added, times the root of that norm; w² / [H⁻¹]_jj, the score of optimal brain surgeon;
-        squares of weights that are found together with the mask, see Notes; or the scores that a callable returns for
+        that score of what weights have become when their turn comes, and squares of weights that are found together
+        with the mask, see Notes; or the scores that a callable returns for
         a weight's name and Parameter, of its shape, not negative.
     masks : mapping of str to Tensor of bool, optional
         The masks of some weights, True = kept, in place of those that keep the most importance; the other weights are
@@ -109,7 +110,7 @@ def adaprune(
         Zeros stay zero, and masks keep at most n. For models that are sparse already.
     alternations : int
         How often to find masks again from the repaired weights, at most. A layer stops where that does not help. For
-        masks that are found by a named importance, other than "admm".
+        masks that are found by a named importance, "sparsegpt" and "admm" aside.
     damping : float
         The amount added to the diagonal of H, as a share of its mean.
     iterations : int
@@ -148,6 +149,7 @@ def adaprune(
     gradients of all outputs at once, about 100 x outputs x inputs²: the error, damping included, is then within a
     millionth of the least, with a proof for each output.
 
+    "sparsegpt" is the order of Frantar and Alistarh 2023 (arXiv 2301.00774), with a tile's inputs masked at once.
     "admm" is the alternating direction method of multipliers of Meng et al. 2024 ("ALPS", arXiv 2406.07831), which
     moves all weights and finds the mask of the moved ones again, some thirty times, until both agree; as its masks are
     exact, transposable ones included, they converge as the authors prove. In language models layers are left with half
@@ -206,15 +208,15 @@ def adaprune(
     )
     if alternations and masks is not None:
         raise ValueError(f"alternations={alternations} finds masks again, but masks were given; use one of the two")
-    if alternations and importance == "admm":
+    if alternations and importance in ("sparsegpt", "admm"):
         raise ValueError(
-            f"alternations={alternations} finds masks again from the repaired weights, and importance='admm' does so "
-            "already; leave out one of them"
+            f"alternations={alternations} finds masks again from the repaired weights, and importance={importance!r} "
+            "does so already; leave out one of them"
         )
     if alternations and callable(importance):
         raise ValueError(
             f"alternations={alternations} scores weights that are not the model's, which a callable importance cannot; "
-            f"use one of {', '.join(repr(each) for each in SCORES if each != 'admm')}"
+            f"use one of {', '.join(repr(each) for each in SCORES if each not in ('sparsegpt', 'admm'))}"
         )
     tasks, lines = choose_tasks(
         model,

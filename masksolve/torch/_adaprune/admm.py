@@ -22,7 +22,7 @@ _STEPS, _ENOUGH, _SETTLED = 300, 30, 3e-4
 _SMALLEST = 1e-4
 
 
-def admm(weight: Tensor, system: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+def admm(weight: Tensor, system: Tensor, project: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Return values whose squares are what the mask is to keep most of.
 
     Parameters
@@ -31,7 +31,7 @@ def admm(weight: Tensor, system: Tensor, project: Callable[[Tensor], Tensor]) ->
     system : Tensor of float64, shape (groups, inputs, inputs)
         H, damped: the error is that of the outputs.
     project : callable
-        Returns the mask, shaped like the weight, that keeps most of the scores that it is given, in float32.
+        Returns the mask that keeps most of the scores of all inputs from one on, 0: float32, shaped like the weight.
 
     Returns
     -------
@@ -80,7 +80,7 @@ class _Steps:
         That of D.
     """
 
-    def __init__(self, dense: Tensor, system: Tensor, project: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, dense: Tensor, system: Tensor, project: Callable[[Tensor, int], Tensor]) -> None:
         self._dense, self._system, self._project = dense, system, project
         self._inverse: tuple[float, Any] = (0.0, None)
         self.start()
@@ -99,7 +99,7 @@ class _Steps:
         self.prices = rho * (moved - self.masked)
 
     def _mask_of(self, values: Tensor) -> None:
-        self.mask = self._project(values.square())
+        self.mask = self._project(values.square(), 0)
         self.masked = torch.where(self.mask, values, 0.0)
 
     def _inverse_for(self, rho: float) -> Tensor:

@@ -165,6 +165,11 @@ class _Layer:
     corrects: bool
     energy: float
 
+    @property
+    def inputs_axis(self) -> int:
+        """The axis of the weight that holds its inputs, or their channels."""
+        return self.task.layout.matrix_axes(self.dense.ndim)[1]
+
 
 def _layer_of(task: Task, inputs: GroupInputs, options: LayerOptions) -> _Layer:
     dense = task.weight.detach()
@@ -211,12 +216,17 @@ def _scores(layer: _Layer, rows: Tensor, options: LayerOptions) -> Tensor:
     norms = layer.inputs.curvature.gram.diagonal(dim1=1, dim2=2).sqrt()
     # Without inputs every weight would count for nothing.
     norms = torch.where(layer.inputs.tokens.to(norms.device).unsqueeze(1) > 0, norms, 1.0)
-    masks = _Masks(layer, options)
+    masks, layout, axis = _Masks(layer, options), layer.task.layout, layer.inputs_axis
+    # Inputs of a convolution, in the order of its kernel, are as many times its channels.
+    kernel = rows.shape[2] // layer.dense.shape[axis]
 
-    def project(scores: Tensor) -> Tensor:
-        return layer.task.layout.operators(masks.of(_from_rows(layer, scores)))
+    def project(scores: Tensor, first: int) -> Tensor:
+        shape = list(layer.dense.shape)
+        shape[axis] = scores.shape[2] // kernel
+        return layout.operators(masks.of(layout.weight_of(scores, shape), first // kernel))
 
-    return _from_rows(layer, scores_of(options.importance, rows, norms, layer.curvature, project))
+    width = kernel * layer.task.pattern.m
+    return _from_rows(layer, scores_of(options.importance, rows, norms, layer.curvature, width, project))
 
 
 class _Masks:
@@ -230,20 +240,22 @@ class _Masks:
             saturated=not options.respect_zeros,
             direction=options.direction,
         )
-        self._potentials: Tensor | None = None
+        self._potentials: dict[int, Tensor | None] = {}
 
-    def of(self, scores: Tensor) -> Tensor:
-        """Return the mask that keeps most of the scores, which are shaped like the weight."""
+    def of(self, scores: Tensor, first: int = 0) -> Tensor:
+        """Return the mask that keeps most of the scores, shaped like the weight of all input channels from one on."""
         layer, layout = self._layer, self._layer.task.site.layout
+        axis = layer.inputs_axis
+        nonzero = layer.dense.narrow(axis, first, scores.shape[axis]) != 0
         if self._respects_zeros:
-            scores = torch.where(layer.dense != 0, scores, 0.0)
+            scores = torch.where(nonzero, scores, 0.0)
         try:
-            found = solve_masks(layout.matrices(scores), self._recipe, self._potentials)
+            found = solve_masks(layout.matrices(scores), self._recipe, self._potentials.get(first))
         except ValueError as error:
             raise ValueError(f"parameter {layer.task.name!r}: {error}; nothing was changed") from error
-        self._potentials = found.potentials
+        self._potentials[first] = found.potentials
         mask = layout.weight(found.masks)
-        return mask & (layer.dense != 0) if self._respects_zeros else mask
+        return mask & nonzero if self._respects_zeros else mask
 
 
 def _repaired(
