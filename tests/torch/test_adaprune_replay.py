@@ -174,6 +174,45 @@ def routed() -> tuple[nn.Module, list[Any]]:
     return Routed(), [[torch.randn(15, 16), experts] for experts in order]
 
 
+class Recurrent(nn.Module):
+    """Modules of several weights, which are repaired one after the other; the first states are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.first, self.second = nn.Linear(16, 8), nn.RNN(8, 8), nn.LSTM(8, 8)
+        self.after = nn.Linear(8, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(self.before(x)[:, 0])[0].flip(0))[0]
+        return self.after(x)  # type: ignore[no-any-return]
+
+
+def recurrent() -> tuple[nn.Module, list[Any]]:
+    return Recurrent(), list(torch.randn(60, 2, 16).split(20))
+
+
+def gpt2() -> tuple[nn.Module, list[Any]]:
+    import transformers
+
+    config = transformers.GPT2Config(vocab_size=48, n_positions=12, n_embd=16, n_layer=3, n_head=2)
+    return transformers.GPT2LMHeadModel(config), tokens()
+
+
+def mixtral() -> tuple[nn.Module, list[Any]]:
+    import transformers
+
+    config = transformers.MixtralConfig(
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=3,
+    )
+    return transformers.MixtralForCausalLM(config), tokens()
+
+
 MODELS: dict[str, Callable[[], tuple[nn.Module, list[Any]]]] = {
     "MLP": mlp,
     "ResNet": resnet,
@@ -184,6 +223,9 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, list[Any]]]] = {
     "skips": skips,
     "keeper": keeper,
     "routed": routed,
+    "recurrent": recurrent,
+    "GPT-2": gpt2,
+    "Mixtral": mixtral,
 }
 
 
@@ -215,6 +257,29 @@ def test_running_what_follows_finds_what_running_the_whole_model_finds(
         assert torch.equal(value == 0, other == 0), key
     assert not any("forward" in module.__dict__ for module in model.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+class Sliced(nn.Module):
+    """A part of a finished layer's output goes into a module of two weights, of which one first sees zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.inner, self.after = nn.Linear(8, 8), nn.RNN(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.inner(self.before(x)[:, 0])[0])  # type: ignore[no-any-return]
+
+
+def test_a_module_gets_its_input_for_each_of_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, batches = Sliced().double(), list(torch.randn(72, 2, 8).double().split(9))
+    obvious = copy.deepcopy(model)
+    report = adaprune(model, batches, "2:4")
+    assert [layer.name for layer in report.layers] == ["inner.weight_ih_l0", "inner.weight_hh_l0"]
+    with whole_runs(monkeypatch):
+        adaprune(obvious, batches, "2:4")
+    for value, other in zip(model.parameters(), obvious.parameters(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("sequential", [True, False])

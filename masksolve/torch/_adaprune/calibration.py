@@ -174,7 +174,7 @@ class Trace:
     entered : dict
         Of each module that holds a layer, how often every batch calls it at all.
     digests : dict
-        Of each, those of its first input in each of the first batches.
+        Of each, those of all its inputs together in each of the first batches.
     hidden : dict
         Of those whose inputs are not all seen, the operation that reads the weight.
     """
@@ -190,10 +190,14 @@ class Trace:
 
 
 class Digest(NamedTuple):
-    """Two numbers by which tensors differ: the product with a random one, and the norm."""
+    """Two numbers by which tensors differ: the product with a random one, and the norm. Of several, their sums."""
 
     product: float
     norm: float
+
+    def plus(self, other: Digest | None) -> Digest:
+        """Return the digest of the tensors of both."""
+        return self if other is None else Digest(self.product + other.product, self.norm + other.norm)
 
     def is_near(self, expected: Digest) -> bool:
         """Return whether this is the digest of a tensor that was computed again."""
@@ -293,8 +297,9 @@ class Calibration:
                 if index == 0 and not isinstance(source.module, _BatchNorm):
                     found.first = found.first or source
                     found.last = source
-                if index < _TRIED and index not in found.digests.setdefault(source, {}):
-                    found.digests[source][index] = digest(x)
+                if index < _TRIED:
+                    digests = found.digests.setdefault(source, {})
+                    digests[index] = digest(x).plus(digests.get(index))
                 if source in watchers:
                     watchers[source](source, x, groups)
 
@@ -321,8 +326,7 @@ class Calibration:
             seen: dict[Source, Digest] = {}
 
             def see(source: Source, x: Tensor, groups: range) -> None:
-                if source not in seen:
-                    seen[source] = digest(x)
+                seen[source] = digest(x).plus(seen.get(source))
 
             try:
                 self._show(index, trace, dict.fromkeys(group, see))

@@ -183,7 +183,10 @@ class Replay:
         """Keep the input of a layer before which nothing changes any more."""
         if module not in self._unfinished:
             return
-        is_kept = module in self._once and self._index not in self._without and len(args) == 1
+        fed = self._inputs.get(self._index)
+        # One of several weights is repaired in a run of its own, and the module gets its input once more for the next.
+        is_new = fed is None or fed.layer is not module
+        is_kept = is_new and module in self._once and self._index not in self._without and len(args) == 1
         if self._is_final and is_kept and isinstance(args[0], Tensor):
             frame = self._frames[-1]
             self._inputs[self._index] = _Input(module, frame, args[0].clone())
@@ -212,8 +215,8 @@ class Replay:
             if is_first and module in outputs:
                 return self._returned(frame, module, outputs)
             fed = self._inputs.get(self._index)
-            if is_first and fed is not None and fed.layer is module and module not in self._unfinished:
-                args, kwargs = (self._inputs.pop(self._index).x,), {}
+            if is_first and fed is not None and fed.layer is module:
+                args, kwargs = (fed.x.clone() if module in self._unfinished else self._inputs.pop(self._index).x,), {}
             self._frames.append(module)
             try:
                 output = forward(*args, **kwargs)

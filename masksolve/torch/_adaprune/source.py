@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -73,10 +72,9 @@ class Source:
         return bias if bias is not None and bias.numel() == self.operators[..., 0].numel() else None
 
     def output(self, weight: Tensor, bias: Tensor | None, x: Tensor, groups: range) -> Tensor:
-        """Return what these groups of the weight, with the bias, make of the input of a call."""
-        if not self.is_multiplied:
-            changed = {self.attribute: weight} if bias is None else {self.attribute: weight, "bias": bias}
-            found: Tensor = functional_call(self.module, changed, (x,))
+        """Return what these groups of the weight, with the bias, make of rows of inputs or images."""
+        if isinstance(self.owner, _ConvNd):
+            found: Tensor = self.owner._conv_forward(x, weight, bias)
             return found
         chosen = slice(groups.start, groups.stop)
         added = None if bias is None else bias.view(self.operators.shape[:2])[chosen].flatten()
