@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 # Sums that are looked at when one item is added; each takes a few dozen bytes.
 _MOST_SUMS = 1 << 23
-# Of the sum of all differences of values: what losses are off by through rounding, many times over.
-_ROUNDING = 2.0**-48
+# Of what is added up: what sums are off by through rounding, several times over.
+_ROUNDING = 2.0**-50
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -125,10 +125,14 @@ def solve(values: Sequence[Floats], costs: Sequence[Integers], room: int) -> lis
         _Options(item.numbers, (item.costs - item.costs[at]) // unit, item.values - item.values[at])
         for item, at in zip(items, first, strict=True)
     ]
-    rounding = _ROUNDING * math.fsum(float(np.ptp(item.values)) for item in items)
     sides = (_Sums(), _Sums())
     best, pair = _best_pair(sides, left)
     losses = [np.maximum(price * move.costs - move.values, 0) for move in moves]
+    sizes = [price * np.abs(move.costs) + np.abs(move.values) for move in moves]
+    # Not of moves that lose too much to be made, which may be larger than all others by far.
+    rounding = _ROUNDING * math.fsum(
+        [price * left, *(float(size[loss <= 2 * price * left].max()) for size, loss in zip(sizes, losses, strict=True))]
+    )
     # First those that lose least by a change: they fill the room that is left. Of equals, those around the item that
     # did not fit: some of them can take room, the others give some.
     least = [float(np.partition(loss, 1)[1]) if len(loss) > 1 else math.inf for loss in losses]

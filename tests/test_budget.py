@@ -90,7 +90,9 @@ def test_the_choice_is_that_of_brute_force(aim: str, m: int, of_one_size: bool) 
 @given(st.data())
 def test_the_knapsack_is_that_of_brute_force(data: st.DataObject) -> None:
     options = st.lists(st.tuples(st.integers(-20, 20), st.integers(0, 30)), min_size=1, max_size=5)
-    items = data.draw(st.lists(options, min_size=1, max_size=5))
+    # Some may be worth more than all others by far: sums are whole numbers below 2**53 nevertheless.
+    drawn = data.draw(st.lists(st.tuples(options, st.sampled_from([1, 1, 8, 2**40])), min_size=1, max_size=5))
+    items = [[(value * unit, cost) for value, cost in item] for item, unit in drawn]
     values = [np.array([value for value, _ in item], np.float64) for item in items]
     costs = [np.array([cost for _, cost in item], np.int64) for item in items]
     cheapest = sum(int(each.min()) for each in costs)
