@@ -434,7 +434,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception
         [X],
         {"importance": None},
         TypeError,
-        "importance must be one of 'magnitude', 'wanda', 'ria', 'hessian', 'admm', or",
+        "importance must be one of 'magnitude', 'wanda', 'ria', 'hessian', 'sparsegpt', 'admm', or",
     ),
     (mlp, [X], {"masks": "wanda"}, TypeError, "masks must be a mapping of names to bool tensors, got 'wanda'"),
     (
