@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from masksolve.checkpoint import prune_checkpoint
 from masksolve.torch._adaprune import adaprune as implementation
 from masksolve.torch._adaprune.layer import SOLVERS
 from masksolve.torch._adaprune.scores import SCORES
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.cli.conftest import Run
 
 FACTORY = """
 import torch
@@ -56,20 +55,13 @@ def broken():
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Run `masksolve adaprune` in a folder that has a factory and data: (exit code, stdout, stderr)."""
     (tmp_path / "zoo_of_tests.py").write_text(FACTORY)
     (tmp_path / "parts_of_tests.py").write_text("from zoo_of_tests import make")
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32))
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["masksolve", "adaprune", *map(str, arguments)])
-        code = cli.main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return partial(run, "adaprune")
 
 
 CODE = ("--model", "zoo_of_tests:make", "--pattern", "3:4", "--output", "out")

@@ -5,33 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from masksolve import cli
 from masksolve.checkpoint import budget_checkpoint
 from tests.checkpoints import tensors_of, write_shard
+from tests.cli.conftest import Run
 
-Run = Callable[..., tuple[int, str, str]]
 ODD = 'qu"ote\\[0] *? \x7f\t\u00fc\U0001f600.weight'
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["masksolve", *map(str, arguments)])
-        code = cli.main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -1,26 +1,8 @@
 """`masksolve diversity` and `masksolve odds`: what they print, and their exit codes."""
 
-import sys
-from collections.abc import Callable
-
 import pytest
 
-from masksolve import cli
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["masksolve", *arguments])
-        code = cli.main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+from tests.cli.conftest import Run
 
 
 def fields(out: str, line: str) -> list[str]:
