@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import xxhash
 
@@ -48,44 +49,51 @@ _OUTPUT, _MASKS = "output", "masks.safetensors"
 
 
 @dataclass(frozen=True)
-class Request:
-    """The order for a run.
+class Steps:
+    """What workers do with each unit, in this order; the functions get the job and the unit first.
 
     Attributes
     ----------
-    checkpoint, chosen
-        The input, and which of its tensors get masks.
-    patterns, direction
-        What masks are asked for; the direction is None where given masks have several.
-    globs, identified_by
-        How these were chosen, and what says what tensors are.
-    job : Job
+    doing : str
+        What the second step is called while it is done.
+    read : callable
+        Return the fingerprint of a unit of the input.
+    write : callable
+        Given the target and the fingerprint, write a unit of the output and return its record.
+    verify : callable
+        Given the target and the record, return whether the output holds the unit.
+    """
+
+    doing: str
+    read: Callable[[Any, Any], str]
+    write: Callable[[Any, Any, Target, str], UnitRecord]
+    verify: Callable[[Any, Any, Target, UnitRecord], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order(ABC):
+    """The order for a run: what is common to all kinds of them.
+
+    Attributes
+    ----------
+    checkpoint
+        The input.
+    job
+        What workers are told of the run.
     output, masks : Path or None
         What is to be written.
-    record : str
-        What stands in the record beside the weights, if the output is a folder.
     overwrite, resume
         As for `prune_checkpoint`.
-    places : mapping of str to Place
-        Where in their file stored masks lie.
-    other_weights : bool
-        Whether stored masks may have been made for other weights.
     """
 
     checkpoint: Checkpoint
-    chosen: Sequence[ChosenTensor]
-    patterns: Patterns
-    direction: Direction | None
-    globs: Globs
-    identified_by: str
-    job: Job
+    job: Any
     output: Path | None
-    masks: Path | None
-    record: str
+    masks: Path | None = None
     overwrite: bool
     resume: bool
-    places: Mapping[str, Place] = field(default_factory=dict)
-    other_weights: bool = False
+
+    steps: ClassVar[Steps]
 
     @property
     def target(self) -> Path:
@@ -93,6 +101,80 @@ class Request:
         target = self.output if self.output is not None else self.masks
         assert target is not None
         return target
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders that are read, which no output may be."""
+        # Links among them may lead anywhere, into the output too.
+        return [self.checkpoint.path, *(self.checkpoint.folder / file.name for file in self.checkpoint.files)]
+
+    @property
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that have to be the same for a run to be resumed, as JSON, by the names that messages use."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of each file of the output."""
+        return {file.name: file.size for file in self.checkpoint.files}
+
+    @abstractmethod
+    def units(self) -> list[Unit]:
+        """Return the units of the input."""
+
+    def trial(self) -> tuple[Any, ...] | None:
+        """Return a function that a worker calls before all others begin, and its arguments."""
+        return None
+
+    def prepare(self, data: Path, hashes: dict[str, str]) -> None:
+        """Make the unfinished files, in full size."""
+        if self.output is not None:
+            for name, size in self.sizes.items():
+                allocate(data / _OUTPUT / name, size)
+
+    def place(self, units: list[Unit], hashes: dict[str, str], data: Path) -> list[Unit]:
+        """Return the units with what could not be known before the hashes of the tensors were."""
+        return units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Order):
+    """The order for pruning.
+
+    Attributes
+    ----------
+    chosen
+        Which tensors get masks.
+    patterns, direction
+        What masks are asked for; the direction is None where given masks have several.
+    globs, identified_by
+        How these were chosen, and what says what tensors are.
+    job : Job
+    record : str
+        What stands in the record beside the weights, if the output is a folder.
+    places : mapping of str to Place
+        Where in their file stored masks lie.
+    other_weights : bool
+        Whether stored masks may have been made for other weights.
+    """
+
+    job: Job
+    chosen: Sequence[ChosenTensor]
+    patterns: Patterns
+    direction: Direction | None
+    globs: Globs
+    identified_by: str
+    record: str
+    places: Mapping[str, Place] = field(default_factory=dict)
+    other_weights: bool = False
+
+    steps: ClassVar[Steps] = Steps("pruning", fingerprint_unit, prune_unit, verify_unit)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders that are read, which no output may be."""
+        masks = self.job.masks
+        return [*super().inputs, *([masks.file] if isinstance(masks, StoredMasks) else [])]
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -118,6 +200,45 @@ class Request:
             "the hash of the record": xxhash.xxh3_128_hexdigest(self.record.encode()),
         }
 
+    def units(self) -> list[Unit]:
+        """Return the units of the input: without an output, only those that have masks."""
+        units = units_of(self.checkpoint, self.chosen)
+        return units if self.output is not None else [unit for unit in units if unit.tensor is not None]
+
+    def trial(self) -> tuple[Any, ...]:
+        """Return the call that solves a tile of each kind, so that all others find its code on the disk."""
+        return try_method, self.job, self.chosen
+
+    def prepare(self, data: Path, hashes: dict[str, str]) -> None:
+        """Make the unfinished files, the record and the file of masks among them."""
+        super().prepare(data, hashes)
+        if self.output is not None and self.checkpoint.is_folder:
+            with (data / _OUTPUT / RECORD).open("w", encoding="utf-8") as record:
+                record.write(self.record)
+                record.flush()
+                os.fsync(record.fileno())
+        if self.masks is not None:
+            header = masks_header(self.chosen, hashes)
+            places = places_in(self.chosen, header)
+            ends = [
+                places[tensor.name].offset + tensor.flat_shape[0] * places[tensor.name].row for tensor in self.chosen
+            ]
+            allocate(data / _MASKS, max(ends))
+
+    def place(self, units: list[Unit], hashes: dict[str, str], data: Path) -> list[Unit]:
+        """Return the units with the places of their masks, if there are any; begins the file of masks to write."""
+        if isinstance(self.job.masks, StoredMasks):
+            return place_masks(units, self.places)
+        if self.masks is None:
+            return units
+        header = masks_header(self.chosen, hashes)
+        if (data / _MASKS).exists():  # not published yet
+            # No unit holds the header, so every run writes it.
+            with (data / _MASKS).open("r+b", buffering=0) as file:
+                put(file, 0, memoryview(header))
+                sync(file)
+        return place_masks(units, places_in(self.chosen, header))
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -128,56 +249,55 @@ class Outcome:
 
 
 def run(
-    request: Request,
+    order: Order,
     workers: int | Executor | None,
     on_progress: OnProgress | None,
     check: Callable[[dict[str, str]], None] | None = None,
 ) -> Outcome:
-    """Do what is requested, or what an unfinished run has left of it.
+    """Do what is ordered, or what an unfinished run has left of it.
 
     `check` is called with the hash of each chosen tensor's weights before anything is written.
     """
-    _check_targets(request)
-    units = units_of(request.checkpoint, request.chosen)
-    if request.output is None:
-        units = [unit for unit in units if unit.tensor is not None]
+    _check_targets(order)
+    units = order.units()
     with ExitStack() as stack:
-        workspace = stack.enter_context(open_workspace(request.target))
-        if request.masks is not None and request.masks != request.target:
+        workspace = stack.enter_context(open_workspace(order.target))
+        if order.masks is not None and order.masks != order.target:
             # Only to keep others out.
-            stack.enter_context(open_workspace(request.masks))
-        _check_unfinished(request, workspace)
-        if request.output is not None and workspace.read_manifest() is None:
+            stack.enter_context(open_workspace(order.masks))
+        _check_unfinished(order, workspace)
+        if order.output is not None and workspace.read_manifest() is None:
             # The input may take hours to read.
-            check_room(workspace.folder, sum(file.size for file in request.checkpoint.files))
+            check_room(workspace.folder, sum(order.sizes.values()))
         nbytes = sum(unit.nbytes for unit in units)
         with _noting_what_is_kept(workspace, len(units)), executor_for(workers, nbytes) as executor:
-            # One first, so that the others find its code on the disk.
-            list(run_all(executor, try_method, [(0, (request.job, request.chosen))]))
-            team = _Team(executor, request.job, units, on_progress)
+            trial = order.trial()
+            if trial is not None:
+                list(run_all(executor, trial[0], [(0, trial[1:])]))
+            team = _Team(executor, order.job, order.steps, units, on_progress)
             fingerprints = team.fingerprint()
             hashes = hashes_of(units, fingerprints)
             if check is not None:
                 check(hashes)
             manifest = {
                 "masksolve": __version__,
-                "arguments": request.arguments,
-                "files": [[file.name, file.size] for file in request.checkpoint.files],
+                "arguments": order.arguments,
+                "files": [[file.name, file.size] for file in order.checkpoint.files],
                 "units": fingerprints,
             }
             unfinished = workspace.read_manifest()
             if unfinished is None:
-                data = _prepare(request, workspace, hashes)
+                data = _prepare(order, workspace, hashes)
                 workspace.write_manifest({**manifest, "data": data.name})
             else:
-                _check_same(request, unfinished, manifest, units)
+                _check_same(order, unfinished, manifest, units)
                 data = workspace.folder / unfinished["data"]
-            team = replace(team, units=_with_masks(request, units, hashes, data))
+            team = replace(team, units=order.place(units, hashes, data))
             target = Target(
-                None if request.output is None else data / _OUTPUT, None if request.masks is None else data / _MASKS
+                None if order.output is None else data / _OUTPUT, None if order.masks is None else data / _MASKS
             )
             records = _finish(workspace, team, target, fingerprints)
-            _publish(request, workspace, data)
+            _publish(order, workspace, data)
     bands: dict[str, list[BandRecord]] = {}
     for index, unit in enumerate(units):
         band = records[index].band
@@ -186,45 +306,33 @@ def run(
     return Outcome({name: merge_bands(parts) for name, parts in bands.items()}, fingerprints)
 
 
-def _with_masks(request: Request, units: list[Unit], hashes: dict[str, str], data: Path) -> list[Unit]:
-    """Return the units with the places of their masks, if there are any; begins the file of masks to write."""
-    if isinstance(request.job.masks, StoredMasks):
-        return place_masks(units, request.places)
-    if request.masks is None:
-        return units
-    header = masks_header(request.chosen, hashes)
-    if (data / _MASKS).exists():  # not published yet
-        # No unit holds the header, so every run writes it.
-        with (data / _MASKS).open("r+b", buffering=0) as file:
-            put(file, 0, memoryview(header))
-            sync(file)
-    return place_masks(units, places_in(request.chosen, header))
-
-
 @dataclass(frozen=True)
 class _Team:
     """Work on units, done by an executor, with reports of progress."""
 
     executor: Executor
-    job: Job
+    job: Any
+    steps: Steps
     units: list[Unit]
     on_progress: OnProgress | None
 
     def fingerprint(self) -> list[str]:
         """Return the hash of every unit of the input."""
         everything = range(len(self.units))
-        found = dict(self._do("reading", fingerprint_unit, [(index, ()) for index in everything]))
+        found = dict(self._do("reading", self.steps.read, [(index, ()) for index in everything]))
         return [found[index] for index in everything]
 
-    def prune(
+    def write(
         self, missing: Iterable[int], target: Target, fingerprints: Sequence[str]
     ) -> Iterable[tuple[int, UnitRecord]]:
         """Write units of the output."""
-        return self._do("pruning", prune_unit, [(index, (target, fingerprints[index])) for index in missing])
+        return self._do(
+            self.steps.doing, self.steps.write, [(index, (target, fingerprints[index])) for index in missing]
+        )
 
     def verify(self, indices: Iterable[int], target: Target, records: dict[int, UnitRecord]) -> list[int]:
         """Return the units of the output that are not what was written."""
-        found = self._do("verifying", verify_unit, [(index, (target, records[index])) for index in indices])
+        found = self._do("verifying", self.steps.verify, [(index, (target, records[index])) for index in indices])
         return sorted(index for index, is_whole in found if not is_whole)
 
     def _do(
@@ -262,11 +370,14 @@ def _finish(workspace: Workspace, team: _Team, target: Target, fingerprints: Seq
     missing = [index for index in suspects if index not in records]
     with workspace.journal() as journal:
         for _ in range(_ATTEMPTS):
-            for index, record in team.prune(missing, target, fingerprints):
+            for index, record in team.write(missing, target, fingerprints):
                 journal.add({"unit": index, **asdict(record)})
                 records[index] = record
                 tensor = team.units[index].tensor
-                if tensor is not None and all(each in records for each in bands[tensor.name]):
+                # Of a band that is packed there is no more to say.
+                if tensor is None or record.band is None:
+                    continue
+                if all(each in records for each in bands[tensor.name]):
                     _log_tensor(tensor.name, [records[each] for each in bands[tensor.name]])
             bad = team.verify(suspects, target, records)
             if not bad:
@@ -310,17 +421,13 @@ def _noting_what_is_kept(workspace: Workspace, units: int) -> Iterator[None]:
         raise
 
 
-def _check_targets(request: Request) -> None:
+def _check_targets(order: Order) -> None:
     """Refuse, before anything is read, what could not be written at the end."""
-    checkpoint = request.checkpoint
-    # Links among them may lead anywhere, into the output too.
-    inputs = [checkpoint.path, *(checkpoint.folder / file.name for file in checkpoint.files)]
-    if isinstance(request.job.masks, StoredMasks):
-        inputs.append(request.job.masks.file)
-    for target in (request.output, request.masks):
+    checkpoint, inputs = order.checkpoint, order.inputs
+    for target in (order.output, order.masks):
         if target is None:
             continue
-        is_folder = checkpoint.is_folder and target == request.output
+        is_folder = checkpoint.is_folder and target == order.output
         if target.is_symlink() and not target.exists():
             # No folder can be given its name.
             raise FileExistsError(f"the output {target} is a broken link; remove it, or name another")
@@ -331,7 +438,7 @@ def _check_targets(request: Request) -> None:
                 raise IsADirectoryError(f"the output {target} is a folder; name a file in it")
             if not target.is_dir() and is_folder:
                 raise NotADirectoryError(f"the output {target} is a file; the input is a folder, name a folder")
-            if not request.overwrite and not (request.resume and Workspace(request.target).is_verified()):
+            if not order.overwrite and not (order.resume and Workspace(order.target).is_verified()):
                 raise FileExistsError(f"the output {target} exists; name another, or pass `overwrite=True`")
             if is_folder and not list(target.glob("*.safetensors*")):
                 raise CheckpointError(f"the output {target} is a folder that holds no checkpoint, and is not replaced")
@@ -344,39 +451,39 @@ def _check_targets(request: Request) -> None:
         for source in (path.resolve() for path in inputs):
             if source in resolved.parents or resolved in source.parents:
                 raise CheckpointError(f"the output {target} lies within {source}, or that in it; name another place")
-    if request.output is not None and request.masks is not None:
-        output, masks = request.output.resolve(), request.masks.resolve()
+    if order.output is not None and order.masks is not None:
+        output, masks = order.output.resolve(), order.masks.resolve()
         if output == masks or output in masks.parents:
-            raise CheckpointError(f"the masks {request.masks} are, or lie in, the output; name another file")
+            raise CheckpointError(f"the masks {order.masks} are, or lie in, the output; name another file")
         if output.parent.stat().st_dev != masks.parent.stat().st_dev:
-            raise CheckpointError(f"{request.masks} and {request.output} must lie on one file system")
+            raise CheckpointError(f"{order.masks} and {order.output} must lie on one file system")
 
 
-def _check_unfinished(request: Request, workspace: Workspace) -> None:
+def _check_unfinished(order: Order, workspace: Workspace) -> None:
     manifest = workspace.read_manifest()
     if manifest is None:
         return
-    if request.resume:
-        # Of another request, these files are not what was finished; `_check_same` refuses it.
-        if workspace.is_verified() and manifest["arguments"] == request.arguments:
-            _check_not_removed(request, workspace, workspace.folder / manifest["data"])
+    if order.resume:
+        # Of another order, these files are not what was finished; `_check_same` refuses it.
+        if workspace.is_verified() and manifest["arguments"] == order.arguments:
+            _check_not_removed(order, workspace, workspace.folder / manifest["data"])
         return
-    if not request.overwrite:
+    if not order.overwrite:
         raise FileExistsError(
-            f"an earlier run of {request.target} was not finished; `resume=True` continues it, "
+            f"an earlier run of {order.target} was not finished; `resume=True` continues it, "
             "`overwrite=True` discards what it has done"
         )
     workspace.clear()
 
 
-def _check_not_removed(request: Request, workspace: Workspace, data: Path) -> None:
+def _check_not_removed(order: Order, workspace: Workspace, data: Path) -> None:
     """Begin again where what an earlier run had finished, and named, is gone."""
-    files = _files(request, data)
+    files = _files(order, data)
     gone = [target for hidden, target in files if not hidden.exists() and not target.exists()]
     if not gone:
         return
     for _, target in files:
-        if target.exists() and not request.overwrite:
+        if target.exists() and not order.overwrite:
             raise FileExistsError(
                 f"{gone[0]} was finished by an earlier run, and has been removed since; move {target} away too, "
                 "or pass `overwrite=True`"
@@ -385,32 +492,18 @@ def _check_not_removed(request: Request, workspace: Workspace, data: Path) -> No
     workspace.clear()
 
 
-def _prepare(request: Request, workspace: Workspace, hashes: dict[str, str]) -> Path:
-    """Make the unfinished files, in full size."""
+def _prepare(order: Order, workspace: Workspace, hashes: dict[str, str]) -> Path:
+    """Make the unfinished files, in full size, and wait until their names are on the disk."""
     workspace.clear()
     data = workspace.new_data_folder()
-    if request.output is not None:
-        for file in request.checkpoint.files:
-            allocate(data / _OUTPUT / file.name, file.size)
-        if request.checkpoint.is_folder:
-            with (data / _OUTPUT / RECORD).open("w", encoding="utf-8") as record:
-                record.write(request.record)
-                record.flush()
-                os.fsync(record.fileno())
-    if request.masks is not None:
-        header = masks_header(request.chosen, hashes)
-        places = places_in(request.chosen, header)
-        ends = [
-            places[tensor.name].offset + tensor.flat_shape[0] * places[tensor.name].row for tensor in request.chosen
-        ]
-        allocate(data / _MASKS, max(ends))
+    order.prepare(data, hashes)
     # Before there is a manifest that names them.
     for folder in (data, *(path for path in data.rglob("*") if path.is_dir())):
         sync_folder(folder)
     return data
 
 
-def _check_same(request: Request, old: dict[str, Any], new: dict[str, Any], units: Sequence[Unit]) -> None:
+def _check_same(order: Order, old: dict[str, Any], new: dict[str, Any], units: Sequence[Unit]) -> None:
     """Refuse to resume what was begun otherwise, or from another input."""
     difference = None
     if old["masksolve"] != new["masksolve"]:
@@ -430,7 +523,7 @@ def _check_same(request: Request, old: dict[str, Any], new: dict[str, Any], unit
         difference = f"the input has changed: {changed[0]}"
     if difference is not None:
         raise CheckpointError(
-            f"the unfinished run of {request.target} cannot be resumed: {difference}; "
+            f"the unfinished run of {order.target} cannot be resumed: {difference}; "
             "make them the same, or pass `overwrite=True` without `resume` to begin again"
         )
 
@@ -441,23 +534,23 @@ def _plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _files(request: Request, data: Path) -> list[tuple[Path, Path]]:
+def _files(order: Order, data: Path) -> list[tuple[Path, Path]]:
     """Return what is to be published: each file or folder in the hidden folder, and the name that it is given."""
     files = []
-    if request.masks is not None:
-        files.append((data / _MASKS, request.masks))
-    if request.output is not None:
-        is_folder = request.checkpoint.is_folder
-        files.append((data / _OUTPUT if is_folder else data / _OUTPUT / request.checkpoint.path.name, request.output))
+    if order.masks is not None:
+        files.append((data / _MASKS, order.masks))
+    if order.output is not None:
+        is_folder = order.checkpoint.is_folder
+        files.append((data / _OUTPUT if is_folder else data / _OUTPUT / order.checkpoint.path.name, order.output))
     return files
 
 
-def _publish(request: Request, workspace: Workspace, data: Path) -> None:
+def _publish(order: Order, workspace: Workspace, data: Path) -> None:
     """Give the finished files their names; what an earlier run has named already stays."""
-    for hidden, target in _files(request, data):
+    for hidden, target in _files(order, data):
         if not hidden.exists() and target.exists():
             continue
-        if target.exists() and not request.overwrite:
+        if target.exists() and not order.overwrite:
             raise FileExistsError(
                 f"{target} has appeared meanwhile; move it away, and `resume=True` gives the output its name"
             )
