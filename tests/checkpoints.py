@@ -122,7 +122,7 @@ class HereExecutor(Executor):
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         try:
-            if work.__name__ == "prune_unit":
+            if work.__name__ in ("prune_unit", "pack_unit", "unpack_unit"):
                 self._before(self.calls)
                 self.calls += 1
             future.set_result(work(*arguments, **options))

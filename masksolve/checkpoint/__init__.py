@@ -6,6 +6,7 @@ from masksolve.checkpoint._compare import Comparison, TensorComparison, compare_
 from masksolve.checkpoint._executors import WorkerLostError, dask_executor
 from masksolve.checkpoint._file import CheckpointError, ChosenTensor, PrunedAs, TensorInfo
 from masksolve.checkpoint._html import page
+from masksolve.checkpoint._pack import PackedTensor, PackReport, pack_checkpoint, unpack_checkpoint
 from masksolve.checkpoint._plan import CheckpointPlan, PatternPlan, plan_checkpoint
 from masksolve.checkpoint._prune import apply_masks, prune_checkpoint
 from masksolve.checkpoint._quality import TileRecord
@@ -21,6 +22,8 @@ __all__ = [
     "CheckpointPlan",
     "ChosenTensor",
     "Comparison",
+    "PackReport",
+    "PackedTensor",
     "PatternPlan",
     "PruneReport",
     "PrunedAs",
@@ -37,7 +40,9 @@ __all__ = [
     "check_checkpoint",
     "compare_checkpoints",
     "dask_executor",
+    "pack_checkpoint",
     "page",
     "plan_checkpoint",
     "prune_checkpoint",
+    "unpack_checkpoint",
 ]

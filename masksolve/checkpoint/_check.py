@@ -5,23 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from masksolve._check import find_bad_group
-from masksolve._inputs import check_direction
 from masksolve._pattern import Pattern
-from masksolve._patterns import PatternsLike, as_patterns
+from masksolve._patterns import PatternsLike
 from masksolve._tiles import Direction, convolution_matrices
 from masksolve.checkpoint._executors import executor_for, run_all
-from masksolve.checkpoint._file import CheckpointError
-from masksolve.checkpoint._identify import identify
-from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
-from masksolve.checkpoint._record import RECORD, read_record
+from masksolve.checkpoint._layout import read_checkpoint
+from masksolve.checkpoint._pruned import find_pruned
 from masksolve.checkpoint._report import as_plain
 from masksolve.checkpoint._run import OnProgress
-from masksolve.checkpoint._selection import Asked, Given, Globs, SkippedTensor, as_checkpoint_error, select_tensors
+from masksolve.checkpoint._selection import Globs, SkippedTensor
 from masksolve.checkpoint._units import Unit, pieces_of, read_weights, units_of
 from masksolve.checkpoint._work import in_tensor
 
@@ -143,39 +140,10 @@ def check_checkpoint(
     'mask[0, 0:4] keeps 3 of 4 entries; 2:4 along rows allows at most 2'
     >>> folder.cleanup()
     """
-    asked = None if pattern is None else as_patterns(pattern)
-    asked_direction = None if direction is None else check_direction(direction)
-    if record is not None and (stack or convolution or transposed):
-        raise CheckpointError("`record` says how tensors are read; leave out `stack`, `convolution` and `transposed`")
-    checkpoint = read_checkpoint(Path(path).absolute())
     globs = Globs(include, exclude, stack, convolution, transposed)
-    path_of_record = Path(record) if record is not None else _record_beside(checkpoint, globs)
-    decided: Asked | Given
-    if path_of_record is not None:
-        recorded = read_record(path_of_record, checkpoint.tensors)
-        if asked is not None:
-            with as_checkpoint_error():
-                asked.check(dict.fromkeys(recorded), "recorded tensor")
-        pruned = {
-            name: replace(
-                to, pattern=(asked and asked.of(name)) or to.pattern, direction=asked_direction or to.direction
-            )
-            for name, to in recorded.items()
-        }
-        decided = Given(pruned, f"left dense, says {path_of_record.name}")
-        by = path_of_record.name
-    elif asked is None:
-        if _record_beside(checkpoint, Globs()) is not None:
-            raise CheckpointError(
-                f"with `include`, `stack`, `convolution` or `transposed` {RECORD} in {path} is not read; "
-                "give `pattern`, or the file as `record`"
-            )
-        raise CheckpointError(f"no record says to which pattern {path} was pruned; give `pattern`")
-    else:
-        identified = identify(checkpoint)
-        decided = Asked(identified.kinds, asked, asked_direction or "both")
-        by = identified.by
-    chosen, skipped = select_tensors(checkpoint.tensors, globs, decided)
+    checkpoint = read_checkpoint(Path(path).absolute())
+    found = find_pruned(checkpoint, path, pattern, direction, globs, record)
+    chosen = found.chosen
     units = [unit for unit in units_of(checkpoint, chosen) if unit.tensor is not None]
     calls = [(index, (checkpoint.folder, unit)) for index, unit in enumerate(units)]
     total, done = sum(unit.nbytes for unit in units), 0
@@ -195,15 +163,7 @@ def check_checkpoint(
         TensorCheck(tensor.name, tensor.shape, tensor.pattern, tensor.direction, first.get(tensor.name))
         for tensor in chosen
     )
-    return CheckReport(checks, tuple(skipped), by, path_of_record is not None)
-
-
-def _record_beside(checkpoint: Checkpoint, globs: Globs) -> Path | None:
-    """Return the record of the prune, unless the user says which tensors to check."""
-    if globs.choose or not checkpoint.is_folder:
-        return None
-    path = checkpoint.folder / RECORD
-    return path if path.exists() else None
+    return CheckReport(checks, tuple(found.skipped), found.by, found.recorded)
 
 
 def check_unit(folder: Path, unit: Unit) -> str | None:

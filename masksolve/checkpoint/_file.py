@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -136,19 +136,41 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             with safe_open(path, framework="numpy"):
                 pass
-            size = int.from_bytes(file.read(8), "little")
-            header = parse_json(file.read(size), path)
+            text = _read_text(file)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    return parse_header(text, path)
+
+
+def read_header_text(path: Path) -> bytes:
+    """Return the beginning of a safetensors file as it stands there: the length of its header, and the header."""
+    with path.open("rb") as file:
+        return _read_text(file)
+
+
+def _read_text(file: BinaryIO) -> bytes:
+    length = file.read(8)
+    return length + file.read(int.from_bytes(length, "little"))
+
+
+def parse_header(text: bytes, path: Path) -> Header:
+    """Parse the beginning of a safetensors file.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not a JSON object, or names a tensor twice. That its values are right is for the library to say.
+    """
+    header = parse_json(text[8:], path)
     metadata = header.pop("__metadata__", None) or {}
     tensors = []
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
-        tensors.append(TensorInfo(name, entry["dtype"], tuple(entry["shape"]), 8 + size + start, stop - start))
+        tensors.append(TensorInfo(name, entry["dtype"], tuple(entry["shape"]), len(text) + start, stop - start))
     return Header(tuple(tensors), metadata)
 
 

@@ -11,6 +11,8 @@ from masksolve.checkpoint._file import CheckpointError, Header, TensorInfo, pars
 
 # What its name ends with: "model" is before it, or another name, as in folders of diffusers.
 _INDEX = ".safetensors.index.json"
+# Under this name in the metadata of a shard, and of an index, stands how it was packed.
+PACKED = "masksolve_packed"
 _NO_HEADER = Header((), {})
 
 
@@ -46,19 +48,36 @@ class Checkpoint:
         return self.path if self.is_folder else self.path.parent
 
     @property
+    def index(self) -> CheckpointFile | None:
+        """The file that says which tensors are in which shard, if there is one."""
+        found = (file for file in self.files if file.name.endswith(_INDEX) and "/" not in file.name)
+        return next(found, None) if self.is_folder else None
+
+    @property
     def tensors(self) -> list[TensorInfo]:
         """The tensors of all shards."""
         return [tensor for file in self.files for tensor in file.tensors]
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, packed: bool = False) -> Checkpoint:
     """Read the headers of a checkpoint and check them against its index.
 
     Raises
     ------
     CheckpointError
-        If a file is missing or not a whole safetensors file, or the index and the shards contradict each other.
+        If a file is missing or not a whole safetensors file, or the index and the shards contradict each other; if it
+        is packed and is not to be, or the other way round.
     """
+    checkpoint = _read(path)
+    is_packed = any(PACKED in file.header.metadata for file in checkpoint.files)
+    if is_packed and not packed:
+        raise CheckpointError(f"{path} is packed: it holds values and bits instead of weights; unpack it first")
+    if packed and not is_packed:
+        raise CheckpointError(f"{path} is not packed; name a checkpoint that was packed")
+    return checkpoint
+
+
+def _read(path: Path) -> Checkpoint:
     if not path.is_dir():
         return Checkpoint(path, (_shard(path.parent, path.name),))
     others = _files_in(path)

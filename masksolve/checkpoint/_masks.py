@@ -87,7 +87,7 @@ def places_in(tensors: Sequence[ChosenTensor], header: bytes) -> dict[str, Place
     places = {}
     position = len(header)
     for tensor in tensors:
-        places[tensor.name] = _place(position, tensor.flat_shape)
+        places[tensor.name] = bits_place(position, tensor.flat_shape)
         position += tensor.flat_shape[0] * row_bytes(tensor.flat_shape)
     return places
 
@@ -118,7 +118,7 @@ def read_masks(path: Path) -> MaskFile:
         raise CheckpointError(f"{path} holds masks, but says {error!r} of them; write it again") from None
     if not fits:
         raise CheckpointError(f"{path} holds masks whose shapes contradict its metadata; write it again")
-    places = {tensor.name: _place(tensor.offset, flat[tensor.name]) for tensor in header.tensors}
+    places = {tensor.name: bits_place(tensor.offset, flat[tensor.name]) for tensor in header.tensors}
     return MaskFile(to, shapes, hashes, places)
 
 
@@ -158,5 +158,6 @@ def packed_like(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.empty((shape[0], row_bytes(shape)), np.uint8)
 
 
-def _place(offset: int, shape: Sequence[int]) -> Place:
+def bits_place(offset: int, shape: Sequence[int]) -> Place:
+    """Return where the mask of a tensor of a flat shape lies that begins at an offset."""
     return Place(offset, row_bytes(shape), math.prod(shape[2:]))

@@ -42,7 +42,7 @@ def read_record(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, PrunedAs
     """
     try:
         record = parse_json(path.read_bytes(), path)
-        lines = [(entry["name"], _line_of(entry)) for entry in record["tensors"]]
+        lines = [(entry["name"], pruned_as(entry)) for entry in record["tensors"]]
         pruned = dict(lines)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -67,6 +67,7 @@ def read_record(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, PrunedAs
     return pruned
 
 
-def _line_of(entry: Mapping[str, Any]) -> PrunedAs:
+def pruned_as(entry: Mapping[str, Any]) -> PrunedAs:
+    """Return what a line of a record says a tensor was pruned to."""
     check_flag(entry["stack"], "stack")
     return PrunedAs(entry["stack"], Pattern.parse(entry["pattern"]), check_direction(entry["direction"]))

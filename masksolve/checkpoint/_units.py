@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, ChosenTensor
 from masksolve.checkpoint._layout import Checkpoint
 
-# A band is what an interrupted run may have to do again; a piece is what is held in memory, mostly in the cache.
+# A band is what an interrupted run may have to do again; a piece is what is held in memory, mostly in the cache. The
+# hashes of tensors, in files of masks and in packed files, are those of the hashes of bands of this size.
 _WEIGHTS_A_BAND = 1 << 23
 WEIGHTS_A_PIECE = 1 << 20
 _BYTES_A_CHUNK = 1 << 24
@@ -107,10 +108,10 @@ def units_of(checkpoint: Checkpoint, banded: Sequence[ChosenTensor]) -> list[Uni
         tensors = sorted(held, key=lambda each: each.offset)
         position = 0
         for tensor in tensors:
-            units += _chunks(file.name, position, tensor.offset)
+            units += chunks_of(file.name, position, tensor.offset)
             units += bands_of(file.name, tensor)
             position = tensor.offset + tensor.nbytes
-        units += _chunks(file.name, position, file.size)
+        units += chunks_of(file.name, position, file.size)
     return units
 
 
@@ -145,7 +146,8 @@ def _columns_at_once(tensor: ChosenTensor, weights: int) -> int:
     return max(1, weights // (m * math.prod(tensor.flat_shape[2:]) * whole)) * whole
 
 
-def _chunks(file: str, start: int, stop: int) -> list[Unit]:
+def chunks_of(file: str, start: int, stop: int) -> list[Unit]:
+    """Cut bytes to copy into chunks."""
     return [Unit(file, at, min(at + _BYTES_A_CHUNK, stop)) for at in range(start, stop, _BYTES_A_CHUNK)]
 
 

@@ -31,6 +31,8 @@ def test_all_is_the_public_face() -> None:
         "CheckpointPlan",
         "ChosenTensor",
         "Comparison",
+        "PackReport",
+        "PackedTensor",
         "PatternPlan",
         "PruneReport",
         "PrunedAs",
@@ -47,9 +49,11 @@ def test_all_is_the_public_face() -> None:
         "check_checkpoint",
         "compare_checkpoints",
         "dask_executor",
+        "pack_checkpoint",
         "page",
         "plan_checkpoint",
         "prune_checkpoint",
+        "unpack_checkpoint",
     ]
 
 
