@@ -33,6 +33,7 @@ settings.load_profile("default")
 # What is not listed here runs with NumPy, Numba, pytest and Hypothesis alone; `make test-core` sees to it.
 NEEDS = {
     "README.md": ["flow", "lp", "cli", "torch"],
+    "docs/packed.md": ["cli"],
     "docs/traps.md": ["cli", "torch"],
     "masksolve/_methods/flow.py": ["flow"],
     "masksolve/_methods/lp.py": ["lp"],

@@ -55,9 +55,11 @@ try:
         check_checkpoint,
         compare_checkpoints,
         dask_executor,
+        pack_checkpoint,
         page,
         plan_checkpoint,
         prune_checkpoint,
+        unpack_checkpoint,
     )
     from masksolve.checkpoint._file import printable
     from masksolve.checkpoint._run import OnProgress
@@ -178,6 +180,23 @@ _transposed = click.option(
 _convolution = click.option(
     "--convolution", multiple=True, metavar="GLOB", help="Tensors of 3 axes that are convolutions (out, in, kernel)."
 )
+_recorded_pattern = click.option(
+    "--pattern",
+    type=_PatternsType(),
+    multiple=True,
+    callback=lambda ctx, param, value: _one_of(value),
+    help="N entries KEPT of every M, or GLOB=N:M as for `prune`.  [default: what the record says]",
+)
+_recorded_direction = click.option(
+    "--direction",
+    type=click.Choice(DIRECTIONS),
+    help="both: transposable; rows, columns: one-sided.  [default: what the record says; both without one]",
+)
+_record = click.option(
+    "--record",
+    type=click.Path(path_type=Path),
+    help="The record: the JSON report of the prune, or masksolve.json.  [default: masksolve.json in INPUT]",
+)
 _method = click.option(
     "--method",
     type=click.Choice(list(extras_of_methods())),
@@ -198,6 +217,9 @@ _overwrite = click.option(
 _resume = click.option("--resume", is_flag=True, help="Continue a run that was not finished.")
 _report = click.option(
     "--report", type=click.Path(path_type=Path), help="Write a report, as a page (.html) or as data (.json)."
+)
+_json_report = click.option(
+    "--report", type=click.Path(path_type=Path), help="Write a report of every tensor, as data (.json)."
 )
 _workers = click.option(
     "--workers",
@@ -347,28 +369,14 @@ def apply(
 
 @cli.command()
 @click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
-@click.option(
-    "--pattern",
-    type=_PatternsType(),
-    multiple=True,
-    callback=lambda ctx, param, value: _one_of(value),
-    help="N entries KEPT of every M, or GLOB=N:M as for `prune`.  [default: what the record says]",
-)
-@click.option(
-    "--direction",
-    type=click.Choice(DIRECTIONS),
-    help="both: transposable; rows, columns: one-sided.  [default: what the record says; both without one]",
-)
+@_recorded_pattern
+@_recorded_direction
 @_include
 @_exclude
 @_stack
 @_convolution
 @_transposed
-@click.option(
-    "--record",
-    type=click.Path(path_type=Path),
-    help="The record: the JSON report of the prune, or masksolve.json.  [default: masksolve.json in INPUT]",
-)
+@_record
 @_workers
 @_scheduler
 @_timeout
@@ -419,6 +427,106 @@ def check(
     if not result.recorded:
         click.echo("if a prune left them dense, --record with its JSON report checks what it pruned, and no others")
     raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The file, or folder, to write.")
+@_recorded_pattern
+@_recorded_direction
+@_include
+@_exclude
+@_stack
+@_convolution
+@_transposed
+@_record
+@_json_report
+@_overwrite
+@_resume
+@_workers
+@_scheduler
+@_timeout
+def pack(
+    source: Path,
+    output: Path,
+    pattern: PatternsLike | None,
+    direction: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    stack: tuple[str, ...],
+    convolution: tuple[str, ...],
+    transposed: tuple[str, ...],
+    record: Path | None,
+    report: Path | None,
+    overwrite: bool,
+    resume: bool,
+    workers: int | None,
+    scheduler: str | None,
+    timeout: float | None,
+) -> None:
+    """Pack INPUT, which is N:M sparse, into values and bits.
+
+    Of each N:M tensor the output holds the kept values and a bit per weight that says where they are, as
+    compressed-tensors' sparse-24-bitmask does for 2:4. `masksolve unpack` gives the same bytes back. What is N:M is
+    found as by `masksolve check`; a tensor that is not stays as it is, with the reason.
+    """
+    _check_path("report", report, [source, output], overwrite, (".json",))
+    with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
+        result = pack_checkpoint(
+            source,
+            output,
+            pattern,
+            direction=direction,
+            include=include,
+            exclude=exclude,
+            stack=stack,
+            convolution=convolution,
+            transposed=transposed,
+            record=record,
+            overwrite=overwrite,
+            resume=resume,
+            workers=engine,
+            on_progress=on_progress,
+        )
+    if report is not None:
+        _write_whole(report, json.dumps(result.to_dict(), indent=2) + "\n")
+    _print_skipped(result.skipped)
+    table = Table("packed tensor", "shape", "pattern")
+    table.add_column("share of its bytes", justify="right")
+    for tensor in result.tensors:
+        share = f"{tensor.packed_nbytes / tensor.dense_nbytes:.2%}"
+        table.add_row(Text(printable(tensor.name)), _shape(tensor.shape), str(tensor.pattern), share)
+    _print(table)
+    _print_identified(result.identified_by)
+    click.echo(
+        f"{output}: {counted(len(result.tensors), 'tensor')} packed; {result.dense_nbytes:,} bytes of weights are "
+        f"{result.packed_nbytes:,} now, {result.packed_nbytes / result.dense_nbytes:.2%}"
+    )
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The file, or folder, to write.")
+@_overwrite
+@_resume
+@_workers
+@_scheduler
+@_timeout
+def unpack(
+    source: Path,
+    output: Path,
+    overwrite: bool,
+    resume: bool,
+    workers: int | None,
+    scheduler: str | None,
+    timeout: float | None,
+) -> None:
+    """Unpack INPUT, which `masksolve pack` has written, to the same bytes."""
+    with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
+        result = unpack_checkpoint(
+            source, output, overwrite=overwrite, resume=resume, workers=engine, on_progress=on_progress
+        )
+    click.echo(f"{output}: {counted(len(result.tensors), 'tensor')} unpacked, {result.dense_nbytes:,} bytes of weights")
 
 
 def _verdicts(result: CheckReport) -> Iterator[str]:
