@@ -8,7 +8,7 @@ import os
 from collections.abc import Generator, Iterable
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings, strategies
 
 from tests import extras
 
@@ -87,8 +87,16 @@ def pytest_make_collect_report(
     return report
 
 
+@settings(max_examples=1, database=None)
+@given(strategies.none())
+def draw_once(_: None) -> None:
+    """Start Hypothesis."""
+
+
 def pytest_collection_finish() -> None:
     """Leave what all tests have been given (libraries, thousands of tests) out of every garbage collection."""
+    # The first test of Hypothesis asks who refers to its random numbers, which cannot be told once they are left out.
+    draw_once()
     gc.collect()
     gc.freeze()
 
