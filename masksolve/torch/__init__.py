@@ -9,6 +9,7 @@ from masksolve.torch._adaprune.adaprune import adaprune
 from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer
 from masksolve.torch._adaprune.tasks import patterns_from_zeros
 from masksolve.torch._layers import ParameterReport
+from masksolve.torch._training.adapters import AdapterReport, add_adapters, merge_adapters
 from masksolve.torch._training.finalize import finalize
 from masksolve.torch._training.records import LayerRecord, RefreshRecord
 from masksolve.torch._training.sparse_linear import acceleration_reason
@@ -17,6 +18,7 @@ from masksolve.torch._training.torch_prune import semi_structured
 
 __all__ = [
     "AdaPruneReport",
+    "AdapterReport",
     "Conversion",
     "LayerRecord",
     "ParameterReport",
@@ -25,7 +27,9 @@ __all__ = [
     "Sparsifier",
     "acceleration_reason",
     "adaprune",
+    "add_adapters",
     "finalize",
+    "merge_adapters",
     "patterns_from_zeros",
     "semi_structured",
 ]

@@ -173,6 +173,12 @@ def masked_attributes(module: nn.Module) -> tuple[str, ...]:
     return found
 
 
+def adapted_attributes(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of a module's own parameters that have adapters, which the module's class has."""
+    found: tuple[str, ...] = getattr(type(module), "_adapted_attributes", ())
+    return found
+
+
 def select(
     model: nn.Module,
     patterns: Patterns,
@@ -182,10 +188,12 @@ def select(
     ragged: Ragged = "allow",
     direction: Direction = "both",
     unfit: Mapping[str, str] | None = None,
+    verb: str = "mask",
 ) -> tuple[list[Site], tuple[ParameterReport, ...]]:
     """Split the parameters of a model into those that are masked and those that are skipped.
 
-    `unfit` has the names that the caller cannot mask even if they are included, and why.
+    `unfit` has the names that the caller cannot mask even if they are included, and why. `verb` says in reasons what is
+    done with a parameter, if it is not masked.
 
     Raises
     ------
@@ -201,7 +209,7 @@ def select(
         # Of the names of a tied parameter, the first that has one.
         pattern = next((each for each in (patterns.of(one.name) for one in names) if each is not None), None)
         reasons = [
-            _reason_not_chosen(one, names, kinds[one.name], include, exclude, direction, unfit or {})
+            _reason_not_chosen(one, names, kinds[one.name], include, exclude, direction, unfit or {}, verb)
             or _reason_of_size(one.parameter, layout_of(one.owner, one.attribute), pattern, ragged, direction)
             for one in names
         ]
@@ -229,7 +237,7 @@ def select(
             for one in names
         ]
     patterns.check({line.name: None if line.sparse else line.reason for line in report}, "parameter")
-    _check_chosen(model, patterns, include, report)
+    _check_chosen(model, f"{patterns} sparse" if verb == "mask" else f"{verb}ed", include, report)
     return sites, tuple(report)
 
 
@@ -382,6 +390,7 @@ def _reason_not_chosen(
     exclude: Sequence[str] | None,
     direction: Direction,
     unfit: Mapping[str, str],
+    verb: str,
 ) -> str | None:
     for glob in exclude or ():
         for other in names:
@@ -390,6 +399,8 @@ def _reason_not_chosen(
     for other in names:
         if other.attribute in masked_attributes(other.owner):
             return "already masked by a Sparsifier; finalize it first"
+        if other.attribute in adapted_attributes(other.owner):
+            return "has an adapter; merge_adapters first"
         if isinstance(other.owner, ParametrizationList):
             return f"already parametrized by {type(list(other.owner)[-1]).__name__}; remove that parametrization first"
     parameter = one.parameter
@@ -402,7 +413,7 @@ def _reason_not_chosen(
     if one.name in unfit:
         return unfit[one.name]
     if include is None and kind.dense is not None:
-        return f"{kind.dense}; include it to mask it"
+        return f"{kind.dense}; include it to {verb} it"
     if include is None and kind.transposed is None and direction != "both":
         return (
             f"{stack_of_experts(parameter.shape)} of which nothing says along which axis inputs lie; include it "
@@ -454,15 +465,15 @@ def _check_globs(found: list[_Found], include: Sequence[str] | None, exclude: Se
 
 
 def _check_chosen(
-    model: nn.Module, patterns: Patterns, include: Sequence[str] | None, report: Sequence[ParameterReport]
+    model: nn.Module, goal: str, include: Sequence[str] | None, report: Sequence[ParameterReport]
 ) -> None:
     for glob in include or ():
         matched = [line for line in report if matches(line.name, [glob])]
         if not any(line.sparse for line in matched):
-            raise ValueError(f"include {glob!r} matches nothing that can be {patterns} sparse ({_reasons(matched)})")
+            raise ValueError(f"include {glob!r} matches nothing that can be {goal} ({_reasons(matched)})")
     if not any(line.sparse for line in report):
         reasons = _reasons(report) or "it has no parameters"
-        raise ValueError(f"no parameter of this {type(model).__name__} can be {patterns} sparse ({reasons})")
+        raise ValueError(f"no parameter of this {type(model).__name__} can be {goal} ({reasons})")
 
 
 def _reasons(lines: Sequence[ParameterReport]) -> str:

@@ -25,7 +25,7 @@ _OF_THE_DENSE: frozenset[Any] = frozenset(
     }
 )
 # Views that autograd does not see as such.
-_DETACHED: frozenset[Any] = frozenset({_TENSOR.data.__get__, _TENSOR.detach})
+DETACHED: frozenset[Any] = frozenset({_TENSOR.data.__get__, _TENSOR.detach})
 
 
 class MaskedRead(Tensor):
@@ -77,7 +77,7 @@ class MaskedRead(Tensor):
             return func(*_plain(args), **_plain(kwargs))
         with _DISABLED():
             result = func(*args, **kwargs)
-            if func in _DETACHED:
+            if func in DETACHED:
                 return MaskedRead.of(result, args[0]._dense.detach(), args[0]._mask)
             return _viewed(func, args, kwargs, result)
 
@@ -108,7 +108,7 @@ def _change(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         with _DISABLED():
             return func(*args, **kwargs)
     dense = _behind(target)
-    if func is _TENSOR.__setitem__ and _share_memory(dense, value := _behind(args[2])):
+    if func is _TENSOR.__setitem__ and share_memory(dense, value := _behind(args[2])):
         # `module.weight.data[0] += 1` assigns what it has changed.
         args = (*args[:2], value)
     with _DISABLED():
@@ -163,10 +163,11 @@ def _viewed(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 def _is_view_of(read: MaskedRead, result: Any) -> bool:
     if not isinstance(result, Tensor) or not result._is_view() or isinstance(result, MaskedRead):
         return False
-    return _share_memory(result, read)
+    return share_memory(result, read)
 
 
-def _share_memory(tensor: Tensor, other: Any) -> bool:
+def share_memory(tensor: Tensor, other: Any) -> bool:
+    """Return whether something is a tensor in the memory of another."""
     return isinstance(other, Tensor) and tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
