@@ -17,7 +17,7 @@ from torch.distributed.fsdp._fully_shard import _fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from masksolve._tiles import Direction
-from masksolve.torch import Sparsifier
+from masksolve.torch import Sparsifier, add_adapters
 from masksolve.torch._layers import masked_attributes
 from masksolve.torch._solver import device
 from masksolve.torch._solver import solve as solver
@@ -151,6 +151,26 @@ class Counted:
 
     def __exit__(self, *_: object) -> None:
         solver.solve_matrix = self.solve
+
+
+def with_adapters() -> nn.Module:
+    """A sparse model with adapters, B of which is not zero any more."""
+    model = net()
+    Sparsifier(model, "1:2").finalize()
+    add_adapters(model, 2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("lora_b"):
+                parameter.normal_()
+    return model
+
+
+@scenario
+def adapters(rank: int) -> dict[str, Any]:
+    """The gradients that DDP makes of half a batch in either process."""
+    model = DistributedDataParallel(with_adapters())
+    model(batch(0).chunk(2)[rank]).square().mean().backward()
+    return {"grads": {name: each.grad for name, each in model.module.named_parameters() if each.grad is not None}}
 
 
 @scenario

@@ -87,6 +87,15 @@ def test_under_ddp_masks_of_a_device_are_shared_like_those_of_the_cpu(results: R
     assert not any(result["shapes"] for result in results["ddp_on_device"])
 
 
+def test_under_ddp_adapters_get_the_gradients_of_the_whole_batch(results: Results) -> None:
+    model = torch_processes.with_adapters()
+    model(torch_processes.batch(0)).square().mean().backward()
+    expected = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    assert all("lora" in name for name in expected)
+    for result in results["adapters"]:
+        torch.testing.assert_close(result["grads"], expected)
+
+
 def test_under_ddp_every_tensor_is_solved_once(results: Results) -> None:
     shapes = [result["shapes"] for result in results["ddp"]]
     assert all(shapes)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from masksolve.torch import Sparsifier
+import masksolve as ms
+from masksolve.torch import Sparsifier, add_adapters, merge_adapters
 
 transformers = pytest.importorskip("transformers")
 
@@ -95,3 +96,33 @@ def test_a_training_resumes_from_the_model_of_a_checkpoint_alone(make: Any, incl
     train(resumed, other, range(3, 7))
     states: list[dict[str, Tensor]] = [model.state_dict(), resumed.state_dict()]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_adapters_of_language_models_keep_zeros_and_leave_embeddings_alone(make: Any, tmp_path: Path) -> None:
+    model = make().eval()
+    Sparsifier(model, "1:4").finalize()
+    names = list(model.state_dict())
+    lines = add_adapters(model, 2)
+    adapted = [line.name for line in lines if line.adapted]
+    assert len(adapted) == (4 if make is gpt2 else 7)
+    assert not any("embed" in name or "wte" in name or "wpe" in name or "lm_head" in name for name in adapted)
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.05)
+    tokens = torch.randint(0, 32, (2, 8), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(5):
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    expected = model(input_ids=tokens).logits
+    merge_adapters(model)
+    assert list(model.state_dict()) == names
+    assert torch.equal(model(input_ids=tokens).logits, expected)
+    for name, weight in model.named_parameters():
+        if name in adapted:
+            assert ms.is_valid_mask((weight != 0).numpy(), 1, 4), name
+    model.save_pretrained(tmp_path)
+    assert same(type(model).from_pretrained(tmp_path), model)
