@@ -170,7 +170,12 @@ def adapters(rank: int) -> dict[str, Any]:
     """The gradients that DDP makes of half a batch in either process."""
     model = DistributedDataParallel(with_adapters())
     model(batch(0).chunk(2)[rank]).square().mean().backward()
-    return {"grads": {name: each.grad for name, each in model.module.named_parameters() if each.grad is not None}}
+    grads = {name: each.grad for name, each in model.module.named_parameters() if each.grad is not None}
+    try:
+        add_adapters(DistributedDataParallel(net()), 2)
+    except ValueError as error:
+        return {"grads": grads, "message": str(error)}
+    return {"grads": grads, "message": ""}
 
 
 @scenario

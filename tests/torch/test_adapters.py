@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, vmap
 from torch.func import grad as gradient_of
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 import masksolve as ms
 from masksolve.torch import Sparsifier, adaprune, add_adapters, merge_adapters
@@ -457,6 +458,50 @@ def test_an_adapter_that_has_diverged_is_not_merged() -> None:
     assert bool((model[2].weight[weight == 0] == 0).all())  # type: ignore[index, union-attr]
 
 
+def test_a_wrapped_or_averaged_model_is_merged_too() -> None:
+    model = adapted()
+    average = AveragedModel(model)
+    wrapped = nn.Sequential(model)
+    expected = model(data())
+    for each in (average, wrapped):
+        merge_adapters(each)
+        assert torch.equal(each(data()), expected)
+        assert all(parameter.requires_grad for parameter in each.parameters())
+        assert not any("lora" in name or "frozen" in name for module in each.modules() for name in vars(module))
+
+
+def test_data_parallel_is_refused() -> None:
+    layer = cast(Any, adapted(lambda: nn.Linear(16, 24)))
+    replica = layer._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match="DataParallel replicates no adapters; use DistributedDataParallel"):
+        replica.weight = torch.ones(24, 16)
+    with pytest.raises(RuntimeError, match="the adapted parameter 'weight' cannot be read"):
+        replica(data())
+
+
+def test_stacks_of_matrices_that_are_included_get_an_adapter_for_each() -> None:
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrices = nn.Parameter(torch.randn(3, 8, 12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.matrices.mT
+
+    model = Stack()
+    Sparsifier(model, "3:4", include="matrices").finalize()
+    add_adapters(model, 2, include="matrices")
+    shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
+    assert shapes == {"matrices": (3, 8, 12), "matrices_lora_a": (3, 2, 12), "matrices_lora_b": (3, 8, 2)}
+    with torch.no_grad():
+        parameter(model, "matrices_lora_b").normal_()
+    x = torch.randn(3, 5, 12)
+    expected = model(x)
+    merge_adapters(model)
+    assert torch.equal(model(x), expected)
+    assert int((model.matrices == 0).sum()) == 3 * 8 * 12 // 4
+
+
 def test_what_has_no_adapters_or_has_others_on_top_is_named() -> None:
     with pytest.raises(ValueError, match="this Sequential has no adapters; there is nothing to merge"):
         merge_adapters(mlp())
@@ -548,6 +593,32 @@ def test_fake_quantisation_after_finalize_keeps_every_zero(scheme: str) -> None:
             found = torch.fake_quantize_per_tensor_affine(weight, step, point, 0, 2**bits - 1)
         assert bool((found[weight == 0] == 0).all())
         assert ms.is_valid_mask((found != 0).numpy(), 3, 8)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min and quant_max")
+@pytest.mark.parametrize(
+    ("scheme", "keeps"),
+    [
+        ("per_tensor_affine", True),
+        ("per_tensor_symmetric", True),
+        ("per_channel_affine", True),
+        ("per_channel_symmetric", True),
+        ("per_channel_affine_float_qparams", False),
+    ],
+)
+def test_observers_of_torch_find_quantisations_that_keep_zeros_but_for_those_with_floats(
+    scheme: str, keeps: bool
+) -> None:
+    quantization = pytest.importorskip("torch.ao.quantization")
+    layer = nn.Linear(16, 24)
+    Sparsifier(layer, "3:8").finalize()
+    observer = quantization.PerChannelMinMaxObserver if "channel" in scheme else quantization.MinMaxObserver
+    dtype = torch.qint8 if "symmetric" in scheme else torch.quint8
+    low = -128 if "symmetric" in scheme else 0
+    options = {"dtype": dtype, "qscheme": getattr(torch, scheme), **({"ch_axis": 0} if "channel" in scheme else {})}
+    fake = quantization.FakeQuantize(observer=observer, quant_min=low, quant_max=low + 255, **options)
+    found = fake(layer.weight)
+    assert bool((found[layer.weight == 0] == 0).all()) is keeps
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min and quant_max")

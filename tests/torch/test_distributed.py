@@ -94,6 +94,7 @@ def test_under_ddp_adapters_get_the_gradients_of_the_whole_batch(results: Result
     assert all("lora" in name for name in expected)
     for result in results["adapters"]:
         torch.testing.assert_close(result["grads"], expected)
+        assert "would not see adapters that come later; add them first, then wrap" in result["message"]
 
 
 def test_under_ddp_every_tensor_is_solved_once(results: Results) -> None:

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parallel import DistributedDataParallel
 
 from masksolve._inputs import as_count, check_number
 from masksolve._patterns import as_patterns
@@ -92,7 +93,7 @@ def add_adapters(
     a weight `NAME.weight` the Parameters `NAME.weight_lora_a` (rank, inputs), random, and `NAME.weight_lora_b`
     (outputs, rank), zero, are added, and are in the `state_dict`; with a leading axis where a weight holds several
     matrices (grouped convolutions, queries, keys and values). They are float32 where the weight has 16 bits. There is
-    no dropout.
+    no dropout. Make the optimizer, and DistributedDataParallel, after.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def add_adapters(
     rank : int
         Columns of B and rows of A, at least 1.
     scale : float
-        What PEFT calls lora_alpha / r.
+        What PEFT calls lora_alpha / r. It is not in the `state_dict`: a model that loads one needs the same.
     include, exclude : str or sequence of str, optional
         Globs of parameter names, as for `Sparsifier`.
 
@@ -141,6 +142,11 @@ def add_adapters(
     for name, module in check_module(model).named_modules():
         if adapted_attributes(module):
             raise ValueError(f"{name or 'this model'} has adapters already; merge them first")
+        if isinstance(module, DistributedDataParallel):
+            # It shares the gradients of the parameters that it was made with.
+            raise ValueError(
+                "DistributedDataParallel would not see adapters that come later; add them first, then wrap"
+            )
     sites, lines = select(
         model,
         as_patterns("1:1"),
@@ -240,10 +246,12 @@ def merge_adapters(model: nn.Module) -> None:
         if not vars(owner)["_adapted"]:
             del vars(owner)["_adapted"]
             owner.__class__ = cast(Any, type(owner))._unadapted[0]
-    trained = set(vars(model).pop(_FROZEN, ()))
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in trained:
-            parameter.requires_grad_(True)
+    # The model may be wrapped by now.
+    for module in model.modules():
+        trained = set(vars(module).pop(_FROZEN, ()))
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if name in trained:
+                parameter.requires_grad_(True)
 
 
 def adapter_names(attribute: str) -> tuple[str, str]:
