@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -138,6 +140,8 @@ class _Order(Order):
     job: PackJob
     shards: Mapping[str, Shard]
 
+    packing: ClassVar[bool]
+
     @property
     def nbytes(self) -> int:
         """The bytes of all tensors in the packed form, as an index has them."""
@@ -152,8 +156,9 @@ class _Order(Order):
         """The files that hold nothing packed."""
         return [file for file in self.checkpoint.files if file.name not in self.shards]
 
+    @cached_property
     def index(self) -> tuple[CheckpointFile, bytes, bytes] | None:
-        """Return the index of the input, its bytes, and those of the output's, if there is an index."""
+        """The index of the input, its bytes, and those of the output's; None where there is no index."""
         file = self.checkpoint.index
         if file is None:
             return None
@@ -161,25 +166,23 @@ class _Order(Order):
         before = path.read_bytes()
         return file, before, self.change_index(before, path)
 
+    @abstractmethod
     def change_index(self, content: bytes, path: Path) -> bytes:
         """Return the output's index, given the input's."""
-        raise NotImplementedError
 
     @property
     def sizes(self) -> dict[str, int]:
         """The size of each file of the output."""
-        index = self.index()
+        index = self.index
         sizes = {file.name: file.size for file in self.others}
         if index is not None:
             sizes[index[0].name] = len(index[2])
         of_output = 1 if self.packing else 0
         return {**sizes, **{name: shard.sizes[of_output] for name, shard in self.shards.items()}}
 
-    packing: ClassVar[bool]
-
     def units(self) -> list[Unit]:
         """Return the units of the input."""
-        index = self.index()
+        index = self.index
         units: list[Unit] = []
         for file in self.checkpoint.files:
             if file.name in self.shards:

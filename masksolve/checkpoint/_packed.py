@@ -106,25 +106,24 @@ class Shard:
     def units(self, *, packing: bool) -> Iterator[Unit]:
         """Yield its units; only the one at its beginning depends on the direction."""
         yield replaced(self.name, *((self.text, self.begin) if packing else (self.begin, self.text)))
-        run: tuple[int, int, int] | None = None  # start, stop, and how far it moves
-        for tensor in (*self.tensors, None):
-            if tensor is not None and tensor.name in self.moved:
-                by = self.moved[tensor.name] - tensor.offset
-                if run is not None and run[1:] == (tensor.offset, by):
-                    run = run[0], tensor.offset + tensor.nbytes, by
-                    continue
-            if run is not None:
-                for chunk in chunks_of(self.name, run[0], run[1]):
-                    yield PackedUnit(chunk.file, chunk.start, chunk.stop, moved=chunk.start + run[2])
-                run = None
-            if tensor is None:
-                return
-            if tensor.name in self.moved:
-                run = tensor.offset, tensor.offset + tensor.nbytes, by
-                continue
-            chosen, values, masks = self.packed[tensor.name]
+        for start, stop, by in self._copied():
+            for chunk in chunks_of(self.name, start, stop):
+                yield PackedUnit(chunk.file, chunk.start, chunk.stop, moved=chunk.start + by)
+        for chosen, values, masks in self.packed.values():
             for band in bands_of(self.name, chosen):
                 yield PackedUnit(self.name, band.start, band.stop, chosen, masks, band.part, values)
+
+    def _copied(self) -> Iterator[tuple[int, int, int]]:
+        """Yield where bytes that are copied begin and end in the dense file, and how far they move."""
+        runs: list[list[int]] = []
+        for tensor in self.tensors:
+            if tensor.name in self.moved:
+                by = self.moved[tensor.name] - tensor.offset
+                if runs and runs[-1][1:] == [tensor.offset, by]:
+                    runs[-1][1] += tensor.nbytes
+                else:
+                    runs.append([tensor.offset, tensor.offset + tensor.nbytes, by])
+        yield from ((start, stop, by) for start, stop, by in runs)
 
 
 def replaced(file: str, before: bytes, after: bytes) -> PackedUnit:

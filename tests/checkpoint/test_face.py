@@ -16,6 +16,7 @@ from masksolve.checkpoint import (
     budget_checkpoint,
     check_checkpoint,
     compare_checkpoints,
+    pack_checkpoint,
     plan_checkpoint,
     prune_checkpoint,
 )
@@ -71,6 +72,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "plan": plan_checkpoint(source, ["3:8", "1:128"]),
         "check": check_checkpoint(source, "3:8"),
         "budget": budget_checkpoint(source, 8, 0.4, least=2, most=4),
+        "pack": pack_checkpoint(folder / "out", folder / "packed"),
         "comparison": compare_checkpoints(source, folder / "out"),
     }
 
@@ -80,6 +82,7 @@ WORDS = {
     "plan": r"<CheckpointPlan of 14 tensors: 7 fit 3:8>",
     "check": r"<CheckReport: 7 of 7 tensors are bad, the first 'layers\.0\.weight': mask\[0, 0:8\] keeps 8 of 8",
     "budget": r"<CheckpointBudget: 7 tensors, 2 to 4 of 8, 7 skipped, density 0\.3\d+ \(asked for 0\.4\), kept impor",
+    "pack": r"<PackReport of .*/packed: 7 tensors, 7 skipped; 36,\d\d\d bytes packed, 50\.\d\d% of 71,\d\d\d>",
     "comparison": r"<Comparison: 7 of 14 tensors differ, and 1 file beside them>",
 }
 
