@@ -118,10 +118,11 @@ class Shard:
         runs: list[list[int]] = []
         for tensor in self.tensors:
             if tensor.name in self.moved:
-                by = self.moved[tensor.name] - tensor.offset
-                if runs and runs[-1][1:] == [tensor.offset, by]:
+                # No packed one lies between tensors that lie one behind the other: these move together.
+                if runs and runs[-1][1] == tensor.offset:
                     runs[-1][1] += tensor.nbytes
                 else:
+                    by = self.moved[tensor.name] - tensor.offset
                     runs.append([tensor.offset, tensor.offset + tensor.nbytes, by])
         yield from ((start, stop, by) for start, stop, by in runs)
 

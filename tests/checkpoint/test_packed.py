@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -336,7 +337,7 @@ def test_bits_of_partial_groups_and_beyond_the_row_are_checked(tmp_path: Path) -
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change what a packed file says of itself."""
+    """Change what a packed file says of itself, and write it as `pack` writes."""
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
@@ -344,7 +345,16 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     change(about)
     header["__metadata__"]["masksolve_packed"] = json.dumps(about)
     text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+
+
+def shift(about: dict[str, Any]) -> None:
+    """Let the dense file begin with a hole."""
+    header = json.loads(about["header"])
+    for entry in header.values():
+        entry["data_offsets"] = [at + 8 for at in entry["data_offsets"]]
+    about["header"] = json.dumps(header)
 
 
 LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -359,7 +369,12 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda about: about.update(header=about["header"].replace("[8, 16]", "[16, 8]")),
         "is not as it was packed",
     ),
-    "hole": (lambda about: about.update(header=about["header"].replace("[0, ", "[8, ")), "is not as it was packed"),
+    "hole": (shift, "is not as it was packed"),
+    "hash": (
+        lambda about: about["tensors"]["w"].update(hash="0" * 32),
+        "the values of tensor 'w' are not those that were packed",
+    ),
+    "size": (lambda about: about.update(header=about["header"].replace("[0, ", "[8, ")), "is not as it was packed"),
 }
 
 
@@ -459,3 +474,24 @@ def test_workers_elsewhere_do_the_same(packed: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "x") == contents(packed)
     unpack_checkpoint(packed, tmp_path / "y", workers=PicklingExecutor())
     assert contents(tmp_path / "y") == contents(tmp_path / "out")
+
+
+def test_neither_way_holds_a_tensor_in_memory(tmp_path: Path) -> None:
+    w = np.zeros((1024, 1024), np.float32)
+    w[:, ::2] = np.random.default_rng(0).standard_normal((1024, 512))
+    write_shard(tmp_path / "in", {"w": w, "dense": w, "before": w[:4]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(units, "_WEIGHTS_A_BAND", 1 << 16)
+        patch.setattr(units, "WEIGHTS_A_PIECE", 1 << 14)
+        patch.setattr(units, "_BYTES_A_CHUNK", 1 << 16)
+        for run, source, target in (
+            (lambda *paths: pack_checkpoint(*paths, "1:2", exclude=["dense", "before"]), "in", "packed"),
+            (unpack_checkpoint, "packed", "again"),
+        ):
+            tracemalloc.start()
+            try:
+                run(tmp_path / source, tmp_path / target)
+                assert tracemalloc.get_traced_memory()[1] < w.nbytes / 4
+            finally:
+                tracemalloc.stop()
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "in").read_bytes()
