@@ -173,7 +173,7 @@ def test_only_adapters_get_gradients_and_they_are_those_of_the_formula(name: str
     model = adapted(MODELS[name], dtype=torch.float64)
     model(data(torch.float64)).square().sum().backward()
     got = {each: value.grad for each, value in model.named_parameters() if value.grad is not None}
-    names = [each for each in model.state_dict() if "lora" in each and not each.startswith("second.")]
+    names = [each for each, _ in model.named_parameters() if "lora" in each]
     assert list(got) == names
 
     plain = MODELS[name]().double()
@@ -231,7 +231,7 @@ def test_nothing_but_the_sum_is_kept_for_the_backward_pass() -> None:
     x = torch.randn(2, 64, requires_grad=True)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         layer(x)
-    own = {each.untyped_storage().data_ptr() for each in (x, *layer.parameters())}
+    own = {each.untyped_storage().data_ptr() for each in (x, *layer.parameters(), *layer.buffers())}
     # The sum itself, which the gradient of the inputs needs.
     assert [tuple(each.shape) for place, each in kept.items() if place not in own] == [(64, 64)]
 
@@ -243,7 +243,8 @@ def test_tied_weights_share_one_adapter() -> None:
         ("first.weight", True, None),
         ("second.weight", True, "tied to first.weight"),
     ]
-    assert [name for name in model.state_dict() if "lora" in name] == ["first.weight_lora_a", "first.weight_lora_b"]
+    parts = ["first.weight_lora_a", "first.weight_lora_b", "first.weight_lora_scale"]
+    assert [name for name in model.state_dict() if "lora" in name] == parts
     merge_adapters(model)
     assert model.second.weight is model.first.weight
 
@@ -276,7 +277,7 @@ def test_the_report_says_what_is_adapted() -> None:
 def test_globs_choose() -> None:
     model = mlp()
     add_adapters(model, 2, exclude="2.*")
-    assert [name for name in model.state_dict() if "lora" in name] == ["0.weight_lora_a", "0.weight_lora_b"]
+    assert [name for name, _ in model.named_parameters() if "lora" in name] == ["0.weight_lora_a", "0.weight_lora_b"]
 
 
 # --- surroundings -----------------------------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ def test_copies_and_pickles_have_adapters_of_their_own() -> None:
 
 def test_a_state_dict_brings_adapters_to_another_model() -> None:
     model, other = adapted(), sparse()
-    add_adapters(other, 3, scale=0.5)
+    add_adapters(other, 3, scale=4.0)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(data()), model(data()))
     with pytest.raises(RuntimeError, match=r'Missing key.*"0.weight_lora_a"'):
@@ -426,7 +427,7 @@ REFUSED: list[tuple[Callable[[], Any], dict[str, Any], type[Exception], str]] = 
         taken,
         {},
         ValueError,
-        "the adapter of parameter '0.weight' is to be the parameter 'weight_lora_b', but its Linear",
+        "the adapter of parameter '0.weight' is to have the name 'weight_lora_b', but its Linear",
     ),
     (lambda: mlp().to("meta"), {}, ValueError, r"parameter '0.weight' is on the meta device"),
 ]

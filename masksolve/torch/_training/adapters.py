@@ -102,7 +102,7 @@ def add_adapters(
     rank : int
         Columns of B and rows of A, at least 1.
     scale : float
-        What PEFT calls lora_alpha / r. It is not in the `state_dict`: a model that loads one needs the same.
+        What PEFT calls lora_alpha / r. It is a buffer, `NAME.weight_lora_scale`, which a `state_dict` brings too.
     include, exclude : str or sequence of str, optional
         Globs of parameter names, as for `Sparsifier`.
 
@@ -162,13 +162,15 @@ def add_adapters(
     for site, own in zip(sites, places, strict=True):
         weight = model.get_parameter(site.name)
         zeros.update(dict.fromkeys(site.names, float((weight == 0).double().mean())))
-        adapters.append((_Adapter(*own[0], scale=scale), _new(weight, layout_of(*own[0]), rank)))
+        adapters.append((_Adapter(*own[0]), _new(weight, layout_of(*own[0]), rank)))
     # Nothing fails from here on.
     vars(model)[_FROZEN] = tuple(name for name, each in model.named_parameters() if each.requires_grad)
     model.requires_grad_(False)
     for own, (adapter, values) in zip(places, adapters, strict=True):
-        for name, value in zip(adapter.names, values, strict=True):
-            adapter.home.register_parameter(name, value)
+        a, b, buffer = adapter.names
+        adapter.home.register_parameter(a, values[0])
+        adapter.home.register_parameter(b, values[1])
+        adapter.home.register_buffer(buffer, torch.tensor(scale, dtype=values[0].dtype, device=values[0].device))
         for owner, attribute in own:
             vars(owner).setdefault("_adapted", {})[attribute] = adapter
             base, attributes = vars(type(owner)).get("_unadapted", (type(owner), ()))
@@ -242,7 +244,7 @@ def merge_adapters(model: nn.Module) -> None:
         adapter = vars(owner)["_adapted"].pop(attribute)
         if adapter.home is owner:
             for own in adapter.names:
-                del owner._parameters[own]
+                delattr(owner, own)
         if not vars(owner)["_adapted"]:
             del vars(owner)["_adapted"]
             owner.__class__ = cast(Any, type(owner))._unadapted[0]
@@ -254,9 +256,9 @@ def merge_adapters(model: nn.Module) -> None:
                 parameter.requires_grad_(True)
 
 
-def adapter_names(attribute: str) -> tuple[str, str]:
-    """Return the names of the Parameters A and B of the adapter of a parameter."""
-    return f"{attribute}_lora_a", f"{attribute}_lora_b"
+def adapter_names(attribute: str) -> tuple[str, str, str]:
+    """Return the names of the Parameters A and B, and of the buffer with the scale, of the adapter of a parameter."""
+    return f"{attribute}_lora_a", f"{attribute}_lora_b", f"{attribute}_lora_scale"
 
 
 def _unfit(model: nn.Module) -> dict[str, str]:
@@ -284,7 +286,7 @@ def _check_names(owners: Iterable[tuple[str, nn.Module, str]]) -> None:
         for own in adapter_names(attribute):
             if hasattr(owner, own):
                 raise ValueError(
-                    f"the adapter of parameter {name!r} is to be the parameter {own!r}, but its {type(owner).__name__} "
+                    f"the adapter of parameter {name!r} is to have the name {own!r}, but its {type(owner).__name__} "
                     "has something of that name; exclude the parameter, or rename that"
                 )
 
@@ -292,16 +294,16 @@ def _check_names(owners: Iterable[tuple[str, nn.Module, str]]) -> None:
 class _Adapter:
     """The adapter of one parameter, however many names that has; a copy of the model has a copy."""
 
-    def __init__(self, home: nn.Module, attribute: str, *, scale: float) -> None:
+    def __init__(self, home: nn.Module, attribute: str) -> None:
         self.home = home
         self.names = adapter_names(attribute)
         self.layout = layout_of(home, attribute)
-        self.scale = scale
 
     def merged(self, weight: Tensor) -> Tensor:
         """Return the weight with the adapter, of the same shape and dtype."""
-        a, b = (self.home._parameters[name] for name in self.names)
-        operators = _sum(self.layout.operators(weight), cast(Tensor, a), cast(Tensor, b), self.scale)
+        a, b, scale = self.names
+        own: list[Any] = [self.home._parameters[a], self.home._parameters[b], self.home._buffers[scale]]
+        operators = cast(Tensor, _MaskedSum.apply(self.layout.operators(weight), *own))  # type: ignore[no-untyped-call]
         return self.layout.weight_of(operators, weight.shape)
 
     def __call__(self, weight: Tensor) -> Tensor:
@@ -322,17 +324,13 @@ def _new(weight: Tensor, layout: Layout, rank: int) -> tuple[nn.Parameter, nn.Pa
     return nn.Parameter(a), nn.Parameter(torch.zeros(*lead, outputs, rank, dtype=dtype, device=weight.device))
 
 
-def _sum(operators: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    return cast(Tensor, _MaskedSum.apply(operators, a, b, scale))  # type: ignore[no-untyped-call]
-
-
 class _MaskedSum(torch.autograd.Function):
     """W + scale * B A where W is not zero; for backward it keeps what is there anyway, and no mask and no product."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(weight: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
         # The merged weight does not know of autocast either.
         with torch.autocast(weight.device.type, enabled=False):
             product = (b @ a).view(weight.shape)
@@ -340,16 +338,15 @@ class _MaskedSum(torch.autograd.Function):
         return torch.where(weight != 0, (weight + scale * product).to(weight.dtype), weight)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: Tensor) -> None:
-        *tensors, ctx.scale = inputs
-        ctx.save_for_backward(*tensors)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        weight, a, b = ctx.saved_tensors
+        weight, a, b, scale = ctx.saved_tensors
         kept = torch.where(weight != 0, grad, torch.zeros_like(grad))
         with torch.autocast(weight.device.type, enabled=False):
-            product = (ctx.scale * kept.to(a.dtype)).view(*b.shape[:-1], a.shape[-1])
+            product = (scale * kept.to(a.dtype)).view(*b.shape[:-1], a.shape[-1])
             # The weight's own, should somebody train it too, keeps the zeros as well.
             return kept if ctx.needs_input_grad[0] else None, b.mT @ product, product @ a.mT, None
 
