@@ -161,7 +161,7 @@ def add_adapters(
     adapters = []
     for site, own in zip(sites, places, strict=True):
         weight = model.get_parameter(site.name)
-        zeros.update(dict.fromkeys(site.names, float((weight == 0).double().mean())))
+        zeros.update(dict.fromkeys(site.names, 1 - int(torch.count_nonzero(weight)) / weight.numel()))
         adapters.append((_Adapter(*own[0]), _new(weight, layout_of(*own[0]), rank)))
     # Nothing fails from here on.
     vars(model)[_FROZEN] = tuple(name for name, each in model.named_parameters() if each.requires_grad)
