@@ -70,6 +70,32 @@ class Steps:
     verify: Callable[[Any, Any, Target, UnitRecord], bool]
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """An unfinished output, for `Order.begin`, which writes units by other means and journals each as `repaired`.
+
+    Attributes
+    ----------
+    workspace : Workspace
+    data : Path
+        A folder for what it needs itself; it is gone when the run is finished.
+    output : Path
+        The folder of the output, its files in full size.
+    units, fingerprints
+        All units of the run, and the hashes of the input's.
+    executor : Executor
+    on_progress : callable or None
+    """
+
+    workspace: Workspace
+    data: Path
+    output: Path
+    units: Sequence[Unit]
+    fingerprints: Sequence[str]
+    executor: Executor
+    on_progress: OnProgress | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order(ABC):
     """The order for a run: what is common to all kinds of them.
@@ -135,6 +161,9 @@ class Order(ABC):
     def place(self, units: list[Unit], hashes: dict[str, str], data: Path) -> list[Unit]:
         """Return the units with what could not be known before the hashes of the tensors were."""
         return units
+
+    def begin(self, unfinished: Unfinished) -> None:
+        """Write what is not for `Steps.write`, which writes whatever the journal does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +325,7 @@ def run(
             target = Target(
                 None if order.output is None else data / _OUTPUT, None if order.masks is None else data / _MASKS
             )
+            order.begin(Unfinished(workspace, data, data / _OUTPUT, team.units, fingerprints, executor, on_progress))
             records = _finish(workspace, team, target, fingerprints)
             _publish(order, workspace, data)
     bands: dict[str, list[BandRecord]] = {}
@@ -355,6 +385,7 @@ class _Team:
 def _finish(workspace: Workspace, team: _Team, target: Target, fingerprints: Sequence[str]) -> dict[int, UnitRecord]:
     """Do what the journal does not have, and verify all; return the record of every unit."""
     records: dict[int, UnitRecord] = {}
+    repaired: set[int] = set()
     for entry in workspace.read_journal():
         if "verified" in entry:
             return records
@@ -362,6 +393,8 @@ def _finish(workspace: Workspace, team: _Team, target: Target, fingerprints: Seq
             del records[index]
         if "unit" in entry:
             records[entry["unit"]] = _record_from(entry)
+            if "repaired" in entry:
+                repaired.add(entry["unit"])
     bands: dict[str, list[int]] = {}
     for index, unit in enumerate(team.units):
         if unit.tensor is not None:
@@ -386,6 +419,8 @@ def _finish(workspace: Workspace, team: _Team, target: Target, fingerprints: Seq
             for index in bad:
                 _logger.warning("written, but not found again on the disk: %s", team.units[index].describe())
                 del records[index]
+            if not repaired.isdisjoint(bad):
+                break  # `Order.begin` is over
             journal.add({"redo": bad})
             suspects = missing = bad
     raise OSError(f"the disk does not keep what is written to it: {team.units[bad[0]].describe()}; check the disk")

@@ -11,7 +11,7 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -99,17 +99,23 @@ class Unit:
         return f"rows {self.rows.start}:{self.rows.stop}{columns} of tensor {self.tensor.name!r} in {self.file}"
 
 
-def units_of(checkpoint: Checkpoint, banded: Sequence[ChosenTensor]) -> list[Unit]:
-    """Cut a checkpoint into units, in the order of its files and of their bytes."""
+def units_of(checkpoint: Checkpoint, banded: Sequence[ChosenTensor], apart: Collection[str] = ()) -> list[Unit]:
+    """Cut a checkpoint into units, in the order of its files and of their bytes.
+
+    The tensors of the names `apart`, of which no band is made, share no chunk with what is beside them.
+    """
     chosen = {tensor.name: tensor for tensor in banded}
     units = []
     for file in checkpoint.files:
-        held = [chosen[each.name] for each in file.tensors if each.name in chosen]
+        held = [chosen.get(each.name, each) for each in file.tensors if each.name in chosen or each.name in apart]
         tensors = sorted(held, key=lambda each: each.offset)
         position = 0
         for tensor in tensors:
             units += chunks_of(file.name, position, tensor.offset)
-            units += bands_of(file.name, tensor)
+            if isinstance(tensor, ChosenTensor):
+                units += bands_of(file.name, tensor)
+            else:
+                units += chunks_of(file.name, tensor.offset, tensor.offset + tensor.nbytes)
             position = tensor.offset + tensor.nbytes
         units += chunks_of(file.name, position, file.size)
     return units

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from masksolve._check import BadGroup, find_bad_group
 from masksolve._solve import solve_matrix
 from masksolve._tiles import convolution_matrices
-from masksolve.checkpoint._file import CheckpointError, ChosenTensor
+from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, ChosenTensor, TensorInfo
 from masksolve.checkpoint._masks import pack, packed_like, unpack
 from masksolve.checkpoint._quality import BandRecord, judge, merge_bands
 from masksolve.checkpoint._units import (
@@ -53,13 +53,13 @@ class StoredMasks:
 
 @dataclass(frozen=True)
 class Job:
-    """The work on every unit: where the input is, and where masks come from.
+    """The work on every unit: where the input is, and where masks come from; None where all is copied.
 
     Paths are absolute and mean the same file to every worker; `source` is a folder.
     """
 
     source: Path
-    masks: SolveMasks | StoredMasks
+    masks: SolveMasks | StoredMasks | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def try_method(job: Job, chosen: Iterable[ChosenTensor]) -> None:
     MethodNotInstalledError
         If a library that it needs is missing.
     """
-    if isinstance(job.masks, StoredMasks):
+    if not isinstance(job.masks, SolveMasks):
         return
     for pattern, direction in dict.fromkeys((tensor.pattern, tensor.direction) for tensor in chosen):
         n, m = pattern.n, pattern.m
@@ -157,10 +157,12 @@ def prune_unit(job: Job, unit: Unit, target: Target, fingerprint: str) -> UnitRe
             for piece in pieces_of(unit):
                 weights = read_weights(job.source, unit, piece)
                 read.update(as_bytes(weights))
-                mask, band = mask_of(job, unit, piece, weights)
-                bands.append(band)
+                if job.masks is not None:
+                    mask, band = mask_of(job, unit, piece, weights)
+                    bands.append(band)
+                    if output is not None:
+                        _zero_pruned(weights, mask)
                 if output is not None:
-                    _zero_pruned(weights, mask)
                     write_piece(output, weights_place(unit.tensor), piece, weights)
                     # The disk works while the next piece is solved.
                     start_sync(output)
@@ -176,6 +178,43 @@ def prune_unit(job: Job, unit: Unit, target: Target, fingerprint: str) -> UnitRe
         if masks is not None and unit.tensor is not None:
             sync(masks)
     return UnitRecord(written.hexdigest(), stored.hexdigest(), merge_bands(bands) if bands else None)
+
+
+def fill_unit(unit: Unit, folder: Path, tensor: TensorInfo, content: NDArray[np.uint8]) -> UnitRecord:
+    """Write what is a unit's of the bytes of a whole tensor into the output, and wait until it is on the disk.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    with _open_to_write(folder / unit.file) as output:
+        for piece, part in _parts_of(unit, tensor, content):
+            if piece is None or unit.tensor is None:
+                put(output, unit.start, as_bytes(part))
+            else:
+                write_piece(output, weights_place(unit.tensor), piece, part)
+        sync(output)
+    return UnitRecord(hash_of_part(unit, tensor, content), xxhash.xxh3_128().hexdigest())
+
+
+def hash_of_part(unit: Unit, tensor: TensorInfo, content: NDArray[np.uint8]) -> str:
+    """Return the hash of what is a unit's of the bytes of a whole tensor, as `fingerprint_unit` finds it."""
+    hasher = xxhash.xxh3_128()
+    for _, part in _parts_of(unit, tensor, content):
+        hasher.update(as_bytes(part))
+    return hasher.hexdigest()
+
+
+def _parts_of(
+    unit: Unit, tensor: TensorInfo, content: NDArray[np.uint8]
+) -> Iterator[tuple[Piece | None, NDArray[Any]]]:
+    if unit.tensor is None:
+        yield None, content[unit.start - tensor.offset : unit.stop - tensor.offset]
+        return
+    weights = content.view(WEIGHT_DTYPES[tensor.dtype]).reshape(unit.tensor.flat_shape)
+    for piece in pieces_of(unit):
+        yield piece, np.ascontiguousarray(weights[piece.rows, piece.columns])
 
 
 def verify_unit(job: Job, unit: Unit, target: Target, record: UnitRecord) -> bool:
@@ -227,6 +266,7 @@ def mask_of(job: Job, unit: Unit, piece: Piece, weights: NDArray[Any]) -> tuple[
             complaint = in_tensor(bad, unit, piece).describe(pattern, False)
             raise CheckpointError(f"the masks of tensor {unit.tensor.name!r} are not {pattern}: {complaint}")
     else:
+        assert isinstance(job.masks, SolveMasks)
         if job.masks.method == "exact" and direction == "both":
             # They spare the certificate most of its work.
             mask, potentials = solve_matrix(matrices, n, m, threads=1, return_potentials=True)

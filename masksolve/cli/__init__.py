@@ -544,9 +544,7 @@ def _verdicts(result: CheckReport) -> Iterator[str]:
 
 
 @cli.command("adaprune")
-@click.option(
-    "--model", "source", required=True, metavar="FOLDER|MODULE:FACTORY", help="A Hugging Face folder, or code."
-)
+@click.argument("source", metavar="FOLDER|MODULE:FACTORY")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -593,6 +591,19 @@ def _verdicts(result: CheckReport) -> Iterator[str]:
     "--length", type=click.IntRange(1), default=128, show_default=True, help="At most this many tokens per line."
 )
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Samples per batch.")
+@click.option(
+    "--inputs",
+    type=click.Choice(["pruned", "dense"]),
+    default="pruned",
+    show_default=True,
+    help="pruned: re-fit layers on inputs from the model as pruned so far; dense: from the dense model, several blocks "
+    "at a time.",
+)
+@_overwrite
+@_resume
+@_workers
+@_scheduler
+@_timeout
 def adaprune_model(
     source: str,
     calibration: tuple[Path, ...],
@@ -608,49 +619,96 @@ def adaprune_model(
     samples: int,
     length: int,
     batch: int,
+    inputs: Any,
+    overwrite: bool,
+    resume: bool,
+    workers: int | None,
+    scheduler: str | None,
+    timeout: float | None,
 ) -> None:
     """Prune a model to N:M, and re-fit each layer on a few inputs.
 
-    The model is a pretrained one, the inputs need no labels.
+    The model is a pretrained one, the inputs need no labels: a Hugging Face folder, of which one block at a time is in
+    memory, or what a function of your own returns. Models of folders that are not a stack of blocks are loaded whole.
 
-    The folder gets the model in the form in which it was loaded (from code: model.safetensors), the other files beside
-    it but for weights in other formats, the report adaprune.json, and masksolve.json, which says for `masksolve
-    check` what was pruned. Ctrl-C ends it early: what is finished is written.
+    The folder gets the shards of the model (from code: model.safetensors), the other files beside them but for weights
+    in other formats, the report adaprune.json, and masksolve.json, which says for `masksolve check` what was pruned.
+    After Ctrl-C --resume continues; of a model that is loaded whole, what is finished is written.
     """
     # The status is shown before torch is imported: that and the model take a while.
     with Console(stderr=True).status(f"loading {escape(source)}"):
         try:
-            from masksolve.cli._models import load_model, new_folder, read_batches, save_model
+            from masksolve.checkpoint._adaprune import adaprune_checkpoint
+            from masksolve.cli._models import (
+                call_factory,
+                load_folder,
+                load_tokenizer,
+                new_folder,
+                read_batches,
+                save_model,
+            )
             from masksolve.torch import adaprune
+            from masksolve.torch._adaprune.stack import NoStackError
         except ModuleNotFoundError as error:
             raise NotInstalledError(
                 f"masksolve adaprune needs {error.name}, which is not installed; pip install 'masksolve[torch]'"
             ) from error
 
+    options: dict[str, Any] = {
+        "importance": importance,
+        "direction": direction,
+        "solver": solver,
+        "include": include or None,
+        "exclude": exclude or None,
+        "keep_first_last": keep_first_last,
+        "min_tokens": min_tokens,
+    }
+    given = {"--overwrite": overwrite, "--resume": resume, "--workers": workers, "--scheduler": scheduler}
+    by_block = [flag for flag, value in given.items() if value]
+    is_folder = Path(source).is_dir()
+    if is_folder and inputs == "pruned" and (workers or scheduler):
+        raise click.UsageError(f"{by_block[-1]} needs --inputs dense; with pruned inputs, blocks follow one another")
+
+    def read(tokenizer: Any) -> list[Any]:
+        return read_batches(calibration, tokenizer, samples=samples, length=length, size=batch)
+
+    if is_folder:
+        with Console(stderr=True).status(f"loading {escape(source)}"):
+            tokenizer = load_tokenizer(Path(source))
+            batches = read(tokenizer)
+        try:
+            with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine, _as_usage_errors():
+                streamed = adaprune_checkpoint(
+                    Path(source),
+                    output,
+                    batches,
+                    pattern,
+                    inputs=inputs,
+                    overwrite=overwrite,
+                    resume=resume,
+                    workers=engine,
+                    on_progress=on_progress,
+                    **options,
+                )
+        except NoStackError as error:
+            click.echo(f"{source} is not pruned block by block but loaded as a whole: {error}", err=True)
+        else:
+            _print_adapruned(streamed.report, output, pattern)
+            click.echo(
+                f"peak memory {_size(streamed.peak)}; the weights of the largest block are "
+                f"{_size(streamed.largest_block)}, the hidden states on the disk {_size(streamed.activations)}"
+            )
+            return
+    if by_block:
+        raise click.UsageError(f"{by_block[0]} is for folders that are pruned block by block, which {source} is not")
     with new_folder(output) as folder:
         with Console(stderr=True).status(f"loading {escape(source)}"):
-            loaded = load_model(source)
-            batches = read_batches(calibration, loaded, samples=samples, length=length, size=batch)
-        try:
-            report = adaprune(
-                loaded.model,
-                batches,
-                pattern,
-                importance=importance,
-                direction=direction,
-                solver=solver,
-                include=include or None,
-                exclude=exclude or None,
-                keep_first_last=keep_first_last,
-                min_tokens=min_tokens,
-                progress=True,
-            )
-        except ValueError as error:  # of a model, globs or calibration data that do not go together
-            raise click.UsageError(str(error)) from error
+            loaded = load_folder(Path(source), tokenizer) if is_folder else call_factory(source)
+            batches = batches if is_folder else read(None)
+        with _as_usage_errors():
+            report = adaprune(loaded.model, batches, pattern, sequential=inputs == "pruned", progress=True, **options)
         save_model(loaded, report, direction, folder)
-    _print_adapruned(report)
-    goal = f"{as_patterns(pattern).describe()}{one_sided(direction)}"
-    click.echo(f"{output}: {counted(len(report.layers), 'layer')} pruned to {goal} in {report.seconds:.1f} s")
+    _print_adapruned(report, output, pattern)
     if report.interrupted:
         click.echo("masksolve: interrupted; the layers above are done, the others as they were", err=True)
         raise click.exceptions.Exit(130)
@@ -1045,6 +1103,20 @@ def _who_works(workers: int | None, scheduler: str | None, timeout: float | None
 
 
 @contextmanager
+def _as_usage_errors() -> Iterator[None]:
+    """Raise what is wrong with a model, globs or calibration data that do not go together as a usage error."""
+    try:
+        yield
+    except CheckpointError:  # `main` knows it
+        raise
+    except ValueError as error:
+        usage = click.UsageError(str(error))
+        for note in getattr(error, "__notes__", []):
+            usage.add_note(note)
+        raise usage from error
+
+
+@contextmanager
 def _progress() -> Iterator[OnProgress]:
     """Yield what to call with the bytes that are done: a bar on a terminal. The log goes to stderr, above the bar."""
     console = Console(stderr=True)
@@ -1133,7 +1205,7 @@ def _print_pruned(tensors: Sequence[PrunedTensor]) -> None:
     _print(table)
 
 
-def _print_adapruned(report: AdaPruneReport) -> None:
+def _print_adapruned(report: AdaPruneReport, output: Path, pattern: PatternsLike) -> None:
     table = Table("skipped parameter", "shape", "reason")
     for line in report.skipped:
         if len(line.shape) > 1:
@@ -1153,6 +1225,8 @@ def _print_adapruned(report: AdaPruneReport) -> None:
             f"{layer.seconds * 1e3:.0f} ms",
         )
     _print(table)
+    goal = f"{as_patterns(pattern).describe()}{one_sided(report.direction)}"
+    click.echo(f"{output}: {counted(len(report.layers), 'layer')} pruned to {goal} in {report.seconds:.1f} s")
 
 
 _ANY_WIDTH = 1 << 20
@@ -1173,6 +1247,10 @@ def _duration(seconds: float) -> str:
         if minutes
         else f"{seconds:.1f} s"
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 1 << 30 else f"{count / 2**20:.1f} MiB"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from masksolve._errors import NotInstalledError
-from masksolve._tiles import Direction, across
+from masksolve._tiles import Direction
+from masksolve.checkpoint._adaprune import REPORT, is_copied, pruned_as
 from masksolve.checkpoint._file import ChosenTensor, PrunedAs
 from masksolve.checkpoint._layout import read_checkpoint
 from masksolve.checkpoint._record import RECORD, read_record, record_of
@@ -31,13 +32,7 @@ from masksolve.torch._model_config import renamer
 
 _logger = logging.getLogger("masksolve")
 
-REPORT = "adaprune.json"
 _ARRAYS = (".npy", ".safetensors")
-# Beside the weights that are written, dense ones in another format would pass for them.
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
-# Of whole models, in whatever folder they lie; other weights of a folder in the folder are those of a module.
-_EXPORTS = (".onnx", ".onnx_data", ".gguf", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")
-_EXPORT_FOLDERS = ("openvino", "coreml")
 
 
 @dataclass(frozen=True)
@@ -45,28 +40,22 @@ class LoadedModel:
     """A model; if it comes from a Hugging Face folder, that and its tokenizer, and what has been pruned there."""
 
     model: nn.Module
-    tokenizer: Any | None = None
     folder: Path | None = None
+    tokenizer: Any | None = None
     pruned: Mapping[str, PrunedAs] = field(default_factory=dict)
 
 
-def load_model(source: str) -> LoadedModel:
-    """Load a Hugging Face folder on disk, or call `module:factory`.
+def call_factory(source: str) -> LoadedModel:
+    """Call `module:factory`.
 
     Raises
     ------
     click.UsageError
-        If it is neither, fails or is not complete. Nothing is ever downloaded.
-    CheckpointError
-        If the folder's record of an earlier prune is spoilt or of another checkpoint.
-    NotInstalledError
-        For a folder, if transformers is not installed.
+        If it is no such thing, or fails.
     """
-    if Path(source).is_dir():
-        return _from_folder(Path(source))
     module, _, factory = source.partition(":")
     if not module or not factory:
-        raise click.UsageError(f"--model {source!r} is neither a folder that exists nor module:factory")
+        raise click.UsageError(f"{source!r} is neither a folder that exists nor module:factory")
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
@@ -75,41 +64,67 @@ def load_model(source: str) -> LoadedModel:
             raise AttributeError(f"module {module!r} has no function {factory!r}")
         model = found()
     except Exception as error:
-        raise click.UsageError(f"--model {source!r} fails ({type(error).__name__}: {error})") from error
+        raise click.UsageError(f"{source!r} fails ({type(error).__name__}: {error})") from error
     finally:
         sys.path.remove(here)
     if not isinstance(model, nn.Module):
-        raise click.UsageError(f"--model {source!r} returned {type(model).__name__}; it must return a torch.nn.Module")
+        raise click.UsageError(f"{source!r} returned {type(model).__name__}; it must return a torch.nn.Module")
     return LoadedModel(model)
 
 
-def _from_folder(folder: Path) -> LoadedModel:
-    config = folder / "config.json"
-    if not config.is_file():
-        raise click.UsageError(f"--model {folder} has no config.json; give a Hugging Face folder, or module:factory")
-    record = folder / RECORD
-    pruned = read_record(record, read_checkpoint(folder).tensors) if record.exists() else {}
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer of a Hugging Face folder.
+
+    Raises
+    ------
+    click.UsageError
+        If the folder is none, or has no tokenizer. Nothing is ever downloaded.
+    NotInstalledError
+        If transformers is not installed.
+    """
+    if not (folder / "config.json").is_file():
+        raise click.UsageError(f"{folder} has no config.json; give a Hugging Face folder, or module:factory")
     try:
         import transformers
     except ImportError as error:
         raise NotInstalledError(
-            f"--model {folder} needs transformers, which is not installed; pip install 'masksolve[transformers]'"
+            f"{folder} needs transformers, which is not installed; pip install 'masksolve[transformers]'"
         ) from error
     try:
-        # The architecture that was saved, its head included.
-        names = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
-        kind = getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel
-        model = kind.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise click.UsageError(f"--model {folder} cannot be loaded ({type(error).__name__}: {error})") from error
+        raise click.UsageError(f"{folder} cannot be loaded ({type(error).__name__}: {error})") from error
     # Without its files, a tokenizer takes every word for an unknown one.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise click.UsageError(f"--model {folder} has no tokenizer; save the model's there (tokenizer.save_pretrained)")
-    return LoadedModel(model, tokenizer, folder, pruned)
+        raise click.UsageError(f"{folder} has no tokenizer; save the model's there (tokenizer.save_pretrained)")
+    return tokenizer
 
 
-def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, length: int, size: int) -> list[Any]:
+def load_folder(folder: Path, tokenizer: Any) -> LoadedModel:
+    """Load the model of a Hugging Face folder as a whole.
+
+    Raises
+    ------
+    click.UsageError
+        If it is not complete. Nothing is ever downloaded.
+    CheckpointError
+        If the folder's record of an earlier prune is spoilt or of another checkpoint.
+    """
+    import transformers
+
+    record = folder / RECORD
+    pruned = read_record(record, read_checkpoint(folder).tensors) if record.exists() else {}
+    try:
+        # The architecture that was saved, its head included.
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        kind = getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel
+        model = kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise click.UsageError(f"{folder} cannot be loaded ({type(error).__name__}: {error})") from error
+    return LoadedModel(model, folder, tokenizer, pruned)
+
+
+def read_batches(files: Sequence[Path], tokenizer: Any | None, *, samples: int, length: int, size: int) -> list[Any]:
     """Return batches for the model: lines of text through its tokenizer, or arrays.
 
     Parameters
@@ -117,7 +132,8 @@ def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, le
     files : sequence of Path
         Text, one sample per line, for a model with a tokenizer. Otherwise .npy, the model's argument, or .safetensors,
         its keyword arguments; the first axis of every array counts samples.
-    loaded : LoadedModel
+    tokenizer
+        None for a model from code.
     samples, size : int
         How many samples to read at most, divided evenly among the files, and how many make a batch.
     length : int
@@ -131,13 +147,13 @@ def read_batches(files: Sequence[Path], loaded: LoadedModel, *, samples: int, le
     if samples < len(files):
         raise click.UsageError(f"--samples {samples} is less than one from each of {len(files)} --calibration files")
     per_file = [samples // len(files) + (index < samples % len(files)) for index in range(len(files))]
-    if loaded.tokenizer is None:
+    if tokenizer is None:
         return [batch for path, count in zip(files, per_file, strict=True) for batch in _arrays(path, count, size)]
     lines = [line for path, count in zip(files, per_file, strict=True) for line in _lines(path, count)]
     # Lines of one length together: padding would count among the inputs.
     lengths: dict[int, list[list[int]]] = {}
     for line in lines:
-        tokens = loaded.tokenizer(line, truncation=True, max_length=length)["input_ids"]
+        tokens = tokenizer(line, truncation=True, max_length=length)["input_ids"]
         lengths.setdefault(len(tokens), []).append(tokens)
     return [
         {"input_ids": torch.tensor(lengths[count][start : start + size])}
@@ -236,10 +252,7 @@ def _other_files(folder: Path) -> Iterator[Path]:
     """Yield the files of a Hugging Face folder, relative to it, but for its weights and those of an earlier prune."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        is_weights = len(name.parts) == 1 and path.name.endswith(_WEIGHTS)
-        is_export = path.name.endswith(_EXPORTS) or name.parts[0] in _EXPORT_FOLDERS
-        is_hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not (is_weights or is_export or is_hidden) and str(name) not in (RECORD, REPORT):
+        if path.is_file() and is_copied(name):
             yield name
 
 
@@ -257,8 +270,7 @@ def _write_record(loaded: LoadedModel, report: AdaPruneReport, direction: Direct
             layer = pruned[place]
             owner, attribute = layer.name.rpartition(".")[::2]
             is_transposed = layout_of(model.get_submodule(owner), attribute).transposed
-            to = PrunedAs(False, layer.pattern, across(direction) if is_transposed else direction)
-            chosen.append(ChosenTensor.of(tensor, to))
+            chosen.append(ChosenTensor.of(tensor, pruned_as(is_transposed, tensor, layer.pattern, direction)))
             found.add(place)
     if len(found) < len(pruned):
         lost = next(layer.name for place, layer in pruned.items() if place not in found)

@@ -189,17 +189,19 @@ def select(
     direction: Direction = "both",
     unfit: Mapping[str, str] | None = None,
     verb: str = "mask",
+    unloaded: bool = False,
 ) -> tuple[list[Site], tuple[ParameterReport, ...]]:
     """Split the parameters of a model into those that are masked and those that are skipped.
 
     `unfit` has the names that the caller cannot mask even if they are included, and why. `verb` says in reasons what is
-    done with a parameter, if it is not masked.
+    done with a parameter, if it is not masked. If `unloaded`, parameters may be on the meta device, because their
+    values are loaded later.
 
     Raises
     ------
     ValueError
         If a glob matches no name, an `include` glob only parameters that cannot be masked, nothing is left to mask,
-        or a chosen parameter is on the meta device.
+        or a chosen parameter is on the meta device and not `unloaded`.
     """
     found = list(_named(model))
     _check_globs(found, include, exclude)
@@ -217,7 +219,7 @@ def select(
         if chosen is None:
             report += [_line(one, reason) for one, reason in zip(names, reasons, strict=True)]
             continue
-        if chosen.parameter.is_meta:
+        if chosen.parameter.is_meta and not unloaded:
             raise ValueError(
                 f"parameter {chosen.name!r} is on the meta device and has no values to find masks for; materialise the "
                 "model first (to_empty and its initialisation, or load_state_dict with assign=True)"

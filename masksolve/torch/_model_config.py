@@ -28,8 +28,10 @@ def kinds_by_config(folder: Path, tensors: Mapping[str, Shape]) -> tuple[str, di
     Exception
         Whatever transformers raises for a config that it does not know, or that is spoilt.
     """
-    with _quietly():
-        model = _without_weights(folder)
+    with quietly():
+        # Initialising draws numbers, even those that are never stored.
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = _of_config(folder)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         kinds = kinds_of(model)
         buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
@@ -76,19 +78,62 @@ def _conversion(model: Any) -> Callable[[str], str]:
     return lambda name: str(rename_source_key(name, renamings, converters)[0])
 
 
-def _without_weights(folder: Path) -> nn.Module:
+def model_without_weights(folder: Path, stored: torch.dtype) -> nn.Module:
+    """Return the model that a folder's config.json describes, in evaluation mode, its parameters on the meta device.
+
+    Its buffers have their values. Only transformers' own classes are built; code beside the weights is never run.
+
+    Parameters
+    ----------
+    folder : Path
+    stored : torch.dtype
+        The dtype of the weights; where the config names one, it is the model's.
+
+    Raises
+    ------
+    Exception
+        As for `kinds_by_config`.
+    """
+    register = nn.Module.register_parameter
+
+    def unloaded(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        # Tied ones, which are there already, stay tied.
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        register(self, name, parameter)
+
+    default = torch.get_default_dtype()
+    with quietly(), torch.random.fork_rng(devices=[]):
+        dtype = _dtype_of(folder) or stored
+        try:
+            nn.Module.register_parameter = unloaded  # type: ignore[method-assign, assignment]
+            torch.set_default_dtype(dtype)
+            return _of_config(folder).eval()
+        finally:
+            torch.set_default_dtype(default)
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _dtype_of(folder: Path) -> torch.dtype | None:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    found = getattr(config, "dtype", None)
+    found = getattr(torch, found, None) if isinstance(found, str) else found
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _of_config(folder: Path) -> nn.Module:
     import transformers
 
     automatic: Any = transformers.AutoModel
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     names = config.architectures or []
     kind = getattr(transformers, names[0], None) if names else None
-    # Initialising draws numbers, even those that are never stored.
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
-            model: nn.Module = kind(config)
-        else:
-            model = automatic.from_config(config, trust_remote_code=False)
+    if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+        model: nn.Module = kind(config)
+    else:
+        model = automatic.from_config(config, trust_remote_code=False)
     return model
 
 
@@ -108,15 +153,18 @@ def _axes_of(shape: Shape) -> Axes | None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence transformers: its warnings about a config do not concern whoever prunes weights."""
+def quietly() -> Iterator[None]:
+    """Silence transformers: its warnings about a config, and its bars, do not concern whoever prunes weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers.utils import logging as log
 
-        verbosity = log.get_verbosity()
+        verbosity, shows_bars = log.get_verbosity(), log.is_progress_bar_enabled()
         log.set_verbosity(logging.CRITICAL)
+        log.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
             log.set_verbosity(verbosity)
+            if shows_bars:
+                log.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ import masksolve as ms
 from masksolve import cli
 from masksolve._tiles import DIRECTIONS
 from masksolve.checkpoint import prune_checkpoint
+from masksolve.checkpoint._adaprune import INPUTS
 from masksolve.torch._adaprune import adaprune as implementation
 from masksolve.torch._adaprune.layer import SOLVERS
 from masksolve.torch._adaprune.scores import SCORES
@@ -64,7 +65,7 @@ def run(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     return partial(run, "adaprune")
 
 
-CODE = ("--model", "zoo_of_tests:make", "--pattern", "3:4", "--output", "out")
+CODE = ("zoo_of_tests:make", "--pattern", "3:4", "--output", "out")
 
 
 def test_a_model_from_code_is_pruned_and_reported(run: Run, tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_terminal_sees_every_phase_from_the_loading_on(run: Run, monkeypatch: 
 
 def test_a_factory_may_import_what_lies_beside_it_when_it_is_called(run: Run, tmp_path: Path) -> None:
     before = list(sys.path)
-    assert run(*CODE, "--calibration", "x.npy", "--model", "zoo_of_tests:lazy")[0] == 0
+    assert run("zoo_of_tests:lazy", *CODE[1:], "--calibration", "x.npy")[0] == 0
     assert sys.path == before
 
 
@@ -183,23 +184,23 @@ def test_an_interrupt_writes_what_is_finished(run: Run, tmp_path: Path, monkeypa
 
 
 BAD = {
-    "no such model": (["--model", "nowhere"], "--model 'nowhere' is neither a folder that exists nor module:factory"),
+    "no such model": (["nowhere"], "'nowhere' is neither a folder that exists nor module:factory"),
     "a factory that fails": (
-        ["--model", "zoo_of_tests:broken"],
+        ["zoo_of_tests:broken"],
         "zoo_of_tests:broken' fails (RuntimeError: no weights)",
     ),
-    "no such module": (["--model", "no_zoo:make"], "No module named 'no_zoo'"),
-    "no such function": (["--model", "zoo_of_tests:f"], "module 'zoo_of_tests' has no function 'f'"),
-    "no model": (["--model", "zoo_of_tests:number"], "returned int; it must return a torch.nn.Module"),
-    "no Hugging Face folder": (["--model", "."], "--model . has no config.json"),
+    "no such module": (["no_zoo:make"], "No module named 'no_zoo'"),
+    "no such function": (["zoo_of_tests:f"], "module 'zoo_of_tests' has no function 'f'"),
+    "no model": (["zoo_of_tests:number"], "returned int; it must return a torch.nn.Module"),
+    "no Hugging Face folder": (["."], ". has no config.json"),
     "no data": (["--calibration", "none.npy"], "none.npy' does not exist"),
     "text for code": (["--calibration", "zoo_of_tests.py"], "is neither .npy nor .safetensors"),
     "unknown importance": (
-        ["--model", "nowhere", "--importance", "fisher"],
+        ["nowhere", "--importance", "fisher"],
         "'--importance': 'fisher' is not one of 'magnitude', 'wanda', 'ria', 'hessian', 'sparsegpt', 'admm'",
     ),
-    "unknown solver": (["--model", "nowhere", "--solver", "sgd"], "'--solver': 'sgd' is not one of"),
-    "unknown direction": (["--model", "nowhere", "--direction", "row"], "'--direction': 'row' is not one of"),
+    "unknown solver": (["nowhere", "--solver", "sgd"], "'--solver': 'sgd' is not one of"),
+    "unknown direction": (["nowhere", "--direction", "row"], "'--direction': 'row' is not one of"),
     "output exists": (["--output", "."], "--output . exists; name another folder"),
     "output nowhere": (["--output", "a/b"], "a is not a folder that can be written"),
     "pattern too large": (["--pattern", "16:32"], "no parameter of this Sequential can be 16:32 sparse"),
@@ -210,7 +211,8 @@ BAD = {
 def test_bad_usage_gets_one_line_and_writes_nothing(case: str, run: Run, tmp_path: Path) -> None:
     options, message = BAD[case]
     calibration = () if "--calibration" in options else ("--calibration", "x.npy")
-    code, out, err = run(*(CODE if "--pattern" not in options else (*CODE[:2], *CODE[4:])), *calibration, *options)
+    source, *rest = options if not options[0].startswith("--") else [CODE[0], *options]
+    code, out, err = run(source, *(CODE[1:] if "--pattern" not in rest else CODE[3:]), *calibration, *rest)
     assert code == 2
     assert out == ""
     assert message in err
@@ -235,7 +237,7 @@ def test_a_hugging_face_folder_without_transformers_names_the_extra(
     monkeypatch.setitem(sys.modules, "transformers", None)
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text("{}")
-    code, _, err = run(*CODE, "--calibration", "x.npy", "--model", "bert")
+    code, _, err = run("bert", *CODE[1:], "--calibration", "x.npy")
     assert code == 2
     assert "pip install 'masksolve[transformers]'" in err
 
@@ -260,7 +262,7 @@ def test_a_hugging_face_folder_is_one_again_head_included(run: Run, tmp_path: Pa
     bert(tmp_path / "bert")
     (tmp_path / "text").write_text("a few words\nno meaning\n\nwords of meaning at all\nall of a few\n" * 5)
     code, out, _ = run(
-        *("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out"),
+        *("bert", "--calibration", "text", "--pattern", "2:4", "--output", "out"),
         *("--include", "bert.encoder.*.weight", "--exclude", "*LayerNorm*"),
     )
     assert code == 0
@@ -282,7 +284,7 @@ def test_check_accepts_the_folder_with_the_layers_that_stayed_dense(
 ) -> None:
     bert(tmp_path / "bert")
     (tmp_path / "text").write_text("a few words\nno meaning\n")
-    options = ("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
+    options = ("bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
     assert run(*options, "--exclude", "bert.pooler.*")[0] == 0
     dense = load_file(tmp_path / "out" / "model.safetensors")["bert.pooler.dense.weight"]
     assert not ms.is_valid_mask(dense.numpy() != 0, 2, 4)
@@ -305,7 +307,7 @@ def test_a_hugging_face_folder_keeps_its_other_files_but_weights_in_other_format
         (tmp_path / "bert" / name).write_text(f"what {name} held")
     (tmp_path / "bert" / "link.txt").symlink_to("README.md")
     (tmp_path / "text").write_text("a few words\nno meaning\n")
-    assert run("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")[0] == 0
+    assert run("bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")[0] == 0
     for name in kept:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "bert" / name).read_bytes()
     assert (tmp_path / "out" / "link.txt").read_text() == "what README.md held"
@@ -314,7 +316,7 @@ def test_a_hugging_face_folder_keeps_its_other_files_but_weights_in_other_format
 
 
 def test_names_of_layers_are_printed_as_they_are(run: Run) -> None:
-    code, out, _ = run(*CODE, "--calibration", "x.npy", "--model", "zoo_of_tests:brackets")
+    code, out, _ = run("zoo_of_tests:brackets", *CODE[1:], "--calibration", "x.npy")
     assert code == 0
     for name in ("[bold]first.weight", "[/b].weight", r"'last\x07.weight'"):
         assert f"│ {name} " in out
@@ -323,7 +325,7 @@ def test_names_of_layers_are_printed_as_they_are(run: Run) -> None:
 def test_a_tied_weight_of_a_model_from_code_is_checked_by_the_name_that_it_is_stored_under(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, _ = run(*CODE, "--calibration", "x.npy", "--model", "zoo_of_tests:tied", "--all-layers")
+    code, _, _ = run("zoo_of_tests:tied", *CODE[1:], "--calibration", "x.npy", "--all-layers")
     assert code == 0
     stored = load_file(tmp_path / "out" / "model.safetensors")
     record = json.loads((tmp_path / "out" / "masksolve.json").read_text())
@@ -337,9 +339,9 @@ def test_a_tied_weight_of_a_model_from_code_is_checked_by_the_name_that_it_is_st
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("tokenizer.json", None, "--model bert has no tokenizer; save the model's there"),
-        ("config.json", "{", "--model bert cannot be loaded (JSONDecodeError"),
-        ("model.safetensors", "", "--model bert cannot be loaded (SafetensorError"),
+        ("tokenizer.json", None, "bert has no tokenizer; save the model's there"),
+        ("config.json", "{", "bert cannot be loaded (OSError: It looks like the config file"),
+        ("model.safetensors", "", "model.safetensors is not a whole safetensors file"),
     ],
 )
 def test_a_hugging_face_folder_that_is_not_complete_is_refused(
@@ -352,7 +354,7 @@ def test_a_hugging_face_folder_that_is_not_complete_is_refused(
     else:
         (tmp_path / "bert" / file).write_text(content)
     (tmp_path / "text").write_text("a few words\n")
-    code, _, err = run("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
+    code, _, err = run("bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
     assert code == 2
     assert message in err
     assert not (tmp_path / "out").exists()
@@ -380,7 +382,7 @@ def test_what_was_pruned_before_stays_in_the_record(run: Run, tmp_path: Path, mo
     (tmp_path / "text").write_text("a few words\nno meaning\n")
     first = "bert.encoder.layer.0.attention.self.query.weight"
     prune_checkpoint(tmp_path / "bert", tmp_path / "once", "1:8", include=[first], direction="columns")
-    options = ("--model", "once", "--calibration", "text", "--pattern", "2:4", "--output", "out")
+    options = ("once", "--calibration", "text", "--pattern", "2:4", "--output", "out")
     assert run(*options, "--include", "*.key.weight")[0] == 0
     lines = json.loads((tmp_path / "out" / "masksolve.json").read_text())["tensors"]
     assert {(line["name"], line["pattern"], line["direction"]) for line in lines} == {
@@ -396,14 +398,14 @@ def test_a_spoilt_record_in_the_folder_of_the_model_is_named_before_any_work(run
     bert(tmp_path / "bert")
     (tmp_path / "bert" / "masksolve.json").write_text("{}")
     (tmp_path / "text").write_text("a few words\n")
-    code, _, err = run("--model", "bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
+    code, _, err = run("bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
     assert code == 2
     assert "bert/masksolve.json is neither masksolve.json nor the JSON report of a prune" in err
 
 
 def test_the_choices_of_the_command_are_those_of_adaprune() -> None:
     choices = {each.name: each.type.choices for each in cli.adaprune_model.params if hasattr(each.type, "choices")}
-    assert choices == {"importance": SCORES, "direction": DIRECTIONS, "solver": SOLVERS}
+    assert choices == {"importance": SCORES, "direction": DIRECTIONS, "solver": SOLVERS, "inputs": INPUTS}
 
 
 def test_without_torch_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

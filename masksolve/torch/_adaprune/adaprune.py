@@ -22,19 +22,22 @@ from masksolve.torch._adaprune.calibration import Calibration, Moments, Trace
 from masksolve.torch._adaprune.input_pool import InputPool
 from masksolve.torch._adaprune.layer import SOLVERS, GroupInputs, LayerInputs, LayerOptions, Solver, repair_layer
 from masksolve.torch._adaprune.progress import progress_bar
-from masksolve.torch._adaprune.records import AdaPruneReport
+from masksolve.torch._adaprune.records import AdaPruneReport, PrunedLayer
 from masksolve.torch._adaprune.scores import SCORES, Score
 from masksolve.torch._adaprune.source import Source, called
-from masksolve.torch._adaprune.tasks import Task, by_inputs, choose_tasks, in_order, without
-from masksolve.torch._adaprune.transaction import Transaction
+from masksolve.torch._adaprune.tasks import Task, by_inputs, check_some_are_left, choose_tasks, in_order, without
+from masksolve.torch._adaprune.transaction import Repairs, Transaction
 from masksolve.torch._dtensor import is_sharded
-from masksolve.torch._layers import as_globs, check_module, is_stack_of_experts
+from masksolve.torch._layers import ParameterReport, as_globs, check_module, is_stack_of_experts
 from masksolve.torch._solver.solve import Importance, check_importance, described
 
 _logger = logging.getLogger("masksolve")
 
 # Matrices that a warning names at most.
 _NAMED = 8
+
+# Gets a task that is done, and a text.
+OnLayer = Callable[[Task, str], None]
 
 
 def adaprune(
@@ -171,22 +174,104 @@ def adaprune(
     """
     start = time.perf_counter()
     check_module(model)
+    for name, flag in {
+        "keep_first_last": keep_first_last,
+        "sequential": sequential,
+        "batch_norm": batch_norm,
+        "progress": progress,
+    }.items():
+        check_flag(flag, name)
+    options = as_options(
+        importance=importance,
+        masks=masks,
+        direction=direction,
+        solver=solver,
+        correct_bias=correct_bias,
+        respect_zeros=respect_zeros,
+        alternations=alternations,
+        damping=damping,
+        iterations=iterations,
+        min_tokens=min_tokens,
+        memory_mib=memory_mib,
+        seed=seed,
+    )
+    tasks, lines = choose_tasks(
+        model,
+        pattern,
+        include=as_globs(include),
+        exclude=as_globs(exclude),
+        direction=direction,
+        given=masks,
+    )
+    _check_tasks(tasks, masks, direction)
+    with _evaluation_mode(model), progress_bar(progress) as bar:
+        runs = Calibration(model, calibration)
+        before = {norm: Statistics.of(norm) for norm in running_batch_norms(model) if batch_norm}
+        trace = runs.trace(
+            {called(norm): seen.add for norm, seen in before.items()}, bar.phase("running the dense model", len(runs))
+        )
+        tasks, lines = in_order(model, tasks, lines, trace, keep_first_last)
+        check_some_are_left(tasks, lines)
+        batch_norms = called_after(list(before), trace, tasks[0].sources)
+        rounds = _rounds(by_inputs(tasks, trace), options, sequential)
+        runs.learn(trace, [*map(_sources, rounds), *([called(norm)] for norm in batch_norms)], bar)
+        with Transaction(tasks, batch_norms) as done:
+            on_layer = bar.phase("repairing", len(tasks))
+            _repair(runs, trace, rounds, options, sequential, lambda _, text: on_layer(text), done)
+            on_norm = bar.phase("following with batch norms", len(batch_norms))
+            with runs.walk(map(called, batch_norms)) as finish:
+                # One by one: earlier norms change the inputs of later ones.
+                for norm in batch_norms:
+                    after = Statistics.of(norm)
+                    runs.watch(trace, {called(norm): after.add})
+                    if after.count:
+                        follow(norm, before[norm], after)
+                        done.moved_norms.append(norm)
+                    finish([called(norm)])
+                    on_norm("")
+    warn_of_few_tokens(tasks, done.layers, options.min_tokens)
+    reasons = {name: "interrupted before its repair" for task in done.unfinished for name in task.site.names}
+    names = {module: name for name, module in model.named_modules()}
+    return AdaPruneReport(
+        direction=direction,
+        layers=tuple(done.layers),
+        skipped=tuple(line for line in without(lines, reasons) if not line.sparse),
+        batch_norms=tuple(names[norm] for norm in done.moved_norms),
+        interrupted=done.interrupted,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def as_options(
+    *,
+    importance: Score | Importance,
+    masks: Mapping[str, Tensor] | None = None,
+    direction: Direction,
+    solver: Solver,
+    correct_bias: bool = True,
+    respect_zeros: bool = False,
+    alternations: int = 0,
+    damping: float = 1e-2,
+    iterations: int = 1000,
+    min_tokens: int,
+    memory_mib: int = 1024,
+    seed: int = 0,
+) -> LayerOptions:
+    """Return the options that concern one layer, checked as `adaprune` does.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For one that is bad, or does not go with another.
+    """
     check_direction(direction)
     check_choice(solver, "solver", SOLVERS)
     if not callable(importance):
         check_importance(importance, SCORES)
     if masks is not None and not isinstance(masks, Mapping):
         raise TypeError(f"masks must be a mapping of names to bool tensors, got {masks!r}; a score is an importance")
-    flags = {
-        "keep_first_last": keep_first_last,
-        "sequential": sequential,
-        "correct_bias": correct_bias,
-        "batch_norm": batch_norm,
-        "respect_zeros": respect_zeros,
-        "progress": progress,
-    }
-    for name, flag in flags.items():
-        check_flag(flag, name)
+    check_flag(correct_bias, "correct_bias")
+    check_flag(respect_zeros, "respect_zeros")
     check_number(damping, "damping")
     if not 0 < damping < math.inf:
         raise ValueError(
@@ -218,49 +303,54 @@ def adaprune(
             f"alternations={alternations} scores weights that are not the model's, which a callable importance cannot; "
             f"use one of {', '.join(repr(each) for each in SCORES if each not in ('sparsegpt', 'admm'))}"
         )
-    tasks, lines = choose_tasks(
-        model,
-        pattern,
-        include=as_globs(include),
-        exclude=as_globs(exclude),
-        direction=direction,
-        given=masks,
-    )
-    _check_tasks(tasks, masks, direction)
-    with _evaluation_mode(model), progress_bar(progress) as bar:
-        runs = Calibration(model, calibration)
-        before = {norm: Statistics.of(norm) for norm in running_batch_norms(model) if batch_norm}
-        trace = runs.trace(
-            {called(norm): seen.add for norm, seen in before.items()}, bar.phase("running the dense model", len(runs))
-        )
-        tasks, lines = in_order(model, tasks, lines, trace, keep_first_last)
-        batch_norms = called_after(list(before), trace, tasks[0].sources)
-        rounds = _rounds(by_inputs(tasks, trace), options, sequential)
-        runs.learn(trace, [*map(_sources, rounds), *([called(norm)] for norm in batch_norms)], bar)
-        with Transaction(tasks, batch_norms) as done:
-            _repair(runs, trace, rounds, options, sequential, bar.phase("repairing", len(tasks)), done)
-            on_norm = bar.phase("following with batch norms", len(batch_norms))
-            with runs.walk(map(called, batch_norms)) as finish:
-                # One by one: earlier norms change the inputs of later ones.
-                for norm in batch_norms:
-                    after = Statistics.of(norm)
-                    runs.watch(trace, {called(norm): after.add})
-                    if after.count:
-                        follow(norm, before[norm], after)
-                        done.moved_norms.append(norm)
-                    finish([called(norm)])
-                    on_norm("")
-    _warn_of_few_tokens(tasks, done, options.min_tokens)
-    reasons = {name: "interrupted before its repair" for task in done.unfinished for name in task.site.names}
-    names = {module: name for name, module in model.named_modules()}
-    return AdaPruneReport(
-        direction=direction,
-        layers=tuple(done.layers),
-        skipped=tuple(line for line in without(lines, reasons) if not line.sparse),
-        batch_norms=tuple(names[norm] for norm in done.moved_norms),
-        interrupted=done.interrupted,
-        seconds=time.perf_counter() - start,
-    )
+    return options
+
+
+def repair_part(
+    runs: Calibration,
+    tasks: Sequence[Task],
+    lines: Sequence[ParameterReport],
+    options: LayerOptions,
+    ends: Callable[[Trace], tuple[Source | None, Source | None]],
+    *,
+    sequential: bool,
+    on_layer: OnLayer,
+) -> tuple[list[PrunedLayer], dict[str, str]]:
+    """Prune and repair some weights of a model, whose parameters may be unloaded elsewhere. After an error they differ.
+
+    Parameters
+    ----------
+    runs : Calibration
+        Of the part of the model that holds them.
+    tasks, lines
+        Of the whole model.
+    options : LayerOptions
+    ends : callable
+        Gets the trace of the part; returns the layers that stay dense as the first and the last.
+    sequential : bool
+        As for `adaprune`.
+    on_layer : callable
+        Called after each of them with the task and a text.
+
+    Returns
+    -------
+    layers : list of PrunedLayer
+    reasons : dict of str to str
+        Why weights of the part are not among them, by name.
+    """
+    _check_tasks(tasks, options.masks, options.direction)
+    trace = runs.trace({}, lambda text: None)
+    trace.first, trace.last = ends(trace)
+    before = {line.name for line in lines if line.sparse}
+    names = {name for task in tasks for name in task.site.names}
+    chosen, lines = in_order(runs.model, tasks, lines, trace, True)
+    reasons = {line.name: line.reason for line in lines if line.name in before & names and not line.sparse}
+    rounds = _rounds(by_inputs(chosen, trace), options, sequential)
+    with progress_bar(False) as silent:
+        runs.learn(trace, [_sources(groups) for groups in rounds], silent)
+    done = Repairs()
+    _repair(runs, trace, rounds, options, sequential, on_layer, done)
+    return done.layers, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def _rounds(groups: Sequence[list[Task]], options: LayerOptions, sequential: bool) -> list[list[list[Task]]]:
@@ -289,8 +379,8 @@ def _repair(
     rounds: Sequence[Sequence[Sequence[Task]]],
     options: LayerOptions,
     sequential: bool,
-    on_layer: Callable[[str], None],
-    done: Transaction,
+    on_layer: OnLayer,
+    done: Repairs,
 ) -> None:
     """Prune and repair every task: as it comes where `sequential`, all of them at the end otherwise."""
     # If not sequential, inputs come from the dense model, and no later layer depends on a repair.
@@ -310,7 +400,8 @@ def _repair(
                         done.add(task, repair)
                         if sequential:
                             done.write()
-                        on_layer(f"{task.name}: error {record.error_before:.2%} -> {record.error_after:.2%}")
+                        text = f"{task.name}: error {record.error_before:.2%} -> {record.error_after:.2%}"
+                        on_layer(task, text)
             finish(_sources(groups))
     done.write()
 
@@ -340,11 +431,11 @@ def _inputs(
         yield found
 
 
-def _warn_of_few_tokens(tasks: Sequence[Task], done: Transaction, min_tokens: int) -> None:
+def warn_of_few_tokens(tasks: Sequence[Task], layers: Iterable[PrunedLayer], min_tokens: int) -> None:
     """Log the matrices that got too few inputs to be repaired, and experts that got fewer than they are wide."""
     sources = {task.name: task.sources[0] for task in tasks}
     few = []
-    for layer in done.layers:
+    for layer in layers:
         source = sources[layer.name]
         is_stack = is_stack_of_experts(source.owner, source.attribute)
         least = max(min_tokens, source.operators.shape[2] if is_stack else 1)

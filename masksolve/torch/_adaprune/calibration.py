@@ -36,7 +36,7 @@ _COLUMNS = 192
 Watcher = Callable[[Source, Tensor, range], None]
 
 
-class _Stop(BaseException):
+class Stop(BaseException):
     """Leaves a forward pass that has shown what was asked for, or something that is an error by itself.
 
     Not for a model's own `except Exception`.
@@ -233,6 +233,17 @@ def input_key(source: Source) -> object:
     )
 
 
+@dataclass(frozen=True)
+class Part:
+    """The part of a model that is calibrated: some modules, with those within them.
+
+    `start` is called with the number of a batch before each run of it.
+    """
+
+    modules: Sequence[nn.Module]
+    start: Callable[[int], None]
+
+
 class Calibration:
     """A model and the batches that calibrate it.
 
@@ -241,6 +252,8 @@ class Calibration:
     model : nn.Module
     batches : iterable
         Each a tensor, a sequence of positional arguments or a mapping of keyword arguments of the model.
+    part : Part, optional
+        Calls of other modules count for nothing.
 
     Raises
     ------
@@ -248,8 +261,11 @@ class Calibration:
         If there is no batch, or if this is a single batch, or not an iterable of batches.
     """
 
-    def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, batches: Iterable[Any], part: Part | None = None) -> None:
+        self.model = model
+        self._start = part.start if part is not None else lambda index: None
+        modules = part.modules if part is not None else [model]
+        self._calibrated = dict.fromkeys(each for module in modules for each in module.modules())
         self._names = {module: name for name, module in model.named_modules()}
         iterates = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
         if isinstance(batches, (Tensor, Mapping)) or not iterates:
@@ -258,11 +274,11 @@ class Calibration:
         if not self._batches:
             raise ValueError("calibration holds no batch; give a few hundred inputs of the model, in batches")
         self._replay = Replay(model, {})
-        self._sources = list(sources_of(model).values())
+        self._sources = [source for source in sources_of(model).values() if source.module in self._calibrated]
         self._multiplying = {source.module for source in self._sources if source.is_multiplied}
         self._sources += [
             called(module)
-            for module in model.modules()
+            for module in self._calibrated
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag, _BatchNorm, _ConvTransposeNd))
         ]
 
@@ -277,8 +293,8 @@ class Calibration:
         layers = {source.module for source in self._sources}
         found.entered = {
             module: [0] * len(self._batches)
-            for module in self._model.modules()
-            if module is not self._model and not layers.isdisjoint(module.modules())
+            for module in self._calibrated
+            if module is not self.model and not layers.isdisjoint(module.modules())
         }
         digest = _Digester()
         for index in range(len(self._batches)):
@@ -319,7 +335,7 @@ class Calibration:
         """Find out how to run the model up to each group of layers in turn without running all of it, for `walk`."""
         if len(groups) < 2:
             return
-        self._replay = Replay(self._model, trace.entered)
+        self._replay = Replay(self.model, trace.entered)
         digest = _Digester()
 
         def shows(index: int, group: Sequence[Source]) -> bool:
@@ -377,7 +393,7 @@ class Calibration:
             nonlocal remaining
             remaining -= 1
             if remaining == 0:
-                raise _Stop
+                raise Stop
 
         self._run(index, watchers, leave, {})
 
@@ -402,12 +418,12 @@ class Calibration:
             if x.is_floating_point() and not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
                 name = self._names[source.owner] + (f".{source.attribute}" if source.is_multiplied else "")
                 text = f"an input of {name!r} holds NaN or infinities; nothing was changed"
-                raise _Stop(ValueError(f"calibration batch {index}: {text}"))
+                raise Stop(ValueError(f"calibration batch {index}: {text}"))
             try:
                 watchers[source](source, x, groups)
             except Exception as error:
                 # Not the fault of the batch: the disk may be full.
-                raise _Stop(error) from None
+                raise Stop(error) from None
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # Every layer has one input, by whatever name.
@@ -446,21 +462,22 @@ class Calibration:
             if not source.is_multiplied
         ]
         self._replay.start(index)
+        self._start(index)
         try:
             with torch.no_grad(), plain_products(self._multiplying), replaced_forwards(multiplied, showing):
                 if isinstance(batch, Mapping):
-                    self._model(**batch)
+                    self.model(**batch)
                 elif isinstance(batch, Sequence):
-                    self._model(*batch)
+                    self.model(*batch)
                 else:
-                    self._model(batch)
-        except _Stop as stop:
+                    self.model(batch)
+        except Stop as stop:
             if stop.error is not None:
                 raise stop.error from None
         except Exception as error:
             raise ValueError(
                 f"calibration batch {index}, {_described(batch)}, does not run through this "
-                f"{type(self._model).__name__} ({type(error).__name__}: {error}); give what model(batch), "
+                f"{type(self.model).__name__} ({type(error).__name__}: {error}); give what model(batch), "
                 "model(*batch) or model(**batch) takes, on the model's device and without labels; nothing was changed"
             ) from error
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -26,13 +26,13 @@ _WITHOUT_PATTERN = "no pattern is given for it"
 class Task:
     """One weight to prune, its pattern, and where its inputs come from: several sources where it is tied.
 
-    `biases` has one a source, or none if one of them has none, or shares it with another layer.
+    `has_biases`: whether each source has a bias that it shares with no other layer.
     """
 
     site: Site
     sources: tuple[Source, ...]
     pattern: Pattern
-    biases: tuple[nn.Parameter, ...]
+    has_biases: bool
 
     @property
     def name(self) -> str:
@@ -50,6 +50,11 @@ class Task:
         return self.sources[0].layout
 
     @property
+    def biases(self) -> tuple[nn.Parameter, ...]:
+        """One bias a source, or none."""
+        return tuple(bias for each in self.sources if (bias := each.bias) is not None) if self.has_biases else ()
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that a repair may change."""
         return [self.weight, *self.biases]
@@ -63,6 +68,7 @@ def choose_tasks(
     exclude: Sequence[str] | None,
     direction: Direction = "both",
     given: Collection[str] | None = None,
+    unloaded: bool = False,
 ) -> tuple[list[Task], list[ParameterReport]]:
     """Return the weights to prune, in the model's order, and a line for every parameter.
 
@@ -72,6 +78,8 @@ def choose_tasks(
         As for `adaprune`.
     given : collection of str, optional
         The names of the weights that masks were given for.
+    unloaded : bool
+        Whether parameters may be on the meta device.
 
     Raises
     ------
@@ -80,7 +88,9 @@ def choose_tasks(
     """
     patterns, all_sources = as_patterns(pattern), sources_of(model)
     unfit = _unfit(model, all_sources)
-    sites, lines = select(model, patterns, include=include, exclude=exclude, direction=direction, unfit=unfit)
+    sites, lines = select(
+        model, patterns, include=include, exclude=exclude, direction=direction, unfit=unfit, unloaded=unloaded
+    )
     _check_names("masks", given or (), lines)
     uses = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     tasks: list[Task] = []
@@ -93,7 +103,7 @@ def choose_tasks(
             reasons.update(dict.fromkeys(site.names, _WITHOUT_PATTERN))
         else:
             own = [bias for each in sources if (bias := each.bias) is not None and uses[id(bias)] == 1]
-            tasks.append(Task(site, sources, site.pattern, tuple(own) if len(own) == len(sources) else ()))
+            tasks.append(Task(site, sources, site.pattern, len(own) == len(sources)))
     return tasks, without(lines, reasons)
 
 
@@ -105,7 +115,7 @@ def in_order(
     Raises
     ------
     ValueError
-        If none is left, or no pattern is given for one.
+        If no pattern is given for one.
     """
     places = {source: place for place, source in enumerate(trace.order)}
     chosen: list[Task] = []
@@ -125,14 +135,18 @@ def in_order(
             chosen.append(task)
     skipped = without(lines, reasons)
     ends = [trace.first, trace.last] if keep_first_last else []
-    _check_all_have_patterns(model, [source for source in trace.order if source not in ends], skipped)
-    if not chosen:
-        found = "; ".join(f"{line.name}: {line.reason}" for line in skipped if len(line.shape) > 1)
-        raise ValueError(f"no layer is left to prune ({found})")
+    check_all_have_patterns(model, [source for source in trace.order if source not in ends], skipped)
     return sorted(chosen, key=lambda task: min(places[source] for source in task.sources)), skipped
 
 
-def _check_all_have_patterns(model: nn.Module, layers: Collection[Source], lines: Sequence[ParameterReport]) -> None:
+def check_some_are_left(layers: Sized, skipped: Sequence[ParameterReport]) -> None:
+    """Refuse to prune nothing."""
+    if not layers:
+        found = "; ".join(f"{line.name}: {line.reason}" for line in skipped if len(line.shape) > 1)
+        raise ValueError(f"no layer is left to prune ({found})")
+
+
+def check_all_have_patterns(model: nn.Module, layers: Collection[Source], lines: Sequence[ParameterReport]) -> None:
     """Refuse to leave some of these layers dense because no pattern is given for them."""
     names = [line.name for line in lines if line.reason == _WITHOUT_PATTERN]
     sources = sources_of(model)

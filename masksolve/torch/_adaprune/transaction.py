@@ -1,4 +1,4 @@
-"""The changes that AdaPrune makes to a model: an error undoes all of them, Ctrl-C those that are not finished."""
+"""The changes that AdaPrune makes to a model, and those that an error undoes, or Ctrl-C unless they are finished."""
 
 from __future__ import annotations
 
@@ -13,8 +13,37 @@ from masksolve.torch._adaprune.records import PrunedLayer
 from masksolve.torch._adaprune.tasks import Task
 
 
-class Transaction:
-    """The repairs of layers and the moves of batch norms, as far as they have come.
+class Repairs:
+    """The repairs of layers, as far as they have come.
+
+    Attributes
+    ----------
+    layers : list of PrunedLayer
+        The records of the repairs that are written.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[PrunedLayer] = []
+        self._found: list[tuple[Task, LayerRepair]] = []
+
+    def add(self, task: Task, repair: LayerRepair) -> None:
+        """Take up a repair, to be written by `write`."""
+        self._found.append((task, repair))
+
+    def write(self) -> None:
+        """Write the values of all repairs taken up since the last call into the model."""
+        while self._found:
+            # One whose write is interrupted is not tried again: it is undone.
+            task, repair = self._found.pop(0)
+            with torch.no_grad():
+                # Biases that are not corrected have no value, and stay.
+                for parameter, value in zip(task.parameters, repair.values, strict=False):
+                    parameter.copy_(value)
+            self.layers.append(repair.record)
+
+
+class Transaction(Repairs):
+    """Repairs of layers and moves of batch norms that are undone if it comes to that.
 
     Use it in a `with` statement. A KeyboardInterrupt ends that without an error: what is finished stays, repairs that
     are found but not yet written are written, everything else is as it was. Any other error leaves nothing changed.
@@ -27,8 +56,6 @@ class Transaction:
 
     Attributes
     ----------
-    layers : list of PrunedLayer
-        The records of the repairs that are written.
     moved_norms : list of nn.Module
         The batch norms that have moved.
     interrupted : bool
@@ -36,11 +63,10 @@ class Transaction:
     """
 
     def __init__(self, tasks: Sequence[Task], norms: Sequence[nn.Module]) -> None:
-        self.layers: list[PrunedLayer] = []
+        super().__init__()
         self.moved_norms: list[nn.Module] = []
         self.interrupted = False
         self._tasks, self._norms = tasks, norms
-        self._found: list[tuple[Task, LayerRepair]] = []
         tensors = [*_parameters(tasks), *_buffers(norms)]
         self._saved = {tensor: tensor.detach().clone() for tensor in tensors}
 
@@ -66,21 +92,6 @@ class Transaction:
         """The tasks whose repairs are not written."""
         done = {layer.name for layer in self.layers}
         return [task for task in self._tasks if task.name not in done]
-
-    def add(self, task: Task, repair: LayerRepair) -> None:
-        """Take up a repair, to be written by `write`."""
-        self._found.append((task, repair))
-
-    def write(self) -> None:
-        """Write the values of all repairs taken up since the last call into the model."""
-        while self._found:
-            # One whose write is interrupted is not tried again: it is undone.
-            task, repair = self._found.pop(0)
-            with torch.no_grad():
-                # Biases that are not corrected have no value, and stay.
-                for parameter, value in zip(task.parameters, repair.values, strict=False):
-                    parameter.copy_(value)
-            self.layers.append(repair.record)
 
 
 def _parameters(tasks: Iterable[Task]) -> list[Tensor]:

@@ -1,0 +1,843 @@
+"""AdaPrune of a Hugging Face folder, one decoder block at a time: no more than that is ever in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from masksolve._cores import usable_cores
+from masksolve._inputs import check_choice, check_flag
+from masksolve._pattern import Pattern
+from masksolve._patterns import as_patterns
+from masksolve._tiles import Direction, across
+from masksolve.checkpoint._executors import run_all
+from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, ChosenTensor, PrunedAs, TensorInfo
+from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
+from masksolve.checkpoint._record import RECORD, read_record, record_of
+from masksolve.checkpoint._run import OnProgress, Order, Steps, Unfinished, run
+from masksolve.checkpoint._units import Unit, fill, put, sync, units_of
+from masksolve.checkpoint._work import (
+    Job,
+    UnitRecord,
+    fill_unit,
+    fingerprint_unit,
+    hash_of_part,
+    prune_unit,
+    verify_unit,
+)
+from masksolve.checkpoint._workspace import check_room
+from masksolve.torch._adaprune.adaprune import OnLayer, as_options, repair_part, warn_of_few_tokens
+from masksolve.torch._adaprune.calibration import Calibration, Part, Trace
+from masksolve.torch._adaprune.layer import LayerOptions
+from masksolve.torch._adaprune.products import plain_products
+from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer
+from masksolve.torch._adaprune.source import Source, sources_of
+from masksolve.torch._adaprune.stack import Compute, NoStackError, Stack
+from masksolve.torch._adaprune.tasks import Task, check_all_have_patterns, check_some_are_left, choose_tasks, without
+from masksolve.torch._layers import as_globs
+from masksolve.torch._model_config import model_without_weights, renamer
+from masksolve.torch._model_weights import Conversions, PartialWeights
+
+Inputs = Literal["pruned", "dense"]
+INPUTS: tuple[Inputs, ...] = ("pruned", "dense")
+REPORT = "adaprune.json"
+
+# Beside the weights that are written, dense ones in another format would pass for them.
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
+# Of whole models, in whatever folder they lie; other weights of a folder in the folder are those of a module.
+_EXPORTS = (".onnx", ".onnx_data", ".gguf", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")
+_EXPORT_FOLDERS = ("openvino", "coreml")
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedReport:
+    """The report of a run, and the memory that it took.
+
+    Attributes
+    ----------
+    report : AdaPruneReport
+    peak : int
+        Bytes of memory that a process of the run held at most, code and libraries included.
+    largest_block : int
+        Bytes of the weights of the largest block.
+    activations : int
+        Bytes of the hidden states of all calibration batches at one place, which are kept on the disk.
+    """
+
+    report: AdaPruneReport
+    peak: int
+    largest_block: int
+    activations: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict that `json.dumps` takes."""
+        rest = {name: value for name, value in vars(self).items() if name != "report"}
+        return {**self.report.to_dict(), "memory": rest}
+
+
+@dataclass(frozen=True, eq=False)
+class _Recipe:
+    """What a worker has to know to repair a part of a model; `key` is that of the model it has built."""
+
+    folder: Path
+    key: str
+    batches: Sequence[Mapping[str, Tensor]]
+    patterns: Mapping[str, str]
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...] | None
+    keep_first_last: bool
+    inputs: Inputs
+    options: LayerOptions
+
+
+@dataclass(frozen=True)
+class _Repaired:
+    """A part that is done: its units, the records of its layers, why others stay dense, and the memory that it took."""
+
+    units: dict[int, UnitRecord]
+    layers: list[PrunedLayer]
+    reasons: dict[str, str]
+    peak: int
+
+
+def adaprune_checkpoint(
+    source: Path,
+    target: Path,
+    batches: Sequence[Mapping[str, Tensor]],
+    pattern: Any,
+    *,
+    importance: Any = "magnitude",
+    direction: Direction = "both",
+    solver: Any = "lstsq",
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    keep_first_last: bool = True,
+    inputs: Inputs = "pruned",
+    min_tokens: int = 1,
+    overwrite: bool = False,
+    resume: bool = False,
+    workers: int | Executor | None = 1,
+    on_progress: OnProgress | None = None,
+) -> StreamedReport:
+    """Write a copy of a Hugging Face folder in which `masksolve.torch.adaprune` has pruned the model.
+
+    The weights of one block at a time are in memory, and the statistics of its inputs. The hidden states of the
+    calibration batches go from block to block through files in the hidden folder beside the output. The output has the
+    files of the input, but for weights in other formats, and the bytes of its shards, but for what is repaired; it
+    appears under its name when it is complete and verified.
+
+    Parameters
+    ----------
+    source, target : Path
+        Folders with config.json and safetensors.
+    batches : sequence of mapping of str to Tensor
+        Keyword arguments of the model.
+    pattern, importance, direction, solver, include, exclude, keep_first_last, min_tokens
+        As for `masksolve.torch.adaprune`.
+    inputs : {"pruned", "dense"}
+        Whether layers are repaired on inputs from the model as pruned so far, one block after the other, or from the
+        dense model, in any order: that is `sequential` of `adaprune`.
+    overwrite, resume, on_progress
+        As for `prune_checkpoint`; there is a phase "repairing" more.
+    workers : int, concurrent.futures.Executor or None
+        As for `prune_checkpoint`. With "dense", they repair the blocks, one core each.
+
+    Raises
+    ------
+    NoStackError
+        If the model has no stack of blocks that can run one at a time. Nothing has been written.
+    ValueError, TypeError
+        As for `adaprune`.
+    CheckpointError, OSError, WorkerLostError
+        As for `prune_checkpoint`.
+    """
+    start = time.perf_counter()
+    check_flag(keep_first_last, "keep_first_last")
+    check_choice(inputs, "inputs", INPUTS)
+    patterns = as_patterns(pattern)
+    options = as_options(importance=importance, direction=direction, solver=solver, min_tokens=min_tokens)
+    source, target = Path(source).absolute(), Path(target).absolute()
+    recipe = _Recipe(
+        folder=source,
+        key=f"{os.getpid()} {time.monotonic_ns()}",
+        batches=batches,
+        patterns={glob: str(each) for glob, each in patterns.by_glob},
+        include=as_globs(include),
+        exclude=as_globs(exclude),
+        keep_first_last=keep_first_last,
+        inputs=inputs,
+        options=options,
+    )
+    model = _model_of(recipe)
+    checkpoint = _without_other_weights(model.checkpoint)
+    record = source / RECORD
+    earlier = read_record(record, checkpoint.tensors) if record.exists() else {}
+    order = _RepairOrder(
+        checkpoint=checkpoint,
+        job=Job(source, None),
+        output=target,
+        overwrite=overwrite,
+        resume=resume,
+        model=model,
+        recipe=recipe,
+        earlier=earlier,
+        start=start,
+    )
+    if workers is None and inputs == "dense":
+        workers = min(usable_cores(), len(model.parts))
+    try:
+        run(order, workers, on_progress)
+    finally:
+        _built.clear()
+    return order.reports[0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _RepairOrder(Order):
+    """The order for a run that repairs weights, and copies all else.
+
+    Attributes
+    ----------
+    model : _Model
+    recipe : _Recipe
+    earlier : mapping of str to PrunedAs
+        What earlier prunes have recorded beside the input.
+    start : float
+        When it began, by `time.perf_counter`.
+    reports : list of StreamedReport
+        Its report, when it is done.
+    """
+
+    job: Job
+    model: _Model
+    recipe: _Recipe
+    earlier: Mapping[str, PrunedAs]
+    start: float
+    reports: list[StreamedReport] = field(default_factory=list)
+
+    steps: ClassVar[Steps] = Steps("copying", fingerprint_unit, prune_unit, verify_unit)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that have to be the same for a run to be resumed, as JSON, by the names that messages use."""
+        recipe, hasher = self.recipe, xxhash.xxh3_128()
+        for batch in recipe.batches:
+            for name, tensor in batch.items():
+                hasher.update(f"{name} {tuple(tensor.shape)} ".encode())
+                hasher.update(_bytes_of(tensor).data)
+        options = {name: value for name, value in vars(recipe.options).items() if name != "masks"}
+        return {
+            "input": str(self.checkpoint.path),
+            "output": str(self.output),
+            "pattern": str(as_patterns(recipe.patterns)),
+            **options,
+            "include": list(recipe.include or ()),
+            "exclude": list(recipe.exclude or ()),
+            "keep_first_last": recipe.keep_first_last,
+            "inputs": recipe.inputs,
+            "the hash of the calibration data": hasher.hexdigest(),
+            "the hash of the record": xxhash.xxh3_128_hexdigest(record_of([], self.earlier).encode()),
+        }
+
+    def units(self) -> list[Unit]:
+        """Return the units of the input."""
+        return units_of(self.checkpoint, self.model.chosen, self.model.biases)
+
+    def begin(self, unfinished: Unfinished) -> None:
+        """Repair what the journal does not have."""
+        self.reports.append(_repair(self.recipe, self.model, unfinished, self.start, self.earlier))
+
+
+def is_copied(name: Path) -> bool:
+    """Return whether a file of a folder, by its path in it, is neither weights nor what an earlier prune has left."""
+    is_weights = len(name.parts) == 1 and name.name.endswith(_WEIGHTS)
+    is_export = name.name.endswith(_EXPORTS) or name.parts[0] in _EXPORT_FOLDERS
+    is_hidden = any(part.startswith(".") for part in name.parts)
+    return not (is_weights or is_export or is_hidden) and str(name) not in (RECORD, REPORT)
+
+
+def _without_other_weights(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint without weights in other formats, and without the record, in whose place goes a new one."""
+    shards = {file.name for file in checkpoint.files if file.tensors}
+    index = {checkpoint.index.name} if checkpoint.index is not None else set()
+    files = [file for file in checkpoint.files if file.name in shards | index or is_copied(Path(file.name))]
+    return replace(checkpoint, files=tuple(files))
+
+
+class _Model:
+    """The model of a folder, of whose weights those outside of the blocks are mapped, and one block's at a time loaded.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    model : nn.Module
+    stack : Stack
+    tasks : dict of int to list of Task
+        By block; those of layers behind the blocks have the number after the last block's.
+    lines : list of ParameterReport
+    chosen : list of ChosenTensor
+        The weights among the tensors that repairs may change.
+    biases : list of str
+        The names of the others.
+    largest_block, activations : int
+        As in `StreamedReport`.
+    """
+
+    def __init__(self, recipe: _Recipe) -> None:
+        if not any(recipe.folder.glob("*.safetensors")):
+            raise NoStackError("it holds no .safetensors file")
+        self.checkpoint = read_checkpoint(recipe.folder)
+        self._places = {tensor.name: (file, tensor) for file in self.checkpoint.files for tensor in file.tensors}
+        self.model = _skeleton(recipe.folder, self.checkpoint.tensors)
+        try:
+            self._weights = PartialWeights(self.model)
+        except ImportError as error:
+            raise NoStackError(f"this release of transformers loads weights in another way ({error})") from None
+        self.stack = Stack(self.model)
+        name_in_model = renamer(self.model)
+        self._own = {name: name_in_model(name) for name in self._places}
+        self._outside = [name for name, own in self._own.items() if self.stack.block_of(own) is None]
+        self._conversions = self._load_outside()
+        batch = recipe.batches[0]
+        self._sample = {name: tensor[:1] for name, tensor in batch.items()}
+        self.stack.learn(self._sample)
+        self._choose(recipe)
+        self._find_tensors(recipe.options.direction)
+        sizes = [0] * len(self.stack.blocks)
+        for name, (_, tensor) in self._places.items():
+            block = self.stack.block_of(self._own[name])
+            if block is not None:
+                sizes[block] += tensor.nbytes
+        self.largest_block = max(sizes)
+        self.activations = self._try_first_block(recipe.batches)
+
+    @property
+    def parts(self) -> list[int]:
+        """The blocks in their order, and what is behind them if anything of it is repaired."""
+        behind = len(self.stack.blocks)
+        return [*range(behind), *([behind] if self.tasks.get(behind) else [])]
+
+    def ends(self, part: int, keep_first_last: bool) -> Callable[[Trace], tuple[Source | None, Source | None]]:
+        """Return what finds the layers of a part that are the whole model's first and last, if they stay dense."""
+
+        def found(trace: Trace) -> tuple[Source | None, Source | None]:
+            if not keep_first_last:
+                return None, None
+            is_first = part == 0 and not self.stack.before
+            is_last = part >= len(self.stack.blocks) - 1 and (part == len(self.stack.blocks)) == bool(self.stack.behind)
+            return trace.first if is_first else None, trace.last if is_last else None
+
+        return found
+
+    def tensors_of(self, part: int) -> list[TensorInfo]:
+        """Return the tensors of a part that repairs may change."""
+        return self._changing.get(part, [])
+
+    def load(self, part: int) -> Conversions:
+        """Load the weights of a block; what is outside is there. Return what `stored` needs."""
+        if part == len(self.stack.blocks):
+            return self._conversions
+        names = [name for name, own in self._own.items() if self.stack.block_of(own) == part]
+        found = self._weights.load({name: self._read(name) for name in names})
+        for name, parameter in self.stack.blocks[part].named_parameters():
+            if parameter.is_meta:
+                raise CheckpointError(f"{self.checkpoint.path} has no weights for {self.stack.path}.{part}.{name}")
+        return found
+
+    def unload(self, part: int) -> None:
+        """Forget the weights of a block."""
+        if part < len(self.stack.blocks):
+            self._weights.unload([self.stack.blocks[part]])
+
+    def stored(self, part: int, conversions: Conversions) -> dict[str, NDArray[np.uint8]]:
+        """Return the bytes of the tensors of a part that repairs may change."""
+        block = part if part < len(self.stack.blocks) else None
+        loaded = {
+            name: parameter.detach()
+            for name, parameter in self.model.named_parameters()
+            if self.stack.block_of(name) == block
+        }
+        tensors = self.tensors_of(part)
+        found = self._weights.stored(loaded, [tensor.name for tensor in tensors], conversions)
+        for tensor in tensors:
+            if tuple(found[tensor.name].shape) != tensor.shape:
+                raise ValueError(
+                    f"{tensor.name} cannot be written as it is stored: its shape would be "
+                    f"{tuple(found[tensor.name].shape)}, not {tensor.shape}"
+                )
+        return {tensor.name: _bytes_of(found[tensor.name].to(_DTYPES[tensor.dtype])) for tensor in tensors}
+
+    def keeps_dtypes(self, part: int) -> bool:
+        """Return whether the model holds the weights of a part in the dtypes in which they are stored."""
+        held = {task.weight.dtype for task in self.tasks.get(part, [])}
+        return held == {_DTYPES[tensor.dtype] for tensor in self.tensors_of(part)}
+
+    def multiplying(self, part: int) -> list[nn.Module]:
+        """Return the modules of a block that multiply with their weights themselves."""
+        within = set(self.stack.blocks[part].modules())
+        return [each.module for each in sources_of(self.model).values() if each.is_multiplied and each.module in within]
+
+    def parameter_of(self, name: str) -> nn.Parameter | None:
+        """Return the parameter that a tensor of the checkpoint is, or is part of."""
+        found = dict(self.model.named_parameters(remove_duplicate=False))
+        return found.get(self._own[name])
+
+    def file_of(self, name: str) -> str:
+        """Return the name of the file that holds a tensor."""
+        return self._places[name][0].name
+
+    def _load_outside(self) -> Conversions:
+        """Map the weights outside of the blocks: what is not read takes no memory."""
+        tensors = {}
+        for file in self.checkpoint.files:
+            names = [tensor.name for tensor in file.tensors if tensor.name in set(self._outside)]
+            if names:
+                with safe_open(self.checkpoint.folder / file.name, framework="pt") as shard:
+                    tensors.update({name: shard.get_tensor(name) for name in names})
+        found = self._weights.load(tensors)
+        self._weights.tie()
+        for name, parameter in self.model.named_parameters():
+            if parameter.is_meta and self.stack.block_of(name) is None:
+                raise NoStackError(f"the checkpoint has no weights for {name}")
+        return found
+
+    def _choose(self, recipe: _Recipe) -> None:
+        """Find the weights to prune, by part."""
+        tasks, lines = choose_tasks(
+            self.model,
+            recipe.patterns,
+            include=recipe.include,
+            exclude=recipe.exclude,
+            direction=recipe.options.direction,
+            unloaded=True,
+        )
+        ends = [*self.stack.before[:1], *self.stack.behind[-1:]] if recipe.keep_first_last else []
+        outside = {*self.stack.before, *self.stack.behind}
+        self.tasks: dict[int, list[Task]] = {}
+        reasons: dict[str, str | None] = {}
+        for task in tasks:
+            parts = {self.stack.block_of(name) for name in task.site.names}
+            if len(parts) > 1:
+                raise NoStackError(f"{task.name} is tied to a weight of another block")
+            part = parts.pop()
+            if part is not None:
+                self.tasks.setdefault(part, []).append(task)
+            elif any(source in ends for source in task.sources):
+                end = "first" if task.sources[0] in self.stack.before else "last"
+                reasons[task.name] = f"the {end} layer; `keep_first_last=False` prunes it"
+            elif any(source in self.stack.before for source in task.sources):
+                raise NoStackError(f"{task.name} is before its blocks")
+            elif not all(source in outside for source in task.sources):
+                reasons[task.name] = "no calibration batch calls it"
+            else:
+                self.tasks.setdefault(len(self.stack.blocks), []).append(task)
+        self.lines = without(lines, reasons)
+        layers = [source for source in sources_of(self.model).values() if source not in ends]
+        check_all_have_patterns(self.model, layers, self.lines)
+        check_some_are_left(self.tasks, self.lines)
+
+    def _find_tensors(self, direction: Direction) -> None:
+        """Find the tensors of the checkpoint that repairs may change."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        weights = {id(task.weight): (part, task) for part, tasks in self.tasks.items() for task in tasks}
+        biases = {id(bias): part for part, task in weights.values() for bias in task.biases}
+        self.chosen: list[ChosenTensor] = []
+        self.biases: list[str] = []
+        self._changing: dict[int, list[TensorInfo]] = {}
+        found = set()
+        for name, (_, tensor) in self._places.items():
+            place = id(parameters.get(self._own[name]))
+            if place in weights:
+                part, task = weights[place]
+                to = pruned_as(task.layout.transposed, tensor, task.pattern, direction)
+                chosen = ChosenTensor.of(tensor, to)
+                self.chosen.append(chosen)
+                self._changing.setdefault(part, []).append(chosen)
+            elif place in biases:
+                self.biases.append(name)
+                self._changing.setdefault(biases[place], []).append(tensor)
+            else:
+                continue
+            found.add(place)
+            if tensor.dtype not in _DTYPES:
+                raise NoStackError(f"{name} is stored as {tensor.dtype}")
+        for place in [*weights, *biases]:
+            if place not in found:
+                raise NoStackError(f"{weights[place][1].name if place in weights else 'a bias'} is stored as another")
+
+    def _try_first_block(self, batches: Sequence[Mapping[str, Tensor]]) -> int:
+        """Run a sample through the first block, and return the bytes of the hidden states of all batches."""
+        sizes: list[int] = []
+
+        def act(hidden: Tensor, compute: Compute) -> None:
+            output = compute(hidden)
+            if output.shape != hidden.shape or output.dtype != hidden.dtype:
+                raise NoStackError("a block returns hidden states of another kind than it gets")
+            sizes.append(hidden.numel() * hidden.element_size())
+
+        conversions = self.load(0)
+        try:
+            self.stack.run(0, self._sample, act)
+            self.stored(0, conversions)
+        except Exception as error:
+            raise NoStackError(f"its first block does not run alone ({type(error).__name__}: {error})") from error
+        finally:
+            self.unload(0)
+        read = [next(iter(batch.values())).numel() for batch in batches]
+        return sizes[0] * sum(read) // next(iter(self._sample.values())).numel()
+
+    def _read(self, name: str) -> Tensor:
+        file, info = self._places[name]
+        if info.dtype not in _DTYPES:
+            raise NoStackError(f"{name} is stored as {info.dtype}")
+        found = torch.empty(info.shape, dtype=_DTYPES[info.dtype])
+        path = self.checkpoint.folder / file.name
+        with path.open("rb", buffering=0) as shard:
+            fill(shard, path, info.offset, _bytes_of(found).data)
+        return found
+
+
+# The model that this process has built, of which one thread at a time loads blocks.
+_built: dict[str, _Model] = {}
+_in_use = threading.Lock()
+
+
+def _model_of(recipe: _Recipe) -> _Model:
+    """Return the model of a recipe, which a process builds once."""
+    if recipe.key not in _built:
+        _built.clear()
+        _built[recipe.key] = _Model(recipe)
+    return _built[recipe.key]
+
+
+def _skeleton(folder: Path, tensors: Sequence[TensorInfo]) -> nn.Module:
+    stored = next((_DTYPES[each.dtype] for each in tensors if each.dtype in WEIGHT_DTYPES), torch.float32)
+    try:
+        model: Any = model_without_weights(folder, stored)
+    except Exception as error:  # of any kind: it is another library's, and a file's that anybody wrote
+        text = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes no model that transformers has ({type(error).__name__}: {text[:200]})"
+        ) from error
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise NoStackError("its weights are quantized")
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise NoStackError("it has batch norms")
+    # A block's keys and values are for the tokens that come after it, of which there are none.
+    model.config.use_cache = False
+    return model  # type: ignore[no-any-return]
+
+
+def pruned_as(transposed: bool, tensor: TensorInfo, pattern: Pattern, direction: Direction) -> PrunedAs:
+    """Return what a tensor of a model's weight is pruned to; of three axes, it is a stack of experts."""
+    return PrunedAs(len(tensor.shape) == 3, pattern, across(direction) if transposed else direction)
+
+
+def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
+    """Return the bytes of a tensor, without a copy if they are contiguous."""
+    found: NDArray[np.uint8] = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return found
+
+
+@dataclass(frozen=True)
+class _States:
+    """The hidden states with which the calibration batches enter each block but the first, in a folder."""
+
+    folder: Path
+
+    def read(self, part: int, batch: int, like: Tensor) -> Tensor:
+        """Return the states of a batch, which are of the kind of those that leave the embeddings."""
+        if part == 0:
+            return like
+        found = torch.empty_like(like, memory_format=torch.contiguous_format)
+        path = self._path(part, batch)
+        with path.open("rb", buffering=0) as file:
+            fill(file, path, 0, _bytes_of(found).data)
+        return found
+
+    def write(self, part: int, batch: int, states: Tensor) -> None:
+        """Keep the states of a batch, and wait until they are on the disk."""
+        path = self._path(part, batch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".tmp")
+        with unfinished.open("wb", buffering=0) as file:
+            put(file, 0, _bytes_of(states).data)
+            sync(file)
+        unfinished.replace(path)
+
+    def has(self, part: int, batches: int) -> bool:
+        """Return whether those of all batches are there."""
+        return all(self._path(part, batch).exists() for batch in range(batches))
+
+    def remove(self, part: int) -> None:
+        """Forget those of a block."""
+        shutil.rmtree(self._path(part, 0).parent, ignore_errors=True)
+
+    def _path(self, part: int, batch: int) -> Path:
+        return self.folder / str(part) / str(batch)
+
+
+def _repair(
+    recipe: _Recipe, model: _Model, phase: Unfinished, start: float, earlier: Mapping[str, PrunedAs]
+) -> StreamedReport:
+    """Repair what the journal does not have, and put the reports into the output."""
+    units = _units_of_parts(model, phase.units)
+    states = _States(phase.data / "states")
+    journal = phase.workspace.read_journal()
+    done = {entry["part"]: entry for entry in journal if "part" in entry}
+    is_verified = any("verified" in entry for entry in journal)
+    sizes = {part: sum(tensor.nbytes for tensor in model.tensors_of(part)) for part in model.parts}
+    finished = sum(sizes[part] for part in done)
+
+    def report(size: int) -> None:
+        if phase.on_progress is not None:
+            phase.on_progress("repairing", size, sum(sizes.values()))
+
+    def on_layer(task: Task, text: str) -> None:
+        nonlocal finished
+        finished += task.weight.numel() * task.weight.element_size()
+        report(finished)
+
+    remaining = [part for part in model.parts if part not in done and not is_verified]
+    if remaining:
+        copies = 2 if recipe.inputs == "pruned" else len(model.parts)
+        check_room(phase.workspace.folder, copies * model.activations)
+    report(finished)
+    if recipe.inputs == "dense":
+        _keep_dense_states(recipe, model, states, remaining, phase.on_progress)
+    with phase.workspace.journal() as log:
+        calls = [(part, (recipe, part, units[part], phase.fingerprints, states, phase.output)) for part in remaining]
+        results: Iterable[tuple[int, _Repaired]] = (
+            run_all(phase.executor, _repair_part_alone, calls)
+            if recipe.inputs == "dense"
+            else ((part, _repair_part(*arguments, on_layer=on_layer)) for part, arguments in calls)
+        )
+        for part, found in results:
+            for index, record in found.units.items():
+                log.add({"unit": index, "repaired": True, **asdict(record)})
+            done[part] = {
+                "part": part,
+                "layers": [layer.to_dict() for layer in found.layers],
+                "reasons": found.reasons,
+                "peak": found.peak,
+            }
+            log.add(done[part])
+            states.remove(part)
+            warn_of_few_tokens(model.tasks.get(part, []), found.layers, recipe.options.min_tokens)
+            finished = sum(sizes[each] for each in done)
+            report(finished)
+    layers = [_layer_of(each) for part in sorted(done) for each in done[part]["layers"]]
+    reasons = {name: reason for entry in done.values() for name, reason in entry["reasons"].items()}
+    skipped = tuple(line for line in without(model.lines, reasons) if not line.sparse)
+    check_some_are_left(layers, skipped)
+    found_report = StreamedReport(
+        report=AdaPruneReport(
+            direction=recipe.options.direction,
+            layers=tuple(layers),
+            skipped=skipped,
+            batch_norms=(),
+            interrupted=False,
+            seconds=time.perf_counter() - start,
+        ),
+        peak=max([_peak_memory(), *(entry["peak"] for entry in done.values())]),
+        largest_block=model.largest_block,
+        activations=model.activations,
+    )
+    if not is_verified:
+        pruned = {layer.name for layer in layers}
+        names = {id(task.weight): task.name in pruned for tasks in model.tasks.values() for task in tasks}
+        chosen = [tensor for tensor in model.chosen if names[id(model.parameter_of(tensor.name))]]
+        _write(phase.output / RECORD, record_of(chosen, earlier))
+        _write(phase.output / REPORT, json.dumps(found_report.to_dict(), indent=2) + "\n")
+    return found_report
+
+
+def _units_of_parts(model: _Model, units: Sequence[Unit]) -> dict[int, dict[int, tuple[Unit, TensorInfo]]]:
+    """Return the units, by number, of the tensors of each part that repairs may change, with these tensors."""
+    places = {}
+    for part in model.parts:
+        for tensor in model.tensors_of(part):
+            places[model.file_of(tensor.name), tensor.offset] = (part, tensor)
+    found: dict[int, dict[int, tuple[Unit, TensorInfo]]] = {part: {} for part in model.parts}
+    current: tuple[int, TensorInfo] | None = None
+    for index, unit in enumerate(units):
+        current = places.get((unit.file, unit.start), current)
+        if current is not None and current[1].offset <= unit.start < current[1].offset + current[1].nbytes:
+            part, tensor = current
+            if model.file_of(tensor.name) == unit.file:
+                found[part][index] = (unit, tensor)
+    return found
+
+
+def _keep_dense_states(
+    recipe: _Recipe, model: _Model, states: _States, parts: Sequence[int], on_progress: OnProgress | None
+) -> None:
+    """Keep the hidden states with which the batches enter each of these parts in the dense model."""
+    last = max(parts, default=0)
+    for part in range(last):
+        if on_progress is not None:
+            on_progress("running the dense model", part, last)
+        if part + 1 in parts and states.has(part + 1, len(recipe.batches)):
+            continue
+        conversions = model.load(part)
+        del conversions
+        try:
+            _pass_on(recipe, model, part, states)
+        finally:
+            model.unload(part)
+        if part not in parts:
+            states.remove(part)
+
+
+def _repair_part_alone(*arguments: Any) -> _Repaired:
+    """Repair a part on one core, so that its bytes are the same however many workers there are."""
+    with _in_use:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return _repair_part(*arguments, on_layer=lambda task, text: None)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _repair_part(
+    recipe: _Recipe,
+    part: int,
+    units: Mapping[int, tuple[Unit, TensorInfo]],
+    fingerprints: Sequence[str],
+    states: _States,
+    output: Path,
+    *,
+    on_layer: OnLayer,
+) -> _Repaired:
+    """Repair the layers of one part and write them; pass the hidden states on where the next part gets them pruned."""
+    model = _model_of(recipe)
+    stack, blocks = model.stack, len(model.stack.blocks)
+    at = 0
+
+    def start(batch: int) -> None:
+        nonlocal at
+        at = batch
+
+    def act(hidden: Tensor, compute: Compute) -> Tensor | None:
+        entering = states.read(part, at, hidden)
+        if part == blocks:
+            return entering
+        compute(entering)
+        return None
+
+    tasks = model.tasks.get(part, [])
+    conversions = model.load(part)
+    try:
+        layers: list[PrunedLayer] = []
+        reasons: dict[str, str] = {}
+        records: dict[int, UnitRecord] = {}
+        if tasks:
+            _check_unchanged(model, part, conversions, units, fingerprints)
+            modules = [stack.blocks[part]] if part < blocks else [source.module for source in stack.behind]
+            with stack.running(min(part, blocks - 1), act):
+                layers, reasons = repair_part(
+                    Calibration(model.model, recipe.batches, Part(modules, start)),
+                    tasks,
+                    model.lines,
+                    recipe.options,
+                    model.ends(part, recipe.keep_first_last),
+                    sequential=recipe.inputs == "pruned",
+                    on_layer=on_layer,
+                )
+            contents = model.stored(part, conversions)
+            for index, (unit, tensor) in units.items():
+                records[index] = fill_unit(unit, output, tensor, contents[tensor.name])
+            del contents
+        if recipe.inputs == "pruned" and part + 1 in model.parts:
+            _pass_on(recipe, model, part, states)
+    finally:
+        model.unload(part)
+    return _Repaired(records, layers, reasons, _peak_memory())
+
+
+def _pass_on(recipe: _Recipe, model: _Model, part: int, states: _States) -> None:
+    """Run the batches through a block, and keep what they leave it with."""
+    with plain_products(model.multiplying(part)):
+        for index, batch in enumerate(recipe.batches):
+
+            def act(hidden: Tensor, compute: Compute, index: int = index) -> None:
+                states.write(part + 1, index, compute(states.read(part, index, hidden)))
+
+            model.stack.run(part, batch, act)
+
+
+def _check_unchanged(
+    model: _Model,
+    part: int,
+    conversions: Conversions,
+    units: Mapping[int, tuple[Unit, TensorInfo]],
+    fingerprints: Sequence[str],
+) -> None:
+    """Refuse weights that are not those of the input, or that their model does not give back as they are stored."""
+    if not model.keeps_dtypes(part):
+        return
+    contents = model.stored(part, conversions)
+    for index, (unit, tensor) in units.items():
+        if hash_of_part(unit, tensor, contents[tensor.name]) != fingerprints[index]:
+            raise CheckpointError(f"the input changed while it was read, or is stored otherwise: {unit.describe()}")
+
+
+def _layer_of(record: Mapping[str, Any]) -> PrunedLayer:
+    """Return the record of a layer that a journal holds."""
+    conversion = record["conversion"]
+    return PrunedLayer(
+        **{
+            **record,
+            **{name: tuple(record[name]) for name in ("shape", "tokens", "alternations")},
+            "pattern": Pattern.parse(record["pattern"]),
+            "conversion": None if conversion is None else Conversion(**conversion),
+        }
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _peak_memory() -> int:
+    """Return the bytes that this process has held at most; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,268 @@
+"""`masksolve adaprune` of a folder, block by block: the bytes of the model in memory, resumed, and by any workers."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+transformers = pytest.importorskip("transformers")
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from masksolve.checkpoint import CheckpointError, check_checkpoint  # noqa: E402
+from masksolve.checkpoint._adaprune import adaprune_checkpoint  # noqa: E402
+from masksolve.torch import adaprune  # noqa: E402
+from masksolve.torch._adaprune.stack import NoStackError  # noqa: E402
+from tests.torch.transformer_models import CONFIGS  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def model_of(name: str, layers: int = 2, **changes: Any) -> Any:
+    model, config, sizes = CONFIGS[name]
+    depth = "n_layer" if "n_layer" in sizes else "num_hidden_layers"
+    torch.manual_seed(0)
+    found = getattr(transformers, model)(getattr(transformers, config)(**{**sizes, depth: layers, **changes}))
+    with torch.no_grad():
+        for parameter in found.parameters():
+            # Biases are zero, and routers send every token to the same experts, unless this is done.
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return found.eval()
+
+
+def folder_of(path: Path, name: str = "Llama", dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    # Several shards, which hold blocks in part.
+    model_of(name, **changes).to(dtype).save_pretrained(path, max_shard_size="20KB")
+    return path
+
+
+def batches(count: int = 3) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [{"input_ids": torch.randint(0, 40, (5, 8 + index), generator=generator)} for index in range(count)]
+
+
+def weights_in(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "adaprune.json"}
+
+
+def layers_in(folder: Path) -> list[dict[str, Any]]:
+    layers = json.loads((folder / "adaprune.json").read_text())["layers"]
+    return [{name: value for name, value in layer.items() if name != "seconds"} for layer in layers]
+
+
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("Llama", "1:4", {}),
+    ("Llama, tied", "2:4", {"direction": "rows", "importance": "wanda", "exclude": ["*.1.*", "o_proj"]}),
+    ("GPT2", "3:8", {"direction": "columns", "importance": "hessian"}),
+    ("Mixtral", "2:4", {"keep_first_last": False, "min_tokens": 20}),
+    ("Qwen3-MoE", "1:4", {"direction": "rows", "inputs": "dense"}),
+    ("GPT-OSS", "2:4", {"direction": "rows", "include": ["*experts*", "q_proj"]}),
+    ("BERT", "2:4", {"keep_first_last": False, "inputs": "dense"}),
+]
+
+
+@pytest.mark.parametrize(("name", "pattern", "options"), CASES, ids=[f"{case[0]}-{case[1]}" for case in CASES])
+def test_blocks_are_pruned_and_repaired_as_in_the_whole_model(
+    name: str, pattern: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    source = folder_of(tmp_path / "in", name)
+    (source / "notes.txt").write_text("beside the weights")
+    (source / "pytorch_model.bin").write_bytes(b"dense weights")
+    found = adaprune_checkpoint(source, tmp_path / "out", batches(), pattern, **options).report
+    model = type(model_of(name)).from_pretrained(source).eval()
+    in_memory = {name: value for name, value in options.items() if name != "inputs"}
+    expected = adaprune(model, batches(), pattern, sequential=options.get("inputs") != "dense", **in_memory)
+    assert [layer.name for layer in found.layers] == [layer.name for layer in expected.layers]
+    for one, two in zip(found.layers, expected.layers, strict=True):
+        assert (one.tokens, one.pattern, one.shape) == (two.tokens, two.pattern, two.shape)
+        assert (one.error_before, one.error_after) == pytest.approx((two.error_before, two.error_after), rel=1e-6)
+    skipped = [{(line.name, line.reason) for line in report.skipped} for report in (found, expected)]
+    assert skipped[0] == skipped[1]
+    model.save_pretrained(tmp_path / "expected")
+    before, mine, theirs = (weights_in(tmp_path / folder) for folder in ("in", "out", "expected"))
+    assert mine.keys() == theirs.keys() == before.keys()
+    for each in mine:
+        assert torch.equal(mine[each] != 0, theirs[each] != 0)
+        # Sums are rounded otherwise on another number of cores.
+        torch.testing.assert_close(mine[each], theirs[each], rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(mine[each], before[each]) for each in mine)
+    assert check_checkpoint(tmp_path / "out").passed
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *({path.name for path in source.iterdir()} - {"pytorch_model.bin"}),
+        "masksolve.json",
+        "adaprune.json",
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "expected"}
+
+
+def stopping_after(layers: int) -> Any:
+    """Progress that ends a run after this many layers more, as a kill would."""
+    seen: list[int] = []
+
+    def on_progress(phase: str, done: int, total: int) -> None:
+        if phase == "repairing" and done not in seen:
+            seen.append(done)
+            if len(seen) > layers + 1:
+                raise KeyboardInterrupt
+
+    return on_progress
+
+
+@pytest.mark.parametrize("inputs", ["pruned", "dense"])
+def test_a_run_that_is_stopped_twice_and_resumed_gives_the_same_bytes(inputs: Any, tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", "GPT2", torch.bfloat16, layers=3)
+    options: dict[str, Any] = {"importance": "wanda", "inputs": inputs}
+    adaprune_checkpoint(source, tmp_path / "whole", batches(), "2:4", **options)
+    for layers, parts in ((5, 1), (4, 2)) if inputs == "pruned" else ((0, 1), (0, 2)):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            adaprune_checkpoint(
+                source, tmp_path / "out", batches(), "2:4", resume=True, on_progress=stopping_after(layers), **options
+            )
+        assert "are done and kept" in caught.value.__notes__[0]
+        assert not (tmp_path / "out").exists()
+        journal = (tmp_path / ".out.masksolve" / "journal").read_text().splitlines()
+        assert sum('"part"' in line for line in journal) == parts
+    with pytest.raises(CheckpointError, match="importance was wanda, now it is magnitude"):
+        adaprune_checkpoint(source, tmp_path / "out", batches(), "2:4", resume=True, inputs=inputs)
+    with pytest.raises(CheckpointError, match="the hash of the calibration data was"):
+        adaprune_checkpoint(source, tmp_path / "out", batches(2), "2:4", resume=True, **options)
+    with pytest.raises(FileExistsError, match="was not finished; `resume=True` continues it"):
+        adaprune_checkpoint(source, tmp_path / "out", batches(), "2:4", **options)
+    adaprune_checkpoint(source, tmp_path / "out", batches(), "2:4", resume=True, **options)
+    assert bytes_in(tmp_path / "out") == bytes_in(tmp_path / "whole")
+    assert layers_in(tmp_path / "out") == layers_in(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "whole"}
+
+
+def test_what_is_not_repaired_keeps_every_byte(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", dtype=torch.float16)
+    report = adaprune_checkpoint(source, tmp_path / "out", batches(), "2:4", include="down_proj").report
+    changed = {layer.name for layer in report.layers}
+    assert changed == {f"model.layers.{block}.mlp.down_proj.weight" for block in (0, 1)}
+    before, after = weights_in(source), weights_in(tmp_path / "out")
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]) == (name not in changed)
+    assert before.keys() == after.keys()
+
+
+def test_the_bytes_are_the_same_however_many_work_on_blocks(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", layers=3)
+    found = []
+    for count in (1, 2):
+        target = tmp_path / str(count)
+        with ThreadPoolExecutor(count) as threads:
+            adaprune_checkpoint(source, target, batches(), "1:4", inputs="dense", workers=threads)
+        found.append((bytes_in(target), layers_in(target)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_blocks_write_the_same_bytes(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", layers=3)
+    for workers in (1, 2):
+        adaprune_checkpoint(source, tmp_path / str(workers), batches(), "1:4", inputs="dense", workers=workers)
+    assert bytes_in(tmp_path / "1") == bytes_in(tmp_path / "2")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "a glob that matches nothing": ({"include": "nowhere"}, ValueError, "include 'nowhere' matches none of the"),
+    "a mapping that leaves a layer out": (
+        {"pattern": {"q_proj": "2:4"}},
+        ValueError,
+        "no pattern is given for model.layers.0.self_attn.k_proj.weight",
+    ),
+    "a pattern that fits nothing": ({"pattern": "32:64"}, ValueError, "no parameter of this LlamaForCausalLM can be"),
+    "nothing but the last layer": ({"include": "lm_head.weight"}, ValueError, "no layer is left to prune"),
+    "an unknown solver": ({"solver": "sgd"}, ValueError, "unknown solver 'sgd'"),
+    "unknown inputs": ({"inputs": "both"}, ValueError, "unknown inputs 'both'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_requests_are_refused_before_anything_is_written(case: str, tmp_path: Path) -> None:
+    options, kind, message = REFUSED[case]
+    source = folder_of(tmp_path / "in")
+    with pytest.raises(kind, match=re.escape(message)):
+        adaprune_checkpoint(source, tmp_path / "out", batches(), **{"pattern": "2:4", **options})
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_weights_that_are_not_finite_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in")
+    path = next(path for path in source.glob("*.safetensors") if "model.layers.1.mlp.up_proj.weight" in load_file(path))
+    weights = load_file(path)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"'model.layers.1.mlp.up_proj.weight': weights\[3, 5\] is nan"):
+        adaprune_checkpoint(source, tmp_path / "out", batches(), "2:4")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_model_that_transformers_does_not_know_is_named(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in")
+    (source / "config.json").write_text('{"model_type": "abacus"}')
+    with pytest.raises(CheckpointError, match=r"config.json describes no model that transformers has .*abacus"):
+        adaprune_checkpoint(source, tmp_path / "out", batches(), "2:4")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_models_that_are_not_one_stack_of_blocks_say_why(tmp_path: Path) -> None:
+    with pytest.raises(NoStackError, match="is not its only list of blocks"):
+        adaprune_checkpoint(folder_of(tmp_path / "T5", "T5"), tmp_path / "out", batches(), "2:4")
+    source = folder_of(tmp_path / "BERT", "BERT")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "architectures": ["BertForSequenceClassification"]}))
+    with pytest.raises(NoStackError, match=r"the checkpoint has no weights for bert.pooler.dense.weight"):
+        adaprune_checkpoint(source, tmp_path / "out", batches(), "2:4")
+    assert {path.name for path in tmp_path.iterdir()} == {"T5", "BERT"}
+
+
+def test_experts_that_few_tokens_reach_are_named_with_their_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = folder_of(tmp_path / "in", "Mixtral")
+    report = adaprune_checkpoint(source, tmp_path / "out", batches(1), "2:4", min_tokens=200).report
+    stacks = [layer for layer in report.layers if len(layer.tokens) > 1]
+    assert len(stacks) == 4
+    assert all(layer.error_before == layer.error_after for layer in stacks)
+    count = stacks[0].tokens[0]
+    assert f"{count} reach {stacks[0].name}[0]" in caplog.text
+
+
+MEASURED = """
+import sys, torch
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from masksolve.checkpoint._adaprune import adaprune_checkpoint
+batches = [{"input_ids": torch.arange(128).view(4, 32) % 40 + index} for index in range(2)]
+report = adaprune_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), batches, "2:4")
+print(report.peak, report.largest_block)
+"""
+
+
+@pytest.mark.slow
+def test_the_memory_does_not_grow_with_the_number_of_blocks(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    peaks = []
+    for layers in (2, 40):
+        source = tmp_path / f"in-{layers}"
+        model_of("Llama", layers, **sizes, num_key_value_heads=4).save_pretrained(source, max_shard_size="10MB")
+        command = [sys.executable, "-W", "ignore", "-c", MEASURED, str(source), str(tmp_path / f"out-{layers}")]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        peak, block = map(int, output.split())
+        assert block == 4 * (4 * 256**2 + 3 * 256 * 512 + 2 * 256)
+        peaks.append(peak)
+    # The 38 blocks more are 38 times as large.
+    assert peaks[1] - peaks[0] < 4 * block
