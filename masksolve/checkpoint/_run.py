@@ -162,7 +162,7 @@ class Order(ABC):
         """Return the units with what could not be known before the hashes of the tensors were."""
         return units
 
-    def begin(self, unfinished: Unfinished) -> None:
+    def begin(self, unfinished: Unfinished) -> None:  # noqa: B027 (most orders have nothing to write before)
         """Write what is not for `Steps.write`, which writes whatever the journal does not have."""
 
 

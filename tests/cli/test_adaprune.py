@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -203,6 +204,8 @@ BAD = {
     "unknown direction": (["nowhere", "--direction", "row"], "'--direction': 'row' is not one of"),
     "output exists": (["--output", "."], "--output . exists; name another folder"),
     "output nowhere": (["--output", "a/b"], "a is not a folder that can be written"),
+    "a model from code with --resume": (["--resume"], "--resume is for folders that are pruned block by block"),
+    "workers of pruned inputs": ([".", "--workers", "2"], "--workers needs --inputs dense; with pruned inputs, blocks"),
     "pattern too large": (["--pattern", "16:32"], "no parameter of this Sequential can be 16:32 sparse"),
 }
 
@@ -358,6 +361,49 @@ def test_a_hugging_face_folder_that_is_not_complete_is_refused(
     assert code == 2
     assert message in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_is_pruned_block_by_block_and_the_memory_is_reported(run: Run, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    options = ("--calibration", "text", "--pattern", "2:4", "--importance", "wanda", "--output", "out")
+    code, out, err = run("bert", *options)
+    assert code == 0
+    assert "as a whole" not in err
+    assert "bert.encoder.layer.1.output.dense.weight: error" in err
+    *_, done, memory = out.splitlines()
+    assert done.startswith("out: 13 layers pruned to 2:4")
+    assert re.fullmatch(r"peak memory .* [MG]iB; the weights of the largest block are .*, the hidden states .*", memory)
+    stored = json.loads((tmp_path / "out" / "adaprune.json").read_text())["memory"]
+    assert stored["largest_block"] == 4 * sum(
+        tensor.numel()
+        for name, tensor in load_file(tmp_path / "bert" / "model.safetensors").items()
+        if "layer.0." in name
+    )
+    code, _, err = run("bert", *options)
+    assert code == 2
+    assert "exists; name another, or pass --overwrite" in err
+    assert run("bert", *options, "--overwrite", "--inputs", "dense")[0] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_without_a_stack_of_blocks_is_loaded_whole_and_says_so(run: Run, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    path = tmp_path / "bert" / "model.safetensors"
+    save_file({name: each for name, each in load_file(path).items() if "pooler" not in name}, path, {"format": "pt"})
+    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    options = ("--calibration", "text", "--pattern", "2:4", "--output", "out")
+    code, _, err = run("bert", *options, "--resume")
+    assert code == 2
+    assert "--resume is for folders that are pruned block by block, which bert is not" in err
+    code, out, err = run("bert", *options)
+    assert code == 0
+    assert (
+        "bert is not pruned block by block but loaded as a whole: the checkpoint has no weights for bert.pooler" in err
+    )
+    assert "peak memory" not in out
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def check(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
