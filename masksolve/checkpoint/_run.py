@@ -210,6 +210,7 @@ class Request(Order):
         """The arguments that have to be the same for a run to be resumed, as JSON, by the names that messages use."""
         plain = {"input": self.checkpoint.path, "output": self.output, "masks": self.masks, "pattern": self.patterns}
         masks = self.job.masks
+        assert masks is not None
         how: dict[str, Any] = (
             {"method": masks.method}
             if isinstance(masks, SolveMasks)
