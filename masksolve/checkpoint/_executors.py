@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
     BrokenExecutor,
@@ -232,7 +233,7 @@ def run_all(
         wait([future for future in futures if not future.cancel()])
     if isinstance(executor, _Cluster) and executor.lost is not None:
         raise WorkerLostError(executor.lost) from failure
-    if isinstance(failure, _lost_worker_errors()):
+    if failure is not None and (isinstance(failure, _lost_worker_errors()) or _is_raised_by_dask(failure)):
         cause = str(failure).replace("\n", " ") or "it no longer answers"
         raise WorkerLostError(f"a worker was lost, killed or out of memory: {cause}") from failure
     if failure is not None:
@@ -242,6 +243,12 @@ def run_all(
 def _lost_worker_errors() -> tuple[type[BaseException], ...]:
     distributed = sys.modules.get("distributed")
     return (BrokenExecutor, CancelledError, *([] if distributed is None else [distributed.KilledWorker]))
+
+
+def _is_raised_by_dask(error: BaseException) -> bool:
+    """Return whether Dask's own code failed: it does in any way if a scheduler goes while it hands on a result."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").partition(".")[0] == "distributed"
 
 
 class _WorkerProcess(SpawnProcess):

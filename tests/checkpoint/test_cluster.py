@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,23 @@ def test_a_lost_scheduler_ends_the_run_which_is_resumed_without_it(tmp_path: Pat
     assert "`resume=True` continues" in caught.value.__notes__[0]
     prune_checkpoint(source, tmp_path / "out.safetensors", PATTERN, method="flow", resume=True)
     assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "here.safetensors").read_bytes()
+
+
+class Failing(ThreadPoolExecutor):
+    """Its work fails in code of this module."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(1)
+        self.scope = {"__name__": module}
+        exec("def work(): raise TypeError('cannot unpack')", self.scope)
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"), [("distributed.cfexecutor", WorkerLostError), ("masksolve.checkpoint._work", TypeError)]
+)
+def test_an_error_in_dask_is_a_lost_worker(module: str, expected: type[Exception]) -> None:
+    with Failing(module) as executor, pytest.raises(expected, match="cannot unpack"):
+        list(_executors.run_all(executor, executor.scope["work"], [(0, ())]))
 
 
 @contextmanager
