@@ -44,10 +44,11 @@ from masksolve.checkpoint._work import (
 )
 from masksolve.checkpoint._workspace import check_room
 from masksolve.torch._adaprune.adaprune import OnLayer, as_options, repair_part, warn_of_few_tokens
+from masksolve.torch._adaprune.blocks import Block, Call, Refinement, check_refinement, refine_block
 from masksolve.torch._adaprune.calibration import Calibration, Part, Trace
 from masksolve.torch._adaprune.layer import LayerOptions
 from masksolve.torch._adaprune.products import plain_products
-from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer
+from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer, RefinedBlock
 from masksolve.torch._adaprune.source import Source, sources_of
 from masksolve.torch._adaprune.stack import Compute, NoStackError, Stack
 from masksolve.torch._adaprune.tasks import Task, check_all_have_patterns, check_some_are_left, choose_tasks, without
@@ -117,15 +118,20 @@ class _Recipe:
     exclude: tuple[str, ...] | None
     keep_first_last: bool
     inputs: Inputs
+    refine: Refinement | None
     options: LayerOptions
 
 
 @dataclass(frozen=True)
 class _Repaired:
-    """A part that is done: its units, the records of its layers, why others stay dense, and the memory that it took."""
+    """A part that is done: its units, the records of its layers, and of it as a refined block if it is one.
+
+    Then why other layers stay dense, and the memory that it took.
+    """
 
     units: dict[int, UnitRecord]
     layers: list[PrunedLayer]
+    blocks: list[RefinedBlock]
     reasons: dict[str, str]
     peak: int
 
@@ -139,6 +145,7 @@ def adaprune_checkpoint(
     importance: Any = "magnitude",
     direction: Direction = "both",
     solver: Any = "lstsq",
+    refine: Refinement | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     keep_first_last: bool = True,
@@ -162,7 +169,7 @@ def adaprune_checkpoint(
         Folders with config.json and safetensors.
     batches : sequence of mapping of str to Tensor
         Keyword arguments of the model.
-    pattern, importance, direction, solver, include, exclude, keep_first_last, min_tokens
+    pattern, importance, direction, solver, refine, include, exclude, keep_first_last, min_tokens
         As for `masksolve.torch.adaprune`.
     inputs : {"pruned", "dense"}
         Whether layers are repaired on inputs from the model as pruned so far, one block after the other, or from the
@@ -184,6 +191,7 @@ def adaprune_checkpoint(
     start = time.perf_counter()
     check_flag(keep_first_last, "keep_first_last")
     check_choice(inputs, "inputs", INPUTS)
+    check_refinement(refine, sequential=inputs == "pruned", batches=len(batches))
     patterns = as_patterns(pattern)
     options = as_options(importance=importance, direction=direction, solver=solver, min_tokens=min_tokens)
     source, target = Path(source).absolute(), Path(target).absolute()
@@ -196,6 +204,7 @@ def adaprune_checkpoint(
         exclude=as_globs(exclude),
         keep_first_last=keep_first_last,
         inputs=inputs,
+        refine=refine,
         options=options,
     )
     model = _model_of(recipe)
@@ -265,6 +274,7 @@ class _RepairOrder(Order):
             "exclude": list(recipe.exclude or ()),
             "keep_first_last": recipe.keep_first_last,
             "inputs": recipe.inputs,
+            "refine": recipe.refine,
             "the hash of the calibration data": hasher.hexdigest(),
             "the hash of the record": xxhash.xxh3_128_hexdigest(record_of([], self.earlier).encode()),
         }
@@ -613,6 +623,7 @@ def _repair(
     """Repair what the journal does not have, and put the reports into the output."""
     units = _units_of_parts(model, phase.units)
     states = _States(phase.data / "states")
+    dense = _States(phase.data / "dense")
     journal = phase.workspace.read_journal()
     done = {entry["part"]: entry for entry in journal if "part" in entry}
     is_verified = any("verified" in entry for entry in journal)
@@ -630,13 +641,15 @@ def _repair(
 
     remaining = [part for part in model.parts if part not in done and not is_verified]
     if remaining:
-        copies = 2 if recipe.inputs == "pruned" else len(model.parts)
+        copies = (2 if recipe.refine is None else 4) if recipe.inputs == "pruned" else len(model.parts)
         check_room(phase.workspace.folder, copies * model.activations)
     report(finished)
     if recipe.inputs == "dense":
         _keep_dense_states(recipe, model, states, remaining, phase.on_progress)
     with phase.workspace.journal() as log:
-        calls = [(part, (recipe, part, units[part], phase.fingerprints, states, phase.output)) for part in remaining]
+        calls = [
+            (part, (recipe, part, units[part], phase.fingerprints, states, dense, phase.output)) for part in remaining
+        ]
         results: Iterable[tuple[int, _Repaired]] = (
             run_all(phase.executor, _repair_part_alone, calls)
             if recipe.inputs == "dense"
@@ -648,15 +661,18 @@ def _repair(
             done[part] = {
                 "part": part,
                 "layers": [layer.to_dict() for layer in found.layers],
+                "blocks": [block.to_dict() for block in found.blocks],
                 "reasons": found.reasons,
                 "peak": found.peak,
             }
             log.add(done[part])
             states.remove(part)
+            dense.remove(part)
             warn_of_few_tokens(model.tasks.get(part, []), found.layers, recipe.options.min_tokens)
             finished = sum(sizes[each] for each in done)
             report(finished)
     layers = [_layer_of(each) for part in sorted(done) for each in done[part]["layers"]]
+    blocks = [_block_of(each) for part in sorted(done) for each in done[part]["blocks"]]
     reasons = {name: reason for entry in done.values() for name, reason in entry["reasons"].items()}
     skipped = tuple(line for line in without(model.lines, reasons) if not line.sparse)
     check_some_are_left(layers, skipped)
@@ -664,6 +680,7 @@ def _repair(
         report=AdaPruneReport(
             direction=recipe.options.direction,
             layers=tuple(layers),
+            blocks=tuple(blocks),
             skipped=skipped,
             batch_norms=(),
             interrupted=False,
@@ -736,6 +753,7 @@ def _repair_part(
     units: Mapping[int, tuple[Unit, TensorInfo]],
     fingerprints: Sequence[str],
     states: _States,
+    dense: _States,
     output: Path,
     *,
     on_layer: OnLayer,
@@ -760,8 +778,12 @@ def _repair_part(
     conversions = model.load(part)
     try:
         layers: list[PrunedLayer] = []
+        refined: list[RefinedBlock] = []
         reasons: dict[str, str] = {}
         records: dict[int, UnitRecord] = {}
+        is_refined = recipe.refine is not None and part < blocks
+        if is_refined:
+            _pass_on(recipe, model, part, dense)
         if tasks:
             _check_unchanged(model, part, conversions, units, fingerprints)
             modules = [stack.blocks[part]] if part < blocks else [source.module for source in stack.behind]
@@ -775,6 +797,8 @@ def _repair_part(
                     sequential=recipe.inputs == "pruned",
                     on_layer=on_layer,
                 )
+            if is_refined:
+                refined = _refine(model, part, layers, _Calls(recipe, model, part, states, dense))
             contents = model.stored(part, conversions)
             for index, (unit, tensor) in units.items():
                 records[index] = fill_unit(unit, output, tensor, contents[tensor.name])
@@ -783,7 +807,38 @@ def _repair_part(
             _pass_on(recipe, model, part, states)
     finally:
         model.unload(part)
-    return _Repaired(records, layers, reasons, _peak_memory())
+    return _Repaired(records, layers, refined, reasons, _peak_memory())
+
+
+class _Calls(Sequence[Call]):
+    """The calls of a block for the calibration batches, each made when it is asked for."""
+
+    def __init__(self, recipe: _Recipe, model: _Model, part: int, states: _States, dense: _States) -> None:
+        self._batches, self._model, self._part, self._states, self._dense = recipe.batches, model, part, states, dense
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        stack, batch = self._model.stack, self._batches[index]
+        args, kwargs = stack.arguments(self._part, batch, lambda hidden: self._states.read(self._part, index, hidden))
+        entering = args[0] if args else kwargs["hidden_states"]
+        return Call(args, kwargs, self._dense.read(self._part + 1, index, entering))
+
+
+def _refine(model: _Model, part: int, layers: Sequence[PrunedLayer], calls: Sequence[Call]) -> list[RefinedBlock]:
+    """Train the layers of a block together, if there are several."""
+    names = {layer.name for layer in layers}
+    tasks = [task for task in model.tasks[part] if task.name in names]
+    block = Block(f"{model.stack.path}.{part}", model.stack.blocks[part], tasks).of(tasks)
+    if block is None:
+        return []
+    with plain_products(model.multiplying(part)):
+        record, values = refine_block(block, calls)
+    with torch.no_grad():
+        for parameter, value in values.items():
+            parameter.copy_(value)
+    return [record]
 
 
 def _pass_on(recipe: _Recipe, model: _Model, part: int, states: _States) -> None:
@@ -824,6 +879,11 @@ def _layer_of(record: Mapping[str, Any]) -> PrunedLayer:
             "conversion": None if conversion is None else Conversion(**conversion),
         }
     )
+
+
+def _block_of(record: Mapping[str, Any]) -> RefinedBlock:
+    """Return the record of a block that a journal holds."""
+    return RefinedBlock(**{**record, "passes": tuple(record["passes"])})
 
 
 def _write(path: Path, text: str) -> None:

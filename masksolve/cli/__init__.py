@@ -569,6 +569,9 @@ def _verdicts(result: CheckReport) -> Iterator[str]:
     show_default=True,
     help="How to re-fit the weights that are kept.",
 )
+@click.option(
+    "--refine", type=click.Choice(["block"]), help="Train what each block keeps, once its layers are re-fitted."
+)
 @_include
 @_exclude
 @click.option(
@@ -612,6 +615,7 @@ def adaprune_model(
     importance: Any,
     direction: Any,
     solver: Any,
+    refine: Any,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     keep_first_last: bool,
@@ -658,6 +662,7 @@ def adaprune_model(
         "importance": importance,
         "direction": direction,
         "solver": solver,
+        "refine": refine,
         "include": include or None,
         "exclude": exclude or None,
         "keep_first_last": keep_first_last,
@@ -1225,6 +1230,14 @@ def _print_adapruned(report: AdaPruneReport, output: Path, pattern: PatternsLike
             f"{layer.seconds * 1e3:.0f} ms",
         )
     _print(table)
+    table = Table("refined block")
+    for heading in ("error", "refined", "time"):
+        table.add_column(heading, justify="right")
+    for block in report.blocks:
+        errors = (f"{block.error_before:.2%}", f"{block.error_after:.2%}")
+        table.add_row(Text(printable(block.name)), *errors, f"{block.seconds:.1f} s")
+    if table.row_count:
+        _print(table)
     goal = f"{as_patterns(pattern).describe()}{one_sided(report.direction)}"
     click.echo(f"{output}: {counted(len(report.layers), 'layer')} pruned to {goal} in {report.seconds:.1f} s")
 

@@ -6,7 +6,7 @@ except ImportError as error:
     raise ImportError("masksolve.torch needs torch, which is not installed; pip install 'masksolve[torch]'") from error
 
 from masksolve.torch._adaprune.adaprune import adaprune
-from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer
+from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer, RefinedBlock
 from masksolve.torch._adaprune.tasks import patterns_from_zeros
 from masksolve.torch._layers import ParameterReport
 from masksolve.torch._training.adapters import AdapterReport, add_adapters, merge_adapters
@@ -23,6 +23,7 @@ __all__ = [
     "LayerRecord",
     "ParameterReport",
     "PrunedLayer",
+    "RefinedBlock",
     "RefreshRecord",
     "Sparsifier",
     "acceleration_reason",

@@ -68,6 +68,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("Qwen3-MoE", "1:4", {"direction": "rows", "inputs": "dense"}),
     ("GPT-OSS", "2:4", {"direction": "rows", "include": ["*experts*", "q_proj"]}),
     ("BERT", "2:4", {"keep_first_last": False, "inputs": "dense"}),
+    ("GPT2", "1:4", {"refine": "block"}),
+    ("Mixtral", "2:4", {"refine": "block", "direction": "rows"}),
 ]
 
 
@@ -86,6 +88,11 @@ def test_blocks_are_pruned_and_repaired_as_in_the_whole_model(
     for one, two in zip(found.layers, expected.layers, strict=True):
         assert (one.tokens, one.pattern, one.shape) == (two.tokens, two.pattern, two.shape)
         assert (one.error_before, one.error_after) == pytest.approx((two.error_before, two.error_after), rel=1e-6)
+    assert [block.name for block in found.blocks] == [block.name for block in expected.blocks]
+    assert bool(found.blocks) == ("refine" in options)
+    for one, two in zip(found.blocks, expected.blocks, strict=True):
+        assert (one.error_before, *one.passes) == pytest.approx((two.error_before, *two.passes), rel=1e-3)
+        assert one.error_after == min(one.error_before, *one.passes)
     skipped = [{(line.name, line.reason) for line in report.skipped} for report in (found, expected)]
     assert skipped[0] == skipped[1]
     model.save_pretrained(tmp_path / "expected")
@@ -118,10 +125,10 @@ def stopping_after(layers: int) -> Any:
     return on_progress
 
 
-@pytest.mark.parametrize("inputs", ["pruned", "dense"])
-def test_a_run_that_is_stopped_twice_and_resumed_gives_the_same_bytes(inputs: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("inputs", "refine"), [("pruned", None), ("dense", None), ("pruned", "block")])
+def test_a_run_that_is_stopped_twice_and_resumed_gives_the_same_bytes(inputs: Any, refine: Any, tmp_path: Path) -> None:
     source = folder_of(tmp_path / "in", "GPT2", torch.bfloat16, layers=3)
-    options: dict[str, Any] = {"importance": "wanda", "inputs": inputs}
+    options: dict[str, Any] = {"importance": "wanda", "inputs": inputs, "refine": refine}
     adaprune_checkpoint(source, tmp_path / "whole", batches(), "2:4", **options)
     for layers, parts in ((5, 1), (4, 2)) if inputs == "pruned" else ((0, 1), (0, 2)):
         with pytest.raises(KeyboardInterrupt) as caught:
@@ -133,7 +140,9 @@ def test_a_run_that_is_stopped_twice_and_resumed_gives_the_same_bytes(inputs: An
         journal = (tmp_path / ".out.masksolve" / "journal").read_text().splitlines()
         assert sum('"part"' in line for line in journal) == parts
     with pytest.raises(CheckpointError, match="importance was wanda, now it is magnitude"):
-        adaprune_checkpoint(source, tmp_path / "out", batches(), "2:4", resume=True, inputs=inputs)
+        adaprune_checkpoint(
+            source, tmp_path / "out", batches(), "2:4", resume=True, **{**options, "importance": "magnitude"}
+        )
     with pytest.raises(CheckpointError, match="the hash of the calibration data was"):
         adaprune_checkpoint(source, tmp_path / "out", batches(2), "2:4", resume=True, **options)
     with pytest.raises(FileExistsError, match="was not finished; `resume=True` continues it"):
@@ -184,6 +193,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a pattern that fits nothing": ({"pattern": "32:64"}, ValueError, "no parameter of this LlamaForCausalLM can be"),
     "nothing but the last layer": ({"include": "lm_head.weight"}, ValueError, "no layer is left to prune"),
     "an unknown solver": ({"solver": "sgd"}, ValueError, "unknown solver 'sgd'"),
+    "unknown refinement": ({"refine": "model"}, ValueError, "unknown refine 'model'"),
+    "blocks of dense inputs": (
+        {"refine": "block", "inputs": "dense"},
+        ValueError,
+        "refine='block' needs the inputs of",
+    ),
+    "one batch for blocks": ({"refine": "block", "batches": batches(1)}, ValueError, "holds out a batch"),
     "unknown inputs": ({"inputs": "both"}, ValueError, "unknown inputs 'both'"),
 }
 
@@ -193,7 +209,7 @@ def test_bad_requests_are_refused_before_anything_is_written(case: str, tmp_path
     options, kind, message = REFUSED[case]
     source = folder_of(tmp_path / "in")
     with pytest.raises(kind, match=re.escape(message)):
-        adaprune_checkpoint(source, tmp_path / "out", batches(), **{"pattern": "2:4", **options})
+        adaprune_checkpoint(source, tmp_path / "out", **{"batches": batches(), "pattern": "2:4", **options})
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

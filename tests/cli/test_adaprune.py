@@ -20,6 +20,7 @@ from masksolve._tiles import DIRECTIONS
 from masksolve.checkpoint import prune_checkpoint
 from masksolve.checkpoint._adaprune import INPUTS
 from masksolve.torch._adaprune import adaprune as implementation
+from masksolve.torch._adaprune.blocks import REFINEMENTS
 from masksolve.torch._adaprune.layer import SOLVERS
 from masksolve.torch._adaprune.scores import SCORES
 from tests.cli.conftest import Run
@@ -50,6 +51,10 @@ def number():
 def lazy():
     import parts_of_tests
     return parts_of_tests.make()
+
+def blocks():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(*(torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(2))) for _ in range(2)))
 
 def broken():
     raise RuntimeError("no weights")
@@ -85,6 +90,15 @@ def test_a_model_from_code_is_pruned_and_reported(run: Run, tmp_path: Path) -> N
         "x.npy",
         "zoo_of_tests.py",
     ]
+
+
+def test_blocks_are_refined_and_reported(run: Run, tmp_path: Path) -> None:
+    options = ("--model", "zoo_of_tests:blocks", "--calibration", "x.npy", "--batch", 10, "--refine", "block")
+    code, out, _ = run(*CODE, *options, "--all-layers")
+    assert code == 0
+    assert re.search(r"refined block\W+error\W+refined\W+time", out)
+    record = json.loads((tmp_path / "out" / "adaprune.json").read_text())
+    assert [block["name"] for block in record["blocks"]] == ["0", "1"]
 
 
 def test_layers_that_few_samples_reach_keep_their_masks_alone(run: Run, tmp_path: Path) -> None:
@@ -451,7 +465,13 @@ def test_a_spoilt_record_in_the_folder_of_the_model_is_named_before_any_work(run
 
 def test_the_choices_of_the_command_are_those_of_adaprune() -> None:
     choices = {each.name: each.type.choices for each in cli.adaprune_model.params if hasattr(each.type, "choices")}
-    assert choices == {"importance": SCORES, "direction": DIRECTIONS, "solver": SOLVERS, "inputs": INPUTS}
+    assert choices == {
+        "importance": SCORES,
+        "direction": DIRECTIONS,
+        "solver": SOLVERS,
+        "refine": REFINEMENTS,
+        "inputs": INPUTS,
+    }
 
 
 def test_without_torch_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

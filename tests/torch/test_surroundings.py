@@ -24,15 +24,19 @@ from tests.torch.masked import held
 def test_the_public_face_is_these_names() -> None:
     assert masksolve.torch.__all__ == [
         "AdaPruneReport",
+        "AdapterReport",
         "Conversion",
         "LayerRecord",
         "ParameterReport",
         "PrunedLayer",
+        "RefinedBlock",
         "RefreshRecord",
         "Sparsifier",
         "acceleration_reason",
         "adaprune",
+        "add_adapters",
         "finalize",
+        "merge_adapters",
         "patterns_from_zeros",
         "semi_structured",
     ]

@@ -365,6 +365,35 @@ class Calibration:
         with self._replay.walk(sources):
             yield self._replay.finish
 
+    def run_whole(self, block: nn.Module) -> None:
+        """Run all of a block again, within `walk`, although layers of it are finished."""
+        self._replay.run_whole(block)
+
+    def calls_of(self, module: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], Any]]:
+        """Yield the arguments of a module and what it returns, for every batch; each calls it once."""
+        for index in range(len(self._batches)):
+            found: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+
+            def note(
+                module: nn.Module,
+                args: tuple[Any, ...],
+                kwargs: dict[str, Any],
+                output: Any,
+                found: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = found,
+            ) -> None:
+                found.append((args, kwargs, output))
+                raise Stop
+
+            with module.register_forward_hook(note, with_kwargs=True):
+                try:
+                    self._run(index, {}, lambda source: None, {})
+                except Exception:
+                    # As in `watch`.
+                    if not self._replay.run_without(index):
+                        raise
+                    self._run(index, {}, lambda source: None, {})
+            yield found[0]
+
     def watch(self, trace: Trace, watchers: Mapping[Source, Watcher]) -> None:
         """Show the inputs of some weights to their watchers, and run no batch further than that takes."""
         for index in range(len(self._batches)):

@@ -1,4 +1,4 @@
-"""Cached inputs of one weight: in memory up to a cap, in temporary files beyond it."""
+"""Tensors in memory up to a cap, in temporary files beyond it: cached inputs of one weight, outputs of blocks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 from masksolve.torch._adaprune.source import Source
 
 
-class InputPool:
-    """The samples that a weight was multiplied with: rows of a Linear's input, images of a convolution's.
+class TensorStore:
+    """Copies of tensors, on the device or in temporary files.
 
     Use it in a `with` statement, which deletes the files.
 
@@ -27,19 +28,49 @@ class InputPool:
 
     def __init__(self, cap: int) -> None:
         self._free = cap
-        self._parts: list[Tensor] = []
-        self._groups: list[range] = []
         self._folder: TemporaryDirectory[str] | None = None
 
-    def __enter__(self) -> InputPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._parts = []
         if self._folder is not None:
             self._folder.cleanup()
+
+    @property
+    def spilled(self) -> int:
+        """The number of tensors on disk."""
+        return 0 if self._folder is None else len(list(Path(self._folder.name).iterdir()))
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Return a copy, which is on the CPU if it is in a file."""
+        size = tensor.numel() * tensor.element_size()
+        if size <= self._free:
+            self._free -= size
+            return tensor.clone()
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="masksolve-")
+        path = Path(self._folder.name) / f"{self.spilled}.pt"
+        torch.save(tensor.contiguous().clone(), path)
+        found: Tensor = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return found
+
+
+class InputPool(TensorStore):
+    """The samples that a weight was multiplied with: rows of a Linear's input, images of a convolution's."""
+
+    def __init__(self, cap: int) -> None:
+        super().__init__(cap)
+        self._parts: list[Tensor] = []
+        self._groups: list[range] = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._parts = []
+        super().__exit__(kind, error, trace)
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
@@ -49,11 +80,6 @@ class InputPool:
         """The dtype of the samples."""
         return self._parts[0].dtype
 
-    @property
-    def spilled(self) -> int:
-        """The number of parts on disk."""
-        return 0 if self._folder is None else len(list(Path(self._folder.name).iterdir()))
-
     def add(self, source: Source, x: Tensor, groups: range) -> None:
         """Keep the input of one call or product."""
         module = source.owner
@@ -62,16 +88,7 @@ class InputPool:
             samples = x if x.ndim == len(module.kernel_size) + 2 else x.unsqueeze(0)
         else:
             samples = x.reshape(-1, x.shape[-1])
-        size = samples.numel() * samples.element_size()
-        if size <= self._free:
-            self._free -= size
-            self._parts.append(samples.clone())
-            return
-        if self._folder is None:
-            self._folder = TemporaryDirectory(prefix="masksolve-")
-        path = Path(self._folder.name) / f"{len(self._parts)}.pt"
-        torch.save(samples.contiguous().clone(), path)
-        self._parts.append(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+        self._parts.append(self.keep(samples))
 
     def take(self, chosen: Tensor) -> Iterator[tuple[Tensor, range]]:
         """Yield samples by number and the groups that they are for, those of equal shape and groups in one tensor."""

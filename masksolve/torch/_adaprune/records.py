@@ -54,7 +54,7 @@ class PrunedLayer:
         convolution, windows are counted.
     error_before, error_after : float
         The relative squared error of its output over the calibration inputs: ‖W X − (S∘W′) X‖² / ‖W X‖², with the bias
-        in the numerator. Before and after the repair.
+        in the numerator. Before and after the repair, and before its block is refined.
     alternations : tuple of float
         The errors with masks found again from the repaired weights; the last is discarded if it is not lower.
     conversion : Conversion or None
@@ -86,6 +86,37 @@ class PrunedLayer:
         )
 
 
+@dataclass(frozen=True, repr=False)
+class RefinedBlock:
+    """A block whose layers were trained together, once each was repaired by itself.
+
+    Attributes
+    ----------
+    name : str
+        The module's.
+    error_before, error_after : float
+        The relative squared error of its output, against that of the dense model's block, over the calibration batches
+        that were held out; what earlier blocks lose is in it. Equal where training served those batches no better: the
+        block stays as it was.
+    passes : tuple of float
+        That error after each pass over the other batches.
+    seconds : float
+    """
+
+    name: str
+    error_before: float
+    error_after: float
+    passes: tuple[float, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as a dict."""
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        return f"RefinedBlock({self.name!r}, error {self.error_before:.2%} -> {self.error_after:.2%})"
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AdaPruneReport:
     """The layers that `adaprune` pruned, and why it skipped the others.
@@ -96,6 +127,8 @@ class AdaPruneReport:
         "both": transposable masks.
     layers : tuple of PrunedLayer
         In the order of execution.
+    blocks : tuple of RefinedBlock
+        In the order of execution; none without refine="block".
     skipped : tuple of ParameterReport
         Every other parameter, with the reason.
     batch_norms : tuple of str
@@ -108,6 +141,7 @@ class AdaPruneReport:
 
     direction: Direction
     layers: tuple[PrunedLayer, ...]
+    blocks: tuple[RefinedBlock, ...]
     skipped: tuple[ParameterReport, ...]
     batch_norms: tuple[str, ...]
     interrupted: bool

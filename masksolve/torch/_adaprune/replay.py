@@ -108,6 +108,14 @@ class Replay:
             if not self._unfinished[source.module]:
                 del self._unfinished[source.module]
 
+    def run_whole(self, block: nn.Module) -> None:
+        """Forget what is kept of the layers of a block, which is not finished itself."""
+        inside = set(block.modules())
+        for kept in self._kept.values():
+            for frame in inside & kept.keys():
+                del kept[frame]
+        self._inputs = {index: fed for index, fed in self._inputs.items() if fed.frame not in inside}
+
     def run_without(self, index: int) -> bool:
         """Run all of a batch each time from now on; return whether that makes a difference."""
         self._without.add(index)
@@ -204,7 +212,7 @@ class Replay:
         if outputs and not self._learning:
             last = next(reversed(outputs))
             if last not in self._read_later:
-                outputs[last] = _map(_dropped, outputs[last])
+                outputs[last] = map_tensors(_dropped, outputs[last])
 
     def _standing_in(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(forward)
@@ -237,17 +245,17 @@ class Replay:
         outputs = kept.setdefault(frame, {})
         self._drop_last(outputs)
         # The model may write to it in place.
-        outputs[module] = _map(Tensor.clone, output)
+        outputs[module] = map_tensors(Tensor.clone, output)
         if self._learning:
-            _map(self._check, output)
+            map_tensors(self._check, output)
 
     def _check(self, tensor: Tensor) -> None:
         self._is_spoilt |= bool(tensor.isnan().any())
 
     def _returned(self, frame: nn.Module, module: nn.Module, outputs: dict[nn.Module, Any]) -> Any:
         if module in self._read_later or self._is_whole(self._index, frame, module):
-            return _map(Tensor.clone, outputs[module])
-        return _map(self._not_numbers, _map(_dropped, outputs[module]))
+            return map_tensors(Tensor.clone, outputs[module])
+        return map_tensors(self._not_numbers, map_tensors(_dropped, outputs[module]))
 
     def _not_numbers(self, dropped: Tensor | _Dropped) -> Tensor:
         """Return a view of one tensor of NaN for all, so that whatever reads it shows."""
@@ -268,12 +276,12 @@ def _dropped(tensor: Tensor | _Dropped) -> Tensor | _Dropped:
     return _Dropped(tensor.shape, tensor.dtype, tensor.device)
 
 
-def _map(function: Callable[[Any], Any], output: Any) -> Any:
+def map_tensors(function: Callable[[Any], Any], output: Any) -> Any:
     """Apply a function to every tensor of an output, also in tuples, lists and dicts; all else stays as it is."""
     if isinstance(output, _Dropped) or (isinstance(output, Tensor) and not isinstance(output, nn.Parameter)):
         return function(output)
     if type(output) in (tuple, list):
-        return type(output)(_map(function, each) for each in output)
+        return type(output)(map_tensors(function, each) for each in output)
     if type(output) is dict:
-        return {key: _map(function, each) for key, each in output.items()}
+        return {key: map_tensors(function, each) for key, each in output.items()}
     return output

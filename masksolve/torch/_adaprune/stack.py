@@ -80,6 +80,20 @@ class Stack:
         with self.running(number, act), torch.no_grad(), suppress(Stop):
             self.model(**batch)
 
+    def arguments(
+        self, number: int, batch: Mapping[str, Tensor], states: Callable[[Tensor], Tensor]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what a model calls a block with for a batch; `states` gets the hidden states as in `running`."""
+        entering: list[Tensor] = []
+        found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append((args, kwargs))
+
+        with self.blocks[number].register_forward_pre_hook(note, with_kwargs=True):
+            self.run(number, batch, lambda hidden, compute: entering.append(states(hidden)))
+        return _with_states(entering[0], *found[0])
+
     @contextmanager
     def running(self, number: int, act: Act) -> Iterator[None]:
         """Let one block do what `act` does, within the context. Where that returns None, runs of the model end.
@@ -158,10 +172,8 @@ class Stack:
                     raise TypeError("a block gets no hidden states as its first argument")
 
                 def compute(states: Tensor) -> Tensor:
-                    if args:
-                        found = forward(states, *args[1:], **kwargs)
-                    else:
-                        found = forward(**{**kwargs, "hidden_states": states})
+                    own_args, own_kwargs = _with_states(states, args, kwargs)
+                    found = forward(*own_args, **own_kwargs)
                     output: Tensor = found[0] if isinstance(found, (tuple, list)) else found
                     return output
 
@@ -172,6 +184,12 @@ class Stack:
 
         with replaced_forwards(self.blocks, replace):
             yield
+
+
+def _with_states(
+    states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
 
 def _largest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from masksolve.torch._adaprune.layer import LayerRepair
-from masksolve.torch._adaprune.records import PrunedLayer
+from masksolve.torch._adaprune.records import PrunedLayer, RefinedBlock
 from masksolve.torch._adaprune.tasks import Task
 
 
@@ -56,6 +56,8 @@ class Transaction(Repairs):
 
     Attributes
     ----------
+    blocks : list of RefinedBlock
+        The records of the blocks that are refined.
     moved_norms : list of nn.Module
         The batch norms that have moved.
     interrupted : bool
@@ -64,6 +66,7 @@ class Transaction(Repairs):
 
     def __init__(self, tasks: Sequence[Task], norms: Sequence[nn.Module]) -> None:
         super().__init__()
+        self.blocks: list[RefinedBlock] = []
         self.moved_norms: list[nn.Module] = []
         self.interrupted = False
         self._tasks, self._norms = tasks, norms
@@ -92,6 +95,17 @@ class Transaction(Repairs):
         """The tasks whose repairs are not written."""
         done = {layer.name for layer in self.layers}
         return [task for task in self._tasks if task.name not in done]
+
+    def refine(self, record: RefinedBlock, values: Mapping[Tensor, Tensor]) -> None:
+        """Write the values that a block gets when all its repairs are written."""
+        repaired = {parameter: parameter.detach().clone() for parameter in values}
+        try:
+            _restore(values, values)
+            self.blocks.append(record)
+        except BaseException:
+            # Nothing but an interrupt comes here; half a block was never refined.
+            _restore(repaired, repaired)
+            raise
 
 
 def _parameters(tasks: Iterable[Task]) -> list[Tensor]:
