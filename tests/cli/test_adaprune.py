@@ -93,8 +93,8 @@ def test_a_model_from_code_is_pruned_and_reported(run: Run, tmp_path: Path) -> N
 
 
 def test_blocks_are_refined_and_reported(run: Run, tmp_path: Path) -> None:
-    options = ("--model", "zoo_of_tests:blocks", "--calibration", "x.npy", "--batch", 10, "--refine", "block")
-    code, out, _ = run(*CODE, *options, "--all-layers")
+    options = ("--calibration", "x.npy", "--batch", 10, "--refine", "block", "--all-layers")
+    code, out, _ = run("zoo_of_tests:blocks", *CODE[1:], *options)
     assert code == 0
     assert re.search(r"refined block\W+error\W+refined\W+time", out)
     record = json.loads((tmp_path / "out" / "adaprune.json").read_text())
