@@ -102,15 +102,16 @@ class Moments:
     def gram(self) -> Tensor:
         """Return the Gram matrix X Xᵀ, the sum of x xᵀ."""
         half = (self.total + self.origin * (self._number / 2)).unsqueeze(2) * self.origin.unsqueeze(1)
-        return self._symmetric() + half + half.mT
+        # In place: of a wide layer these matrices are larger than its weights.
+        return self._symmetric().add_(half).add_(half.mT)
 
     def centred(self) -> Tensor:
         """Return the Gram matrix about the mean."""
         about = self.total / self._number.clamp(min=1)
-        return self._symmetric() - self.total.unsqueeze(2) * about.unsqueeze(1)
+        return self._symmetric().sub_(self.total.unsqueeze(2) * about.unsqueeze(1))
 
     def _symmetric(self) -> Tensor:
-        return self.products.tril() + self.products.tril(-1).mT
+        return self.products.tril().add_(self.products.tril(-1).mT)
 
     def mean(self) -> Tensor:
         """Return the mean input, of shape (groups, inputs)."""

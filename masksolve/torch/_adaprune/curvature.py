@@ -32,7 +32,9 @@ class Curvature:
         diagonal = self.gram.diagonal(dim1=1, dim2=2)
         mean = diagonal.mean(1, keepdim=True)
         amount = self.damping * torch.where(mean > 0, mean, 1.0)
-        return self.gram + torch.diag_embed(amount.expand_as(diagonal))
+        found = self.gram.clone()
+        found.diagonal(dim1=1, dim2=2).add_(amount)
+        return found
 
     @cached_property
     def inverse(self) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Literal, get_args
 
 import torch
@@ -77,12 +77,12 @@ class GroupInputs:
     @cached_property
     def curvature(self) -> Curvature:
         """H = X Xᵀ."""
-        return Curvature(torch.stack([each.moments.gram() for each in self.seen]).sum(0), self.damping)
+        return Curvature(reduce(torch.add, (each.moments.gram() for each in self.seen)), self.damping)
 
     @cached_property
     def about_mean(self) -> Curvature:
         """H about the mean of the inputs of each source, but for matrices that are not repaired, nor their biases."""
-        centred = torch.stack([each.moments.centred() for each in self.seen]).sum(0)
+        centred = reduce(torch.add, (each.moments.centred() for each in self.seen))
         return Curvature(torch.where(self.reached, centred, self.curvature.gram), self.damping)
 
 
