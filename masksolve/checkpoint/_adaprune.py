@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -732,6 +733,7 @@ def _keep_dense_states(
             _pass_on(recipe, model, part, states)
         finally:
             model.unload(part)
+            _return_memory()
         if part not in parts:
             states.remove(part)
 
@@ -807,6 +809,7 @@ def _repair_part(
             _pass_on(recipe, model, part, states)
     finally:
         model.unload(part)
+        _return_memory()
     return _Repaired(records, layers, refined, reasons, _peak_memory())
 
 
@@ -891,6 +894,13 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _return_memory() -> None:
+    """Give the system back what is free, where the C library can do that: fragments would add up, block by block."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _peak_memory() -> int:
