@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import masksolve as ms
 from masksolve.torch import adaprune
+from masksolve.torch._adaprune.calibration import Moments
 from tests.torch.transformer_models import build
 
 transformers = pytest.importorskip("transformers")
@@ -211,3 +212,55 @@ def test_a_stack_of_experts_is_repaired_as_one_linear_for_each_expert(name: str,
         assert repaired[stack].error_after < 0.9 * repaired[stack].error_before
     batch = few_tokens()[0]
     torch.testing.assert_close(model(batch).logits, other(batch).logits, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Mixtral", {"importance": "wanda"}),
+        ("GPT-OSS", {"importance": "hessian", "alternations": 2, "direction": "rows"}),
+        ("Qwen3-MoE", {"importance": lambda name, weight: weight.abs(), "sequential": False}),
+        ("GPT-OSS", {"respect_zeros": True}),
+    ],
+)
+def test_it_does_not_matter_how_many_experts_memory_holds_at_once(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    of = Moments.of
+
+    def counted(source: Any, matrices: range | None = None) -> Moments:
+        found = of(source, matrices)
+        held.append(len(found.count))
+        return found
+
+    monkeypatch.setattr(Moments, "of", counted)
+    models = [mixture(name), mixture(name)]
+    if "respect_zeros" in options:
+        for model in models:
+            with torch.no_grad():
+                for stack in stacks_of(model):
+                    # Not of all experts.
+                    model.get_parameter(stack)[2:5, ::3] = 0
+    reports = []
+    for model, memory in zip(models, (1024, 0), strict=True):
+        held.clear()
+        reports.append(adaprune(model, few_tokens(), "1:4", include="*experts*proj", memory_mib=memory, **options))
+        assert max(held) == (8 if memory else 1)
+    for one, two in zip(*(report.layers for report in reports), strict=True):
+        assert (one.name, one.shape, one.tokens) == (two.name, two.shape, two.tokens)
+        weight, other = (model.get_parameter(one.name).detach() for model in models)
+        if "alternations" not in options:
+            # Those stop for each expert by itself, or for all of them.
+            assert torch.equal(weight != 0, other != 0)
+            torch.testing.assert_close(weight, other, rtol=1e-4, atol=1e-5)
+            assert one.error_after == pytest.approx(two.error_after, rel=1e-4)
+        assert len(two.alternations) <= options.get("alternations", 0)
+        assert one.error_before == pytest.approx(two.error_before, rel=1e-4)
+        assert one.kept_importance == pytest.approx(two.kept_importance, rel=1e-6)
+        assert (one.conversion is None) == (two.conversion is None)
+        if one.conversion is not None and two.conversion is not None:
+            assert two.conversion.to_dict() == pytest.approx(one.conversion.to_dict())
+    if "alternations" not in options:
+        batch = few_tokens()[0]
+        torch.testing.assert_close(models[0](batch).logits, models[1](batch).logits, rtol=1e-3, atol=1e-4)

@@ -30,7 +30,16 @@ from masksolve.torch._adaprune.blocks import (
 )
 from masksolve.torch._adaprune.calibration import Calibration, Moments, Trace
 from masksolve.torch._adaprune.input_pool import InputPool, TensorStore
-from masksolve.torch._adaprune.layer import SOLVERS, GroupInputs, LayerInputs, LayerOptions, Solver, repair_layer
+from masksolve.torch._adaprune.layer import (
+    SOLVERS,
+    GroupInputs,
+    LayerInputs,
+    LayerOptions,
+    LayerRepair,
+    Solver,
+    joined,
+    repair_layer,
+)
 from masksolve.torch._adaprune.products import plain_products
 from masksolve.torch._adaprune.progress import progress_bar
 from masksolve.torch._adaprune.records import AdaPruneReport, PrunedLayer, RefinedBlock
@@ -141,8 +150,8 @@ def adaprune(
         flat, so a warning names the experts that get fewer inputs than they are wide.
     memory_mib : int
         Memory for the inputs that "adam" caches, one layer at a time, and for what dense blocks return that `refine`
-        compares with; the rest goes to temporary files. Without
-        `sequential`, also for H = X Xᵀ of the layers that are calibrated in one run.
+        compares with; the rest goes to temporary files. Also for H = X Xᵀ: of as many experts of a stack as it holds in
+        one run, and without `sequential` of as many layers.
     seed : int
         For the minibatches of "adam".
     progress : bool
@@ -425,13 +434,14 @@ def _repair(
     # If not sequential, inputs come from the dense model, and no later layer depends on a repair.
     with runs.walk([source for groups in rounds for source in _sources(groups)]) as finish:
         for groups in rounds:
-            with _inputs(runs, trace, _sources(groups), options) as seen:
-                for group in groups:
-                    inputs = GroupInputs(
-                        [seen[source] for source in group[0].sources], options.damping, options.min_tokens
-                    )
-                    for task in group:
-                        repair = repair_layer(task, inputs, options)
+            found: dict[Task, list[LayerRepair]] = {task: [] for group in groups for task in group}
+            for matrices in _experts_at_once(groups, options):
+                with _inputs(runs, trace, _sources(groups), options, matrices) as seen:
+                    for task, repairs in _repairs(groups, seen, options, matrices):
+                        found[task] += repairs
+                        if matrices is not None and matrices.stop < len(task.weight):
+                            continue
+                        repair = joined(found.pop(task), task, options.direction)
                         record = repair.record
                         _logger.info(
                             "%s: error %.3g, repaired %.3g", task.name, record.error_before, record.error_after
@@ -483,15 +493,58 @@ class _Refinement:
         return record
 
 
+def _experts_at_once(groups: Sequence[Sequence[Task]], options: LayerOptions) -> list[range | None]:
+    """Return the matrices of which one run collects inputs, as many as memory holds; None stands for all."""
+    sources = _sources(groups)
+    are_experts = all(is_stack_of_experts(source.owner, source.attribute) for source in sources)
+    # Adam keeps inputs instead, which go to files where memory ends.
+    if len(groups) > 1 or not are_experts or options.solver == "adam":
+        return [None]
+    return list(_ranges(range(len(sources[0].operators)), _size_of_one(sources), options.memory))
+
+
+def _repairs(
+    groups: Sequence[Sequence[Task]], seen: Mapping[Source, LayerInputs], options: LayerOptions, matrices: range | None
+) -> Iterator[tuple[Task, list[LayerRepair]]]:
+    """Yield the repairs of each task, or of some of its matrices: several if those are many, which saves memory."""
+    for group in groups:
+        sources = group[0].sources
+        if matrices is None:
+            inputs = GroupInputs([seen[source] for source in sources], options.damping, options.min_tokens)
+            for task in group:
+                yield task, [repair_layer(task, inputs, options)]
+            continue
+        found: dict[Task, list[LayerRepair]] = {task: [] for task in group}
+        # A repair takes about eight times the memory of the inputs' products.
+        for part in _ranges(matrices, _size_of_one(sources), options.memory // 8):
+            narrowed = [LayerInputs(moments=seen[source].moments.narrow(part)) for source in sources]
+            inputs = GroupInputs(narrowed, options.damping, options.min_tokens)
+            for task in group:
+                found[task].append(repair_layer(task, inputs, options, part))
+        yield from found.items()
+
+
+def _size_of_one(sources: Sequence[Source]) -> int:
+    """Return the bytes of the products of one matrix's inputs."""
+    return sum(Moments.size_of(source) // len(source.operators) for source in sources)
+
+
+def _ranges(matrices: range, size: int, memory: int) -> Iterator[range]:
+    """Cut a range of matrices into ranges that memory holds, of at least one."""
+    count = max(1, memory // size)
+    for start in range(matrices.start, matrices.stop, count):
+        yield range(start, min(start + count, matrices.stop))
+
+
 @contextmanager
 def _inputs(
-    runs: Calibration, trace: Trace, sources: Sequence[Source], options: LayerOptions
+    runs: Calibration, trace: Trace, sources: Sequence[Source], options: LayerOptions, matrices: range | None
 ) -> Iterator[dict[Source, LayerInputs]]:
-    """Collect the inputs of some weights over the calibration batches."""
+    """Collect the inputs of some weights, or of some matrices of theirs, over the calibration batches."""
     with ExitStack() as stack:
         found = {
             source: LayerInputs(
-                moments=Moments.of(source),
+                moments=Moments.of(source, matrices),
                 pool=stack.enter_context(InputPool(options.memory // len(sources)))
                 if options.solver == "adam"
                 else None,

@@ -63,12 +63,15 @@ class Moments:
         The sum of x - origin.
     products : Tensor of float64, shape (groups, inputs, inputs)
         The sum of (x - origin) (x - origin)ᵀ, on and below the diagonal; what is above it counts for nothing.
+    matrices : range
+        Which matrices of the weight these are the inputs of, as many as groups.
     """
 
     count: Tensor
     origin: Tensor
     total: Tensor
     products: Tensor
+    matrices: range
 
     @staticmethod
     def size_of(source: Source) -> int:
@@ -77,16 +80,29 @@ class Moments:
         return 8 * groups * inputs**2
 
     @staticmethod
-    def of(source: Source) -> Moments:
-        """Return the moments of no input."""
+    def of(source: Source, matrices: range | None = None) -> Moments:
+        """Return the moments of no input, of some of the weight's matrices if not of all."""
         groups, _, inputs = source.operators.shape
+        matrices = range(groups) if matrices is None else matrices
+        groups = len(matrices)
         zeros = torch.zeros(groups, inputs, inputs + 1, dtype=torch.float64, device=source.weight.device)
         count = torch.zeros(groups, dtype=torch.int64)
-        return Moments(count, zeros[..., 0].clone(), zeros[..., 0].clone(), zeros[..., 1:].contiguous())
+        return Moments(count, zeros[..., 0].clone(), zeros[..., 0].clone(), zeros[..., 1:].contiguous(), matrices)
+
+    def narrow(self, matrices: range) -> Moments:
+        """Return those of some of these matrices, as views."""
+        chosen = self._places_of(matrices)
+        return Moments(self.count[chosen], self.origin[chosen], self.total[chosen], self.products[chosen], matrices)
+
+    def _places_of(self, matrices: range) -> slice:
+        return slice(matrices.start - self.matrices.start, matrices.stop - self.matrices.start)
 
     def add(self, source: Source, x: Tensor, groups: range) -> None:
         """Count the input of one call or product."""
-        chosen = slice(groups.start, groups.stop)
+        own = range(max(groups.start, self.matrices.start), min(groups.stop, self.matrices.stop))
+        if not own:
+            return
+        chosen = self._places_of(own)
         for rows in input_rows(source, x):
             if not bool(self.count[chosen].all()):
                 fresh = (self.count[chosen] == 0).to(rows.device).unsqueeze(1)

@@ -88,13 +88,19 @@ class GroupInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRepair:
-    """New values for a task's parameters, in its order, and the record."""
+    """New values for a task's parameters, in its order, the mask of its weight, and the record.
+
+    `energy` and `importance` are what its errors and its kept importance are shares of.
+    """
 
     values: list[Tensor]
+    mask: Tensor
     record: PrunedLayer
+    energy: float
+    importance: float
 
 
-def repair_layer(task: Task, inputs: GroupInputs, options: LayerOptions) -> LayerRepair:
+def repair_layer(task: Task, inputs: GroupInputs, options: LayerOptions, matrices: range | None = None) -> LayerRepair:
     """Find the mask of one weight and the values that go with it. Changes nothing.
 
     Parameters
@@ -103,6 +109,8 @@ def repair_layer(task: Task, inputs: GroupInputs, options: LayerOptions) -> Laye
     inputs : GroupInputs
         Those of its sources, in their order.
     options : LayerOptions
+    matrices : range, optional
+        Of a stack of experts, those that the inputs are of; then the values are those of these matrices.
 
     Raises
     ------
@@ -110,7 +118,7 @@ def repair_layer(task: Task, inputs: GroupInputs, options: LayerOptions) -> Laye
         If X Xᵀ is not positive definite with this damping, or no mask is found.
     """
     try:
-        return _mask_and_repair(_layer_of(task, inputs, options), options)
+        return _mask_and_repair(_layer_of(task, inputs, options, matrices), options)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ValueError(
             f"parameter {task.name!r}: in float64 its inputs have no positive definite X Xᵀ with "
@@ -119,8 +127,42 @@ def repair_layer(task: Task, inputs: GroupInputs, options: LayerOptions) -> Laye
         ) from error
 
 
+def joined(parts: Sequence[LayerRepair], task: Task, direction: Direction) -> LayerRepair:
+    """Return the repair of a stack of experts from those of its matrices, some at a time."""
+    if len(parts) == 1:
+        return parts[0]
+    records = [part.record for part in parts]
+    energy, importance = sum(part.energy for part in parts), sum(part.importance for part in parts)
+
+    def error(errors: Sequence[float]) -> float:
+        known = [(each, part.energy) for each, part in zip(errors, parts, strict=True) if part.energy > 0]
+        return sum(each * size for each, size in known) / energy if known else max(errors)
+
+    def alternation(number: int) -> float:
+        # Those that stopped earlier have kept what they had.
+        pairs = ((record.alternations, record.error_after) for record in records)
+        return error([errors[number] if number < len(errors) else after for errors, after in pairs])
+
+    kept = sum(part.record.kept_importance * part.importance for part in parts)
+    mask = torch.cat([part.mask for part in parts])
+    record = PrunedLayer(
+        name=task.name,
+        shape=tuple(task.weight.shape),
+        pattern=task.pattern,
+        kept_importance=kept / importance if importance > 0 else 1.0,
+        tokens=tuple(count for record in records for count in record.tokens),
+        error_before=error([record.error_before for record in records]),
+        error_after=error([record.error_after for record in records]),
+        alternations=tuple(map(alternation, range(max(len(record.alternations) for record in records)))),
+        conversion=_conversion(task, task.weight.detach(), mask, direction),
+        seconds=sum(record.seconds for record in records),
+    )
+    values = [torch.cat(each) for each in zip(*(part.values for part in parts), strict=True)]
+    return LayerRepair(values=values, mask=mask, record=record, energy=energy, importance=importance)
+
+
 def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
-    start = time.perf_counter()
+    start, task = time.perf_counter(), layer.task
     mask, scores = _first_mask(layer, options)
     before = _error(layer, torch.where(mask, layer.dense, 0.0), layer.inputs.curvature)
     weight, after = _repaired(layer, mask, options, None if layer.corrects else before)
@@ -136,25 +178,32 @@ def _mask_and_repair(layer: _Layer, options: LayerOptions) -> LayerRepair:
             break
         mask, weight, after = again, other, error
     record = PrunedLayer(
-        name=layer.task.name,
+        name=task.name,
         shape=tuple(layer.dense.shape),
-        pattern=layer.task.pattern,
+        pattern=task.pattern,
         kept_importance=kept_importance(scores, mask),
         tokens=tuple(layer.inputs.tokens.tolist()),
         error_before=before,
         error_after=after,
         alternations=tuple(errors),
-        conversion=_conversion(layer, mask, options.direction),
+        conversion=_conversion(task, layer.dense, mask, options.direction),
         seconds=time.perf_counter() - start,
     )
-    return LayerRepair(values=[weight, *_biases(layer, weight)], record=record)
+    return LayerRepair(
+        values=[weight, *_biases(layer, weight)],
+        mask=mask,
+        record=record,
+        energy=layer.energy,
+        importance=float(scores.double().abs().sum()),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
     """One weight as matrices (groups, outputs, inputs), float64, and the terms of the objective.
 
-    `curvature` is about the mean where a bias is free to take that up (`corrects`); `energy` is ‖W X‖².
+    `curvature` is about the mean where a bias is free to take that up (`corrects`); `energy` is ‖W X‖²; `chosen` says
+    which matrices of a stack of experts these are.
     """
 
     task: Task
@@ -164,6 +213,7 @@ class _Layer:
     curvature: Curvature
     corrects: bool
     energy: float
+    chosen: slice
 
     @property
     def inputs_axis(self) -> int:
@@ -171,8 +221,9 @@ class _Layer:
         return self.task.layout.matrix_axes(self.dense.ndim)[1]
 
 
-def _layer_of(task: Task, inputs: GroupInputs, options: LayerOptions) -> _Layer:
-    dense = task.weight.detach()
+def _layer_of(task: Task, inputs: GroupInputs, options: LayerOptions, matrices: range | None) -> _Layer:
+    chosen = slice(None) if matrices is None else slice(matrices.start, matrices.stop)
+    dense = task.weight.detach()[chosen]
     rows = task.layout.operators(dense.double())
     corrects = options.correct_bias and len(task.biases) > 0
     return _Layer(
@@ -183,6 +234,7 @@ def _layer_of(task: Task, inputs: GroupInputs, options: LayerOptions) -> _Layer:
         curvature=inputs.about_mean if corrects else inputs.curvature,
         corrects=corrects,
         energy=output_energy(rows, inputs.curvature.gram),
+        chosen=chosen,
     )
 
 
@@ -205,14 +257,14 @@ def _first_mask(layer: _Layer, options: LayerOptions) -> tuple[Tensor, Tensor]:
             f"importance of parameter {layer.task.name!r} holds NaN or infinities, which have no importance; nothing "
             "was changed"
         )
-    mask = options.masks[layer.task.name].to(layer.dense.device)
+    mask = options.masks[layer.task.name][layer.chosen].to(layer.dense.device)
     return mask & (layer.dense != 0) if options.respect_zeros else mask, scores
 
 
 def _scores(layer: _Layer, rows: Tensor, options: LayerOptions) -> Tensor:
     if callable(options.importance):
         name, weight = layer.task.name, layer.task.weight
-        return checked_scores(options.importance(name, weight), name, weight)
+        return checked_scores(options.importance(name, weight), name, weight)[layer.chosen]
     norms = layer.inputs.curvature.gram.diagonal(dim1=1, dim2=2).sqrt()
     # Without inputs every weight would count for nothing.
     norms = torch.where(layer.inputs.tokens.to(norms.device).unsqueeze(1) > 0, norms, 1.0)
@@ -311,18 +363,18 @@ def _biases(layer: _Layer, weight: Tensor) -> list[Tensor]:
     lost = torch.where(layer.inputs.reached, layer.rows - _as_rows(layer, weight), 0.0)
     shifts = [lost @ each.moments.mean().unsqueeze(2) for each in layer.inputs.seen]
     return [
-        (bias.detach().double() + shift.reshape(bias.shape)).to(bias.dtype)
-        for bias, shift in zip(layer.task.biases, shifts, strict=True)
+        (bias.double() + shift.reshape(bias.shape)).to(bias.dtype)
+        for bias, shift in zip((each.detach()[layer.chosen] for each in layer.task.biases), shifts, strict=True)
     ]
 
 
-def _conversion(layer: _Layer, mask: Tensor, direction: Direction) -> Conversion | None:
-    nonzero = layer.dense != 0
+def _conversion(task: Task, dense: Tensor, mask: Tensor, direction: Direction) -> Conversion | None:
+    nonzero = dense != 0
     sparsity = 1 - float(nonzero.double().mean())
     if sparsity == 0:
         return None
-    n, m = layer.task.pattern.n, layer.task.pattern.m
-    matrices = layer.task.site.layout.matrices(nonzero).cpu().numpy()
+    n, m = task.pattern.n, task.pattern.m
+    matrices = task.site.layout.matrices(nonzero).cpu().numpy()
     if direction == "both":
         fitting = share_of_tiles(matrices, n, m)
         odds = tile_odds(sparsity, n, m, samples=_SAMPLED_TILES, rng=0).value
