@@ -109,7 +109,7 @@ class StreamedReport:
 
 @dataclass(frozen=True, eq=False)
 class _Recipe:
-    """What a worker has to know to repair a part of a model; `key` is that of the model it has built."""
+    """The instructions by which a worker repairs a part of a model; `key` is that of the model it has built."""
 
     folder: Path
     key: str

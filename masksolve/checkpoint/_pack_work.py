@@ -44,7 +44,7 @@ class PackJob:
 
 
 def find_obstacle(folder: Path, unit: Unit) -> str | None:
-    """Return why the tensor of a band cannot be packed, in words; None if nothing in the band speaks against it."""
+    """Return why the tensor of a band cannot be packed, in words; None if nothing in the band prevents it."""
     assert unit.tensor is not None
     pattern, direction = unit.tensor.pattern, along(unit.tensor)
     for piece in pieces_of(unit):

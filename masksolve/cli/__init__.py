@@ -521,7 +521,7 @@ def unpack(
     scheduler: str | None,
     timeout: float | None,
 ) -> None:
-    """Unpack INPUT, which `masksolve pack` has written, to the same bytes."""
+    """Unpack INPUT, written by `pack`, to the same bytes."""
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = unpack_checkpoint(
             source, output, overwrite=overwrite, resume=resume, workers=engine, on_progress=on_progress

@@ -51,7 +51,7 @@ def call_factory(source: str) -> LoadedModel:
     Raises
     ------
     click.UsageError
-        If it is no such thing, or fails.
+        If it does not have that form, or fails.
     """
     module, _, factory = source.partition(":")
     if not module or not factory:
