@@ -254,7 +254,7 @@ def _check_bits(unit: PackedUnit, piece: Piece, packed: NDArray[np.uint8], mask:
         what = f"bits beyond the last column, in {unit.describe()}"
     else:
         return
-    raise CheckpointError(f"the bitmask of tensor {tensor.name!r} is spoilt: {what}; get the file again")
+    raise CheckpointError(f"the bitmask of tensor {tensor.name!r} is corrupt: {what}; get the file again")
 
 
 def _read(path: Path, start: int, nbytes: int) -> memoryview:

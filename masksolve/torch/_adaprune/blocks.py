@@ -54,7 +54,7 @@ def check_refinement(refine: Refinement | None, *, sequential: bool, batches: in
     check_choice(refine, "refine", REFINEMENTS)
     if not sequential:
         raise ValueError(
-            f"refine={refine!r} needs the inputs of the model as pruned so far; leave it out, or take those"
+            f"refine={refine!r} needs the inputs of the model as pruned so far; leave it out, or re-fit layers on those"
         )
     if batches < 2:
         raise ValueError(f"refine={refine!r} holds out a batch, and calibration has only one; give smaller batches")
