@@ -1,4 +1,4 @@
-"""Set up every test: Hypothesis profiles, and the extras without which a file is skipped.
+"""What every test needs: Hypothesis profiles, and the extras without which a file is skipped.
 
 The default profile is the same on every run; `--hypothesis-profile=fuzz` looks for new failures.
 """

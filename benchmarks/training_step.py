@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def rows(case: Case) -> list[list[str]]:
-    """One row per pattern."""
+    """One row a pattern."""
     import torch
 
     from masksolve.torch import Sparsifier

@@ -87,7 +87,7 @@ class Budget:
 
     @property
     def value(self) -> float:
-        """The worth of all layers together under their patterns."""
+        """What the layers are worth together."""
         return self._worth()
 
     @property
@@ -98,7 +98,7 @@ class Budget:
 
     @property
     def uniform_value(self) -> float | None:
-        """The worth of all layers together under `uniform`; None if there is none."""
+        """What the layers would be worth together under `uniform`."""
         return None if self.uniform is None else self._worth(self.uniform.n)
 
     @property

@@ -1,4 +1,4 @@
-"""Bad input gets one line that repeats what was given."""
+"""What bad input gets: one line that repeats what was given."""
 
 import inspect
 from collections.abc import Callable

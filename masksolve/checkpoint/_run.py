@@ -50,7 +50,7 @@ _OUTPUT, _MASKS = "output", "masks.safetensors"
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a worker for each unit, in this order; the functions get the job and the unit first.
+    """What workers do with each unit, in this order; the functions get the job and the unit first.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class Order(ABC):
     checkpoint
         The input.
     job
-        What workers need to know of the run.
+        What workers are told of the run.
     output, masks : Path or None
         What is to be written.
     overwrite, resume
@@ -408,7 +408,7 @@ def _finish(workspace: Workspace, team: _Team, target: Target, fingerprints: Seq
                 journal.add({"unit": index, **asdict(record)})
                 records[index] = record
                 tensor = team.units[index].tensor
-                # Nothing more is known of a band that is packed.
+                # Of a band that is packed there is no more to say.
                 if tensor is None or record.band is None:
                     continue
                 if all(each in records for each in bands[tensor.name]):

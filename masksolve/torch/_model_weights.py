@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,7 +35,11 @@ class PartialWeights:
         from transformers.modeling_utils import LoadStateDictConfig
 
         self._model: Any = model
-        self._convert, self._revert = convert_and_load_state_dict_in_model, revert_weight_conversion
+        # Until release 5.14 it has a plan for tensor parallelism as an argument of its own.
+        arguments = inspect.signature(convert_and_load_state_dict_in_model).parameters
+        without_plan: dict[str, Any] = {"tp_plan": None} if "tp_plan" in arguments else {}
+        self._convert: Any = partial(convert_and_load_state_dict_in_model, **without_plan)
+        self._revert = revert_weight_conversion
         self._mapping: Any = get_model_conversion_mapping
         self._config = LoadStateDictConfig
 

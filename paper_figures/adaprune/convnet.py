@@ -50,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Layer:
-    """The outcome for one layer that had zeros."""
+    """What became of one layer that had zeros."""
 
     name: str
     pattern: str
@@ -63,7 +63,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Result:
-    """The result: the accuracy before and after on the test images, and the layers that had zeros."""
+    """What came out: the accuracy before and after on the test images, and the layers that had zeros."""
 
     case: Case
     start: float

@@ -1,4 +1,4 @@
-"""Laws of every mask of the default method, whatever the weights."""
+"""What holds for every mask of the default method, whatever the weights."""
 
 from fractions import Fraction
 from typing import Any

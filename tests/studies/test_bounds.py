@@ -1,4 +1,4 @@
-"""The counts of `benchmarks.bounds`."""
+"""What `benchmarks.bounds` counts."""
 
 import platform
 

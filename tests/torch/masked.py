@@ -1,4 +1,4 @@
-"""The parts of a masked parameter."""
+"""What a masked parameter consists of."""
 
 from typing import cast
 

@@ -1,4 +1,4 @@
-"""The work of each of two processes for the tests of DDP, FSDP2 and DTensor. Run by `tests.torch.test_distributed`."""
+"""What each of two processes does for the tests of DDP, FSDP2 and DTensor. Run by `tests.torch.test_distributed`."""
 
 import copy
 import datetime

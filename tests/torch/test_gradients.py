@@ -13,7 +13,7 @@ DECAY = 0.03
 
 
 def any_mask(mask: Tensor) -> None:
-    """Refuse no mask."""
+    """What a weight that takes any mask says of one."""
 
 
 def masked(weight: Tensor, mask: Tensor, gradient: Gradient) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The surroundings of a training loop: low precision, compilation, accumulation, scaling, averages, copies."""
+"""What surrounds a training loop: low precision, compilation, accumulation, scaling, averages, copies."""
 
 import copy
 import shutil

@@ -1,4 +1,4 @@
-"""Traps: silent errors where masks move parameters or hand out copies; here it is right, or reported."""
+"""What goes wrong silently where masks move parameters or hand out copies; here it is right, or said."""
 
 import copy
 import io

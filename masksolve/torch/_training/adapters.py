@@ -309,9 +309,13 @@ class _Adapter:
     def __call__(self, weight: Tensor) -> Tensor:
         """Return what reading the weight gives."""
         value = self.merged(weight)
-        is_plain = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-        is_transformed = torch._C._functorch.peek_interpreter_stack() is not None
-        return value if is_plain or is_transformed else value.as_subclass(AdaptedRead)
+        # Apart: compilers of PyTorch before 2.8 stop at the second question.
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return value
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return value
+        # What stands in for a tensor while PyTorch before 2.8 exports a model cannot be of another class.
+        return value.as_subclass(AdaptedRead) if type(value) is Tensor else value
 
 
 def _new(weight: Tensor, layout: Layout, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
