@@ -1,4 +1,4 @@
-"""What every test needs: Hypothesis profiles, and the extras without which a file is skipped.
+"""Set up every test: Hypothesis profiles, and the extras without which a file is skipped.
 
 The default profile is the same on every run; `--hypothesis-profile=fuzz` looks for new failures.
 """

@@ -1,4 +1,4 @@
-"""What a tile costs the exact solver at least, counted and not timed: `python -m benchmarks.bounds`.
+"""Count the least that a tile costs the exact solver, instead of timing it: `python -m benchmarks.bounds`.
 
 The solver runs in the Python interpreter, which notes every call of the machine code that is compiled for the pattern.
 How many instructions a call executes stands in the assembly: functions consist of loops over the lines of a tile or
@@ -159,7 +159,7 @@ def _bodies(module: str) -> list[tuple[str, str]]:
 
 
 def _instructions(body: str, times: list[int]) -> Counter[str]:
-    """Count the instructions of a function, of which each loop is run so many times; a function may have none."""
+    """Count the instructions of a function, of which each loop runs that often; a function may have none."""
     parts = _LOOP.split(body)
     assert len(parts) in (1, 2 * len(times) + 1), "a loop that nobody knows"
     total: Counter[str] = Counter()

@@ -26,7 +26,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Row:
-    """What one solver did with one pattern and one family of weights; None where it does not apply.
+    """The results of one solver for one pattern and one family of weights; None where a figure does not apply.
 
     `retained` is a tile's kept importance over the optimum's. `certified` is "yes" or "NO" for the solvers that
     claim to be exact, judged by `masksolve.certify` on `certified_tiles` of the tiles.

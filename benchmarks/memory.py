@@ -17,7 +17,7 @@ _CLEAR = Path("/proc/self/clear_refs")
 def peak_beyond_result(work: Callable[[], NDArray[np.bool_]]) -> int | None:
     """Bytes that work held at its peak beyond those resident before and those of the array it returns.
 
-    None where the system does not tell. Call work once before, so that code it loads does not count.
+    None where the system does not report it. Call work once before, so that code it loads does not count.
     """
     try:
         _give_back_free_memory()

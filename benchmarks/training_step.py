@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def rows(case: Case) -> list[list[str]]:
-    """One row a pattern."""
+    """One row per pattern."""
     import torch
 
     from masksolve.torch import Sparsifier

@@ -1,4 +1,4 @@
-"""What TSENOR's temperature and iterations buy, time against retained importance, on Gaussian tiles."""
+"""TSENOR's temperature and iterations: time against retained importance, on Gaussian tiles."""
 
 from __future__ import annotations
 

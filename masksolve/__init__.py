@@ -24,6 +24,8 @@ from masksolve._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from masksolve import budget, diversity, odds
+    from masksolve import checkpoint as checkpoint
+    from masksolve import torch as torch
     from masksolve._certificate import Certificate, certify
     from masksolve._check import check_mask, is_valid_mask
     from masksolve._errors import InvalidMaskError, MethodNotInstalledError, NotInstalledError
@@ -71,7 +73,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("budget", "conversion", "diversity", "odds"):
+    if name in ("budget", "checkpoint", "conversion", "diversity", "odds", "torch"):
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -74,7 +74,7 @@ class _Sums:
         """Add an item to all sums, but for those that lose more than the window."""
         parts = []
         for cost, value, number in zip(options.costs, options.values, options.numbers, strict=True):
-            # In this order a loss of zero is no rounded number.
+            # In this order a loss of zero is exactly zero, not rounded.
             within = np.flatnonzero(price * (self.costs + cost) - (self.values + value) <= window)
             parts.append((self.costs[within] + cost, self.values[within] + value, within, np.full(len(within), number)))
             if sum(len(part[0]) for part in parts) > _MOST_SUMS:

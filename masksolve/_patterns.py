@@ -41,7 +41,7 @@ class Patterns:
 
     @property
     def given(self) -> Pattern | dict[str, Pattern]:
-        """What it was made from: a pattern, or a mapping of globs to patterns."""
+        """The pattern, or the mapping of globs to patterns, that it was made from."""
         return self.only or dict(self.by_glob)
 
     def check(self, reasons: Mapping[str, str | None], what: str) -> None:
@@ -97,7 +97,7 @@ def as_patterns(pattern: PatternsLike) -> Patterns:
     Raises
     ------
     TypeError, ValueError
-        As for `as_pattern`; for globs that are no strings, and a mapping of none.
+        As for `as_pattern`; for globs that are not strings, and an empty mapping.
 
     Examples
     --------

@@ -67,7 +67,7 @@ _BITWISE = (ast.BitAnd, ast.BitOr, ast.BitXor)
 
 
 class TranslationError(Exception):
-    """What a kernel says that is not translated."""
+    """A kernel holds something that cannot be translated; the message says what, and where."""
 
 
 class Intrinsic:
@@ -96,7 +96,7 @@ class _Array(NamedTuple):
 
 
 class _Address(NamedTuple):
-    """What an array's `ctypes` is here."""
+    """An array's `ctypes`, as kernels use it."""
 
     data: ir.Value
 
@@ -226,7 +226,7 @@ class _Writer:
             self.refuse(f"{function.__name__} calls itself")
         tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
         if not isinstance(tree, ast.FunctionDef):
-            self.refuse(f"{function.__name__} is no function")
+            self.refuse(f"{function.__name__} is not a function")
         parameters = [each.arg for each in tree.args.args]
         if len(parameters) != len(arguments):
             self.refuse(f"{function.__name__} takes {len(parameters)} arguments, and gets {len(arguments)}")
@@ -318,7 +318,7 @@ class _Writer:
         is_number = _is_constant(value) or isinstance(value, ir.Value)
         if not is_number or (_is_constant(value) and frame.assignments[name] == 1):
             if frame.depth > 0 and frame.assignments[name] > 1:
-                self.refuse(f"{name} stands for several things that are no numbers")
+                self.refuse(f"{name} stands for several things that are not numbers")
             frame.names[name] = value
             return
         variable = frame.names.get(name)
@@ -642,7 +642,7 @@ class _Writer:
             return part if part.shape else self.load_element(part.pointer, part.element)
         index = self.value(node.slice)
         if not isinstance(index, int):
-            self.refuse(f"{ast.unparse(node)}: an index that is no constant")
+            self.refuse(f"{ast.unparse(node)}: an index that is not a constant")
         return owner[index]
 
     def indices(self, node: ast.expr) -> list[Any]:

@@ -87,7 +87,7 @@ class Budget:
 
     @property
     def value(self) -> float:
-        """What the layers are worth together."""
+        """The worth of all layers together under their patterns."""
         return self._worth()
 
     @property
@@ -98,7 +98,7 @@ class Budget:
 
     @property
     def uniform_value(self) -> float | None:
-        """What the layers would be worth together under `uniform`."""
+        """The worth of all layers together under `uniform`; None if there is none."""
         return None if self.uniform is None else self._worth(self.uniform.n)
 
     @property

@@ -1,4 +1,4 @@
-"""What the scripts share: one style, and saving a figure as PNG, its data as CSV and its table in README.md."""
+"""Code that the scripts share: one style, and saving a figure as PNG, its data as CSV and its table in README.md."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ LARGEST = 64
 
 
 def rows() -> list[dict[str, Any]]:
-    """One row a pattern."""
+    """One row per pattern."""
     found = []
     for n, m in DENSITIES.values():
         for k in (1, 2, 3, 4, 6, 8, 12, 16, 32):

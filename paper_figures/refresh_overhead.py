@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 N, M = 4, 8
 STEPS = 40
 BATCH = 256
-# Products are timed with so many images, and a step of BATCH images taken as proportionally longer.
+# Products are timed with this many images, and a step of BATCH images taken as proportionally longer.
 IMAGES = 4
 # The paper's overhead against dense training; what it was measured on is not known here.
 PAPER = {"integer program (CBC)": 180, "min-cost flow (OR-tools)": 70, "2-approximation": 14}

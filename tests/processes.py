@@ -28,12 +28,12 @@ def some_sizes(some: list[int], others: list[int]) -> pytest.MarkDecorator:
 
 
 def let_interrupts_through() -> None:
-    """What to call in a new process that is to be interrupted: background jobs of a shell ignore SIGINT otherwise."""
+    """Let interrupts reach a new process: background jobs of a shell ignore SIGINT otherwise."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(script: str, *arguments: str | Path, stdin: str | None = None, **environment: str) -> str:
-    """What the script prints; it fails the test if the script fails, prints a warning or takes two minutes."""
+    """Return what the script prints; it fails the test if the script fails, prints a warning or takes two minutes."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     variables = {**os.environ, **environment}
     done = subprocess.run(command, capture_output=True, text=True, input=stdin, timeout=120, check=False, env=variables)

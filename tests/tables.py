@@ -1,4 +1,4 @@
-"""What is tested: methods, patterns and families of weights. N != M/2 in every table."""
+"""The tables of what is tested: methods, patterns and families of weights. N != M/2 in every table."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -40,7 +40,7 @@ def name_of(pair: Pair) -> str:
 
 
 def spread(*axes: Iterable[Any], one_in: int) -> list[Any]:
-    """All combinations of the axes' values, for `parametrize`; one in so many by default, the others being slow.
+    """All combinations of the axes' values, for `parametrize`: one of every `one_in` by default, and the others slow.
 
     Those by default lie on diagonals, so that every value of an axis meets values all along the others.
     """

@@ -23,13 +23,13 @@ from masksolve.budget import Budget, choose_patterns, kept_by_n, spend
 from tests.extras import need
 from tests.tables import spread, weights_of
 
-# Of one m, which is no power of two in half of them.
+# Of one m, which is not a power of two in half of them.
 GROUPS = [1, 2, 3, 4, 5]
 AIMS = ["importance", "error", "anything"]
 
 
 def random_values(rng: np.random.Generator, aim: str, m: int) -> np.ndarray:
-    """What a layer is worth at n = 0 ... m: whole numbers, whose sums are exact."""
+    """Return what a layer is worth at n = 0 ... m: whole numbers, whose sums are exact."""
     if aim == "importance":  # concave, as that of exact masks is
         return np.cumsum([0, *np.sort(rng.integers(0, 12, m))[::-1]])
     if aim == "error":

@@ -1,4 +1,4 @@
-"""What bad input gets: one line that repeats what was given."""
+"""Bad input gets one line that repeats what was given."""
 
 import inspect
 from collections.abc import Callable

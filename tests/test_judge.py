@@ -136,7 +136,7 @@ JUDGED_SHAPES = [(2, 2), (4, 4), (8, 8), (3, 5), (6, 4), (13, 13), (16, 16), (20
 
 
 def found_by_the_judge() -> dict[str, list[str]]:
-    """What `prove` and `weigh` return and write for tiles of all kinds, bit for bit."""
+    """Return what `prove` and `weigh` return and write for tiles of all kinds, bit for bit."""
     families = ["gaussian float32", "half zero", "uint8", "all magnitudes", "all zero"]
     cases = itertools.product(JUDGED_SHAPES, families, [np.float32, np.float64])
     return {f"{shape}, {family}, {dtype.__name__}": outcomes(shape, family, dtype) for shape, family, dtype in cases}

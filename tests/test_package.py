@@ -50,6 +50,17 @@ def test_the_public_names_are_these_and_documented(module: str) -> None:
     assert [name for name in found.__all__ if not (getattr(found, name).__doc__ or "").strip()] == []
 
 
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("budget", None), ("checkpoint", "cli"), ("diversity", None), ("odds", None), ("torch", "torch")],
+)
+def test_every_public_module_is_an_attribute_without_an_import_of_its_own(module: str, extra: str | None) -> None:
+    if extra is not None:
+        need(extra)
+    vars(ms).pop(module, None)
+    assert getattr(ms, module) is import_module(f"masksolve.{module}")
+
+
 def test_help_names_every_public_module() -> None:
     folder = Path(ms.__path__[0])
     public = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
@@ -158,17 +169,21 @@ print(*ms.available_methods())
     assert processes.run(script) == "exact enumerate greedy two-approx\n"
 
 
-def test_the_adapter_without_torch_names_the_extra() -> None:
-    script = """
+@pytest.mark.parametrize(
+    ("module", "library", "extra"), [("torch", "torch", "torch"), ("checkpoint", "filelock", "cli")]
+)
+def test_a_module_without_its_library_names_the_extra(module: str, library: str, extra: str) -> None:
+    script = f"""
 import sys
-sys.modules["torch"] = None
+sys.modules["{library}"] = None
+import masksolve
 try:
-    import masksolve.torch
-except ImportError as error:
+    masksolve.{module}
+except masksolve.NotInstalledError as error:
     print(error)
 """
     assert processes.run(script) == (
-        "masksolve.torch needs torch, which is not installed; pip install 'masksolve[torch]'\n"
+        f"masksolve.{module} needs {library}, which is not installed; pip install 'masksolve[{extra}]'\n"
     )
 
 

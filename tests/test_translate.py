@@ -217,7 +217,7 @@ REFUSED = {
     "refused calls itself": "a = refused(a, b)",
     "_swapped takes 1 arguments, and gets 2": "a, b = _swapped(a, b)",
     "2 names for": "c, d = a, b, a",
-    "an index that is no constant": "c = (1, 2)[a]",
+    "an index that is not a constant": "c = (1, 2)[a]",
     "c stands for several things": "c = (a, b)\nif a > 0:\n    c = (b, a)",
     "FloorDiv of floats": "a = 0.5 * a // 2",
     "a slice with a step": "a = words[1:b:2][0]",

@@ -52,7 +52,7 @@ def group_of(rows: int, columns: int, itemsize: int) -> int:
 
 
 class Program(NamedTuple):
-    """What the functions need to know: their addresses, if they are machine code, and what they are for.
+    """The functions' parameters: their addresses, if they are machine code, and the tiles that they are for.
 
     They are for tiles of `columns`, of weights of `itemsize`, and take `group` rows at once, a power of two that
     divides all rows.

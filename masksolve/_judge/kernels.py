@@ -40,7 +40,7 @@ _BUFFERED = 1 << 12
 
 
 class Places(NamedTuple):
-    """Where everything of a grid of tiles lies: addresses, and bytes to the next tile row, tile column, row of a tile.
+    """The memory of a grid of tiles: addresses, and bytes to the next tile row, tile column, row of a tile.
 
     `best` are masks that are claimed to be optimal, 0 if there are none. The last four are to be filled: all
     importance, what is kept, what an optimal mask keeps, and the verdict.
@@ -175,7 +175,7 @@ def _is_right(out, is_unrounded):
 
 
 class LineBuffers(NamedTuple):
-    """What `judge_lines` needs of memory: arrays of a few lines, side by side, and the ends of what magnitudes are."""
+    """The memory of `judge_lines`: arrays of a few lines, side by side, and the bounds of their magnitudes."""
 
     own: NDArray[Any]
     lowest: NDArray[Any]

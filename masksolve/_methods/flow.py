@@ -1,4 +1,4 @@
-"""Method "flow": the paper's min-cost flow, through OR-tools' SimpleMinCostFlow, one network a tile.
+"""Method "flow": the paper's min-cost flow, through OR-tools' SimpleMinCostFlow, one network per tile.
 
 Source: Hubara et al. 2021 (arXiv 2102.08124). Rows supply N units, columns demand N, arc (i, j) has capacity 1 and
 cost -|w_ij|. Where a line holds *at most* N, a node "unused capacity" takes the row's rest, or fills the column's,

@@ -1,5 +1,18 @@
 """Safetensors checkpoints in, safetensors checkpoints out, of any size. Needs the extra `cli`."""
 
+from masksolve._errors import NotInstalledError
+
+try:
+    import filelock  # noqa: F401
+    import ml_dtypes  # noqa: F401
+    import safetensors  # noqa: F401
+    import xxhash  # noqa: F401
+except ModuleNotFoundError as error:
+    raise NotInstalledError(
+        f"masksolve.checkpoint needs {error.name}, which is not installed; pip install 'masksolve[cli]'",
+        name=error.name,
+    ) from error
+
 from masksolve.checkpoint._budget import CheckpointBudget, budget_checkpoint
 from masksolve.checkpoint._check import CheckReport, TensorCheck, check_checkpoint
 from masksolve.checkpoint._compare import Comparison, TensorComparison, compare_checkpoints

@@ -109,7 +109,7 @@ class StreamedReport:
 
 @dataclass(frozen=True, eq=False)
 class _Recipe:
-    """What a worker has to know to repair a part of a model; `key` is that of the model it has built."""
+    """The instructions by which a worker repairs a part of a model; `key` is that of the model it has built."""
 
     folder: Path
     key: str
@@ -504,7 +504,8 @@ class _Model:
                 raise NoStackError(f"{name} is stored as {tensor.dtype}")
         for place in [*weights, *biases]:
             if place not in found:
-                raise NoStackError(f"{weights[place][1].name if place in weights else 'a bias'} is stored as another")
+                what = weights[place][1].name if place in weights else "a bias"
+                raise NoStackError(f"{what} is stored in another form")
 
     def _try_first_block(self, batches: Sequence[Mapping[str, Tensor]]) -> int:
         """Run a sample through the first block, and return the bytes of the hidden states of all batches."""
@@ -513,7 +514,7 @@ class _Model:
         def act(hidden: Tensor, compute: Compute) -> None:
             output = compute(hidden)
             if output.shape != hidden.shape or output.dtype != hidden.dtype:
-                raise NoStackError("a block returns hidden states of another kind than it gets")
+                raise NoStackError("a block returns hidden states of another shape or dtype than it gets")
             sizes.append(hidden.numel() * hidden.element_size())
 
         conversions = self.load(0)

@@ -123,7 +123,7 @@ def check_checkpoint(
     Raises
     ------
     CheckpointError
-        For a checkpoint that cannot be read, or in which no tensor fits the pattern; for a record that is spoilt or of
+        For a checkpoint that cannot be read, or in which no tensor fits the pattern; for a record that is corrupt or of
         another checkpoint; for `stack` and the like beside `record`, and without `pattern` if no record is read.
     TypeError, ValueError
         For an invalid pattern, direction or number of workers.

@@ -45,7 +45,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class PrunedAs:
-    """What a tensor is pruned to, and as what.
+    """The pattern and direction that a tensor is pruned to, and how its axes are read.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class ChosenTensor(TensorInfo):
 
     @property
     def pattern(self) -> Pattern:
-        """What it is pruned to."""
+        """The pattern that it is pruned to."""
         return self.to.pattern
 
     @property
@@ -195,7 +195,7 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
         parsed = json.loads(text, object_pairs_hook=pairs)
     except CheckpointError:  # of `pairs`; it is a ValueError too
         raise
-    except (ValueError, RecursionError) as error:  # JSON's, that of bytes that are no text, of too long a number
+    except (ValueError, RecursionError) as error:  # JSON's, that of bytes that are not text, of too long a number
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{path} is not a JSON object")

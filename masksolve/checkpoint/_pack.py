@@ -158,7 +158,7 @@ class _Order(Order):
 
     @cached_property
     def index(self) -> tuple[CheckpointFile, bytes, bytes] | None:
-        """The index of the input, its bytes, and those of the output's; None where there is no index."""
+        """The index of the input, its bytes, and those of the output's; None without an index."""
         file = self.checkpoint.index
         if file is None:
             return None

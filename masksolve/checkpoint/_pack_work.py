@@ -44,7 +44,7 @@ class PackJob:
 
 
 def find_obstacle(folder: Path, unit: Unit) -> str | None:
-    """Return why the tensor of a band cannot be packed, in words; None if nothing in the band speaks against it."""
+    """Return why the tensor of a band cannot be packed, in words; None if nothing in the band prevents it."""
     assert unit.tensor is not None
     pattern, direction = unit.tensor.pattern, along(unit.tensor)
     for piece in pieces_of(unit):
@@ -254,7 +254,7 @@ def _check_bits(unit: PackedUnit, piece: Piece, packed: NDArray[np.uint8], mask:
         what = f"bits beyond the last column, in {unit.describe()}"
     else:
         return
-    raise CheckpointError(f"the bitmask of tensor {tensor.name!r} is spoilt: {what}; get the file again")
+    raise CheckpointError(f"the bitmask of tensor {tensor.name!r} is corrupt: {what}; get the file again")
 
 
 def _read(path: Path, start: int, nbytes: int) -> memoryview:

@@ -288,7 +288,7 @@ def read_shard(folder: Path, file: CheckpointFile) -> Shard | None:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"{path} is packed, but what it says of its tensors is spoilt ({error!r}); get the file again"
+            f"{path} is packed, but what it says of its tensors is corrupt ({error!r}); get the file again"
         ) from None
     with path.open("rb") as opened:
         begin = opened.read(len(shard.begin))

@@ -42,7 +42,7 @@ def find_pruned(
     Raises
     ------
     CheckpointError
-        If no tensor fits, a record is spoilt or of another checkpoint, globs contradict a record that is named, or
+        If no tensor fits, a record is corrupt or of another checkpoint, globs contradict a record that is named, or
         neither a record nor a pattern is there.
     TypeError, ValueError
         For an invalid pattern or direction.

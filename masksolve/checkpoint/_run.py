@@ -50,7 +50,7 @@ _OUTPUT, _MASKS = "output", "masks.safetensors"
 
 @dataclass(frozen=True)
 class Steps:
-    """What workers do with each unit, in this order; the functions get the job and the unit first.
+    """The steps of a worker for each unit, in this order; the functions get the job and the unit first.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class Order(ABC):
     checkpoint
         The input.
     job
-        What workers are told of the run.
+        What workers need to know of the run.
     output, masks : Path or None
         What is to be written.
     overwrite, resume
@@ -408,7 +408,7 @@ def _finish(workspace: Workspace, team: _Team, target: Target, fingerprints: Seq
                 journal.add({"unit": index, **asdict(record)})
                 records[index] = record
                 tensor = team.units[index].tensor
-                # Of a band that is packed there is no more to say.
+                # Nothing more is known of a band that is packed.
                 if tensor is None or record.band is None:
                     continue
                 if all(each in records for each in bands[tensor.name]):

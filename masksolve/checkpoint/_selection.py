@@ -77,7 +77,7 @@ class Globs:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked for: patterns and a direction for the tensors that their kinds say are weights."""
+    """A request for patterns and a direction, for the tensors that their kinds say are weights."""
 
     kinds: Mapping[str, Kind]
     patterns: Patterns

@@ -77,7 +77,7 @@ class Workspace:
             return parse_json(text, self.folder)
         except CheckpointError as error:
             raise CheckpointError(
-                f"what an earlier run has left is spoilt, remove it to begin again: {error}"
+                f"what an earlier run has left is corrupt; remove it to begin again: {error}"
             ) from None
 
     def is_verified(self) -> bool:

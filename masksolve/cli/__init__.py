@@ -63,7 +63,7 @@ try:
     )
     from masksolve.checkpoint._file import printable
     from masksolve.checkpoint._run import OnProgress
-except ModuleNotFoundError as error:
+except (ModuleNotFoundError, NotInstalledError) as error:
     sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
 
 if TYPE_CHECKING:
@@ -521,7 +521,7 @@ def unpack(
     scheduler: str | None,
     timeout: float | None,
 ) -> None:
-    """Unpack INPUT, which `masksolve pack` has written, to the same bytes."""
+    """Unpack INPUT, written by `pack`, to the same bytes."""
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = unpack_checkpoint(
             source, output, overwrite=overwrite, resume=resume, workers=engine, on_progress=on_progress
@@ -550,7 +550,7 @@ def _verdicts(result: CheckReport) -> Iterator[str]:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     multiple=True,
     required=True,
-    help="Text, one sample per line; for code .npy or .safetensors. Can be repeated.",
+    help="Text, one sample per line; for module:factory .npy or .safetensors. Can be repeated.",
 )
 @_pattern
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
@@ -587,7 +587,7 @@ def _verdicts(result: CheckReport) -> Iterator[str]:
     type=click.IntRange(0),
     default=1,
     show_default=True,
-    help="An expert that fewer tokens reach keeps its mask alone.",
+    help="Experts that fewer tokens reach are pruned, but not re-fitted.",
 )
 @click.option("--samples", type=click.IntRange(1), default=256, show_default=True, help="At most this many samples.")
 @click.option(
@@ -811,7 +811,7 @@ def plan(
 @_stack
 @_convolution
 @_transposed
-@click.option("--report", type=click.Path(path_type=Path), help="Write the figures that it was chosen from (.json).")
+@click.option("--report", type=click.Path(path_type=Path), help="Write the figures behind the choice (.json).")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @_workers
 @_scheduler

@@ -51,7 +51,7 @@ def call_factory(source: str) -> LoadedModel:
     Raises
     ------
     click.UsageError
-        If it is no such thing, or fails.
+        If it does not have that form, or fails.
     """
     module, _, factory = source.partition(":")
     if not module or not factory:
@@ -108,7 +108,7 @@ def load_folder(folder: Path, tokenizer: Any) -> LoadedModel:
     click.UsageError
         If it is not complete. Nothing is ever downloaded.
     CheckpointError
-        If the folder's record of an earlier prune is spoilt or of another checkpoint.
+        If the folder's record of an earlier prune is corrupt or of another checkpoint.
     """
     import transformers
 

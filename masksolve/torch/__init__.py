@@ -1,9 +1,13 @@
 """Training of PyTorch models under N:M masks, and pruning of trained ones. Needs the extra `torch`."""
 
+from masksolve._errors import NotInstalledError
+
 try:
     import torch  # noqa: F401
-except ImportError as error:
-    raise ImportError("masksolve.torch needs torch, which is not installed; pip install 'masksolve[torch]'") from error
+except ModuleNotFoundError as error:
+    raise NotInstalledError(
+        f"masksolve.torch needs {error.name}, which is not installed; pip install 'masksolve[torch]'", name=error.name
+    ) from error
 
 from masksolve.torch._adaprune.adaprune import adaprune
 from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer, RefinedBlock

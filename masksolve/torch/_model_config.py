@@ -26,7 +26,7 @@ def kinds_by_config(folder: Path, tensors: Mapping[str, Shape]) -> tuple[str, di
     Raises
     ------
     Exception
-        Whatever transformers raises for a config that it does not know, or that is spoilt.
+        Whatever transformers raises for a config that it does not know, or that is corrupt.
     """
     with quietly():
         # Initialising draws numbers, even those that are never stored.

@@ -50,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Layer:
-    """What became of one layer that had zeros."""
+    """The outcome for one layer that had zeros."""
 
     name: str
     pattern: str
@@ -63,7 +63,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out: the accuracy before and after on the test images, and the layers that had zeros."""
+    """The result: the accuracy before and after on the test images, and the layers that had zeros."""
 
     case: Case
     start: float

@@ -49,7 +49,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out.
+    """The result of one case.
 
     `error` is the mean over the layers of the relative squared error of their outputs on the calibration text. On the
     evaluation text: `cosine`, the mean between the dense and the pruned model's embedding of a sentence, and

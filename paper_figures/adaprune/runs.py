@@ -1,4 +1,4 @@
-"""One case in a process of its own; what all processes are told."""
+"""One case in a process of its own, and the settings that all processes get."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Sources:
 
 
 def run_case(case: minilm.Case | convnet.Case, sources: Sources, setting: Setting) -> str:
-    """Do it and keep the result; what to tell about it."""
+    """Do it, keep the result, and return a line about it."""
     torch.set_num_threads(1)
     if isinstance(case, minilm.Case):
         found = minilm_study(sources, setting).run(case)

@@ -82,7 +82,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out.
+    """The result of one case.
 
     `error` is the mean over the layers of the relative squared error of their outputs on the calibration text,
     `seconds` is the time that `adaprune` takes on one core, in which the model runs too, `mebibytes` the most memory

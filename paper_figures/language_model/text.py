@@ -21,7 +21,7 @@ def debian() -> Path | None:
 
 
 def windows(tokenizer: Any, folder: Path | None, parts: Sequence[str], number: int, length: int) -> Tensor:
-    """Return different windows of so many tokens each, (number, length), drawn at random and always the same."""
+    """Return different windows of `length` tokens each, (number, length), drawn at random and always the same."""
     files = [] if folder is None else sorted(file for part in parts for file in (folder / part).rglob("*.rst.txt"))
     if not files:
         raise SystemExit(

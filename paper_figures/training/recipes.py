@@ -1,4 +1,4 @@
-"""What is compared: a recipe is the kind of masks, when they change, and which gradient the dense weights get."""
+"""Recipes to compare: the kind of masks, when they change, and which gradient the dense weights get."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """The name in the table."""
         kind = {"both": "transposable", "rows": "one-sided"}.get(self.structure, self.structure)
         words = [kind, self.pattern, self.masks, self.gradient, self.method, "retrained" if self.retrains else "-"]
         return " ".join(word for word in words if word not in ("-", "exact"))

@@ -59,7 +59,7 @@ def path_of(folder: Path, model: str, recipe: Recipe, seed: int) -> Path:
 
 
 def run_from_folder(results: Path, name: str, recipe: Recipe, seed: int, setting: Setting, folder: Path) -> str:
-    """One run in a process of its own, on the data of a folder; what to tell about it."""
+    """One run in a process of its own, on the data of a folder; returns a line about it."""
     torch.set_num_threads(1)
     found = run(results, name, recipe, seed, setting.epochs, _data(folder).first(setting.images, setting.tested))
     return f"{name}, {recipe.name}, seed {seed}: {found.accuracy:.2%} in {found.seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""What the tensors of a checkpoint are taken for: by the model's config, by names, or as the user says."""
+"""Identification of a checkpoint's tensors: by the model's config, by names, or as the user says."""
 
 from __future__ import annotations
 

@@ -293,12 +293,12 @@ SPOILT: dict[str, tuple[str, str, str]] = {
     "bits": (
         "00002",
         "layers.1.bitmask",
-        r"bitmask of tensor 'layers.1.weight' is spoilt: mask\[0, 40:48\] keeps [24] of",
+        r"bitmask of tensor 'layers.1.weight' is corrupt: mask\[0, 40:48\] keeps [24] of",
     ),
     "bits of a convolution": (
         "00002",
         "conv.bitmask",
-        r"bitmask of tensor 'conv.weight' is spoilt: mask\[\d, \d, \d+, ",
+        r"bitmask of tensor 'conv.weight' is corrupt: mask\[\d, \d, \d+, ",
     ),
     "values": ("00002", "layers.1.compressed", "values of tensor 'layers.1.weight' are not those that were packed"),
     "shape": ("00002", "layers.1.shape", "00002.* is not as it was packed: its header or its shapes"),
@@ -332,7 +332,7 @@ def test_bits_of_partial_groups_and_beyond_the_row_are_checked(tmp_path: Path) -
             part ^= change.reshape(-1)
 
         spoil(tmp_path / "packed", "w.bitmask", xor)
-        with pytest.raises(CheckpointError, match=f"the bitmask of tensor 'w' is spoilt: {message}"):
+        with pytest.raises(CheckpointError, match=f"the bitmask of tensor 'w' is corrupt: {message}"):
             unpack_checkpoint(tmp_path / "packed", tmp_path / "again")
 
 
@@ -359,12 +359,12 @@ def shift(about: dict[str, Any]) -> None:
 
 LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "version": (lambda about: about.update(version=2), r"is packed in version 2 of the format; .* knows version 1"),
-    "no version": (lambda about: about.pop("version"), r"is spoilt \(KeyError\('version'\)\); get the file again"),
+    "no version": (lambda about: about.pop("version"), r"is corrupt \(KeyError\('version'\)\); get the file again"),
     "pattern": (lambda about: about["tensors"]["w"].update(pattern="2:8"), "is not as it was packed"),
-    "no pattern": (lambda about: about["tensors"]["w"].update(pattern="two"), r"is spoilt \(ValueError"),
-    "direction": (lambda about: about["tensors"]["w"].update(direction="up"), r"is spoilt \(ValueError"),
-    "tensor": (lambda about: about["tensors"].update(v=about["tensors"].pop("w")), r"is spoilt \(KeyError\('v'\)\)"),
-    "header": (lambda about: about.update(header="{}"), r"is spoilt \(KeyError\('w'\)\)"),
+    "no pattern": (lambda about: about["tensors"]["w"].update(pattern="two"), r"is corrupt \(ValueError"),
+    "direction": (lambda about: about["tensors"]["w"].update(direction="up"), r"is corrupt \(ValueError"),
+    "tensor": (lambda about: about["tensors"].update(v=about["tensors"].pop("w")), r"is corrupt \(KeyError\('v'\)\)"),
+    "header": (lambda about: about.update(header="{}"), r"is corrupt \(KeyError\('w'\)\)"),
     "other header": (
         lambda about: about.update(header=about["header"].replace("[8, 16]", "[16, 8]")),
         "is not as it was packed",

@@ -1,4 +1,4 @@
-"""What the user sees: the report as a page and as data, the plan, and the comparison."""
+"""Output for users: the report as a page and as data, the plan, and the comparison."""
 
 from __future__ import annotations
 

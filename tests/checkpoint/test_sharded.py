@@ -301,7 +301,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / INDEX).write_text(f'{{"weight_map": {{"patch": "{THIRD}", "patch": "{THIRD}"}}}}'),
         "names 'patch' twice",
     ),
-    "an index that is no JSON": (lambda folder: (folder / INDEX).write_text("{"), "is not valid JSON"),
+    "an index that is not JSON": (lambda folder: (folder / INDEX).write_text("{"), "is not valid JSON"),
     "an index too deep to read": (
         lambda folder: (folder / INDEX).write_text("[" * 100_000),
         "is not valid JSON: maximum recursion depth exceeded",

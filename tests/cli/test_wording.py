@@ -17,7 +17,7 @@ FOLDER = Path(checkpoint.__file__).parent
 
 
 def messages() -> Iterator[str]:
-    """Every text in the code of `masksolve.checkpoint` that is no docstring."""
+    """Every text in the code of `masksolve.checkpoint` that is not a docstring."""
     for path in FOLDER.glob("*.py"):
         if path.name == "_html.py":  # full of style sheets
             continue

@@ -25,7 +25,7 @@ _NAMES = ("load", "move_rows", "move_columns", codegen.FIND_POTENTIALS, "prove")
 
 @cache
 def functions(n: int, size: int, kind: type) -> tuple[dict[str, Callable[..., None]], Any]:
-    """What a writer writes, and the owner of it."""
+    """Return what a writer writes, and the owner of it."""
     module = ir.Module()
     for name in _NAMES:
         function = ir.Function(module, codegen._PROTOTYPE, name)
@@ -43,7 +43,7 @@ def functions(n: int, size: int, kind: type) -> tuple[dict[str, Callable[..., No
 def two_passes(
     weights: NDArray[np.float32], masks: NDArray[np.uint8], places: list[Place], n: int, size: int, kind: type
 ) -> list[dict[str, NDArray[np.generic]]]:
-    """What a pass leaves in memory, and what a finer one leaves that goes on from there."""
+    """Return what a pass leaves in memory, and what a finer one leaves that goes on from there."""
     code, _ = functions(n, size, kind)
     at, memory = layout(size, size), new_memory(size, size)
     here, row = memory.ctypes.data, weights.strides[0] // 4

@@ -1,4 +1,4 @@
-"""What holds for every mask of the default method, whatever the weights."""
+"""Laws of every mask of the default method, whatever the weights."""
 
 from fractions import Fraction
 from typing import Any

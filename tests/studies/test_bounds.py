@@ -1,4 +1,4 @@
-"""What `benchmarks.bounds` counts."""
+"""The counts of `benchmarks.bounds`."""
 
 import platform
 

@@ -1,4 +1,4 @@
-"""What a masked parameter consists of."""
+"""The parts of a masked parameter."""
 
 from typing import cast
 

@@ -1,4 +1,4 @@
-"""What each of two processes does for the tests of DDP, FSDP2 and DTensor. Run by `tests.torch.test_distributed`."""
+"""The work of each of two processes for the tests of DDP, FSDP2 and DTensor. Run by `tests.torch.test_distributed`."""
 
 import copy
 import datetime

@@ -60,7 +60,7 @@ def test_a_step_is_the_published_one() -> None:
 @DIRECTIONS
 @PATTERNS
 def test_every_step_masks_no_worse_than_the_last_mask_would(pattern: tuple[int, int], direction: Any) -> None:
-    """What convergence is proven from."""
+    """Convergence is proven from this."""
     layer, x = problem(1)
     seen: list[Tensor] = []
 

@@ -258,7 +258,7 @@ def test_tied_layers_have_one_mask_and_the_repair_that_is_best_for_both(solver: 
 
 @pytest.mark.parametrize("solver", ["lstsq", "adam"])
 def test_a_bias_that_two_layers_share_stays(solver: Any) -> None:
-    """What one of them would move it by is wrong for the other."""
+    """A correction for one of them would be wrong for the other."""
     model = mlp()
     model[4].bias = model[2].bias
     before = model[2].bias.detach().clone()

@@ -338,7 +338,7 @@ COUNTS = [0, 1, 4, 9, 40]
 
 
 class RoutedExperts(MixtralExperts):
-    """Sends so many rows of its input to each expert, and adds a bias."""
+    """Sends each expert as many rows of its input as it is told to, and adds a bias."""
 
     __module__ = "transformers.models.made_up"
 

@@ -25,7 +25,7 @@ def problem(seed: int, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
 
 
 def one_by_one(weight: NDArray[Any], h: NDArray[Any], n: int, m: int, direction: Any) -> tuple[Any, Any]:
-    """Return scores and masks: every error moves what follows by optimal brain surgeon's formula, H inverted anew."""
+    """Return scores and masks: every error moves what follows by optimal brain surgeon's formula, H inverted again."""
     moved, scores = weight.copy(), np.zeros_like(weight)
     mask = np.zeros(weight.shape, bool)
     inputs = weight.shape[1]

@@ -1,4 +1,4 @@
-"""What bad input gets: an error that says what was given and what to do, and the model as it was."""
+"""Bad input gets an error that says what was given and what to do, and leaves the model as it was."""
 
 import copy
 from collections.abc import Callable

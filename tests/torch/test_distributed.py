@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
-    """What both processes found, for every scenario."""
+    """The findings of both processes, for every scenario."""
     found = {
         name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(2)]
         for name in torch_processes.SCENARIOS
@@ -137,7 +137,7 @@ def test_under_fsdp_the_masks_of_both_processes_make_up_the_optimum(results: Res
 
 
 def test_shards_of_whole_tiles_are_solved_where_they_lie(results: Results) -> None:
-    """12 rows make two shards of 6, and 4 rows two of 2: these are no multiples of 4."""
+    """12 rows make two shards of 6, and 4 rows two of 2: these are not multiples of 4."""
     for result in results["fsdp"]:
         assert result["shapes"] == [(8, 8), (12, 16), (1, 1, 8, 12), (4, 16)] * STEPS
 

@@ -13,7 +13,7 @@ DECAY = 0.03
 
 
 def any_mask(mask: Tensor) -> None:
-    """What a weight that takes any mask says of one."""
+    """Refuse no mask."""
 
 
 def masked(weight: Tensor, mask: Tensor, gradient: Gradient) -> nn.Module:

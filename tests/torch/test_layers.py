@@ -305,7 +305,7 @@ def test_attention_attends_with_masked_projections_in_training_and_in_evaluation
 
 @pytest.mark.parametrize("width", [8, 10])
 def test_queries_keys_and_values_in_one_weight_are_sparse_each_for_itself(width: int) -> None:
-    """Where the width is no multiple of m, tiles of the stack would lie across two of them."""
+    """Where the width is not a multiple of m, tiles of the stack would lie across two of them."""
     layer = nn.MultiheadAttention(width, 2)
     sparsifier = Sparsifier(layer, "3:4", refresh_every=1)
     for _ in range(2):

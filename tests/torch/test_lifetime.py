@@ -1,4 +1,4 @@
-"""What is no longer used is freed: masks keep no model, no optimizer and no process group alive."""
+"""Memory that is no longer used is freed: masks keep no model, no optimizer and no process group alive."""
 
 import gc
 import weakref

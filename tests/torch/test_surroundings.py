@@ -1,4 +1,4 @@
-"""What surrounds a training loop: low precision, compilation, accumulation, scaling, averages, copies."""
+"""The surroundings of a training loop: low precision, compilation, accumulation, scaling, averages, copies."""
 
 import copy
 import shutil

@@ -1,4 +1,4 @@
-"""What goes wrong silently where masks move parameters or hand out copies; here it is right, or said."""
+"""Traps: silent errors where masks move parameters or hand out copies; here it is right, or reported."""
 
 import copy
 import io

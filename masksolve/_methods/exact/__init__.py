@@ -92,7 +92,7 @@ def _is_simple(rows: int, cols: int, margins: Margins) -> bool:
 
 
 class _FewTiles(threading.local):
-    """What each thread keeps of calls for few weights, which are made in loops."""
+    """Memory that each thread keeps from one call for few weights to the next: such calls are made in loops."""
 
     def __init__(self) -> None:
         self.held: dict[tuple[Any, ...], FewTiles] = {}

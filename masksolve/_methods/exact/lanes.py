@@ -313,7 +313,7 @@ def proven_lanes(task, vectors, lanes):
 
 @inner
 def is_full_of_zeros(task, vectors, lane):
-    """Return whether so many entries are zero that the tile is better solved as "at most n" first."""
+    """Return whether enough entries are zero for the tile to be better solved as "at most n" first."""
     return vectors.numbers[ZEROS, lane] >= FULL_OF_ZEROS * task.grid.rows * task.grid.cols
 
 

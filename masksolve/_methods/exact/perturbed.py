@@ -46,7 +46,7 @@ from masksolve._translated import inner, translated
 _COARSE_GRID = 2.0**-30
 _ZERO_DELTA = 2.0**-10
 _REFINE = 2.0**-4
-# Far above the rounding of all reduced costs of a tile of at most so many entries together, as a share of its largest
+# Far above the rounding of all reduced costs together, of a tile of at most _ROUNDED entries, as a share of its largest
 # weight; it grows with the entries.
 _ROUNDING, _ROUNDED = 2.0**-33, 64 * 64
 # Perturbations stay above this share of the largest weight; weights out of this range are not perturbed:

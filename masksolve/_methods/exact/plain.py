@@ -58,7 +58,7 @@ def program(n: int, m: int, itemsize: int, source_itemsize: int) -> NDArray[np.i
 
 
 class _Function(NamedTuple):
-    """What stands at the address of a function: which it is, whether under clamp, and where its pattern lies."""
+    """The record at the address of a function: which one it is, whether it clamps, and where its pattern lies."""
 
     which: int
     clamp: bool

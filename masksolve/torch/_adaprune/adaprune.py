@@ -313,7 +313,7 @@ def as_options(
     if not callable(importance):
         check_importance(importance, SCORES)
     if masks is not None and not isinstance(masks, Mapping):
-        raise TypeError(f"masks must be a mapping of names to bool tensors, got {masks!r}; a score is an importance")
+        raise TypeError(f"masks must be a mapping of names to bool tensors, got {masks!r}; give scores as `importance`")
     check_flag(correct_bias, "correct_bias")
     check_flag(respect_zeros, "respect_zeros")
     check_number(damping, "damping")
@@ -344,8 +344,8 @@ def as_options(
         )
     if alternations and callable(importance):
         raise ValueError(
-            f"alternations={alternations} scores weights that are not the model's, which a callable importance cannot; "
-            f"use one of {', '.join(repr(each) for each in SCORES if each not in ('sparsegpt', 'admm'))}"
+            f"alternations={alternations} scores weights that are not the model's, which a callable importance cannot "
+            f"do; use one of {', '.join(repr(each) for each in SCORES if each not in ('sparsegpt', 'admm'))}"
         )
     return options
 

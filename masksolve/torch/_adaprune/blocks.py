@@ -36,7 +36,7 @@ _EPSILON = 1e-15
 # Passes over the calibration data at most. One that is worse than the best so far may come before better ones.
 _PASSES = 6
 _PATIENCE = 3
-# Of so many batches one is held out, and at least one.
+# One batch in this many is held out, and at least one.
 _HELD_OUT = 8
 # Largest deviation of an output that is computed again, as a share of its norm.
 _AGAIN = 1e-2
@@ -54,7 +54,7 @@ def check_refinement(refine: Refinement | None, *, sequential: bool, batches: in
     check_choice(refine, "refine", REFINEMENTS)
     if not sequential:
         raise ValueError(
-            f"refine={refine!r} needs the inputs of the model as pruned so far; leave it out, or take those"
+            f"refine={refine!r} needs the inputs of the model as pruned so far; leave it out, or re-fit layers on those"
         )
     if batches < 2:
         raise ValueError(f"refine={refine!r} holds out a batch, and calibration has only one; give smaller batches")
@@ -132,7 +132,7 @@ def called_once(
 
 
 class Targets:
-    """What the blocks of a dense model return for each batch."""
+    """The outputs of a dense model's blocks for each batch."""
 
     def __init__(self, blocks: Sequence[Block], store: TensorStore) -> None:
         self._store = store

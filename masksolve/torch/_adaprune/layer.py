@@ -57,7 +57,7 @@ class LayerInputs:
 
 @dataclass(frozen=True, eq=False)
 class GroupInputs:
-    """What the tasks of a group share: the inputs of the sources of each of their weights, and H."""
+    """Inputs that the tasks of a group share: those of the sources of each of their weights, and H."""
 
     seen: Sequence[LayerInputs]
     damping: float

@@ -91,7 +91,7 @@ def sources_of(model: nn.Module) -> dict[str, Source]:
     found: dict[str, Source] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for owner, attribute in _weights(module):
-            # A parametrized weight is computed anew for each product.
+            # A parametrized weight is computed again for each product.
             if owner._parameters.get(attribute) is not None:
                 parts = [path, "" if owner is module else "out_proj", attribute]
                 # The modules of an attention come after it.

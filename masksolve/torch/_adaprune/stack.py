@@ -202,5 +202,5 @@ def _largest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
     path, largest = outer[sizes.index(max(sizes))]
     for (other, _), size in zip(outer, sizes, strict=True):
         if other != path and size > max(sizes) // len(largest):
-            raise NoStackError(f"{path} is not its only list of blocks, there is {other} too")
+            raise NoStackError(f"{path} is not its only list of blocks: there is {other} too")
     return path, list(largest)

@@ -98,7 +98,7 @@ def write_module(n: int, rows: int, cols: int, clamp_rows: bool, clamp_columns: 
 
 
 class _Stored(NamedTuple):
-    """What is known of rows whose mask is stored.
+    """The state of rows whose mask is stored.
 
     Of each entry, filled up: the mask, as bytes; how far it lies on the wrong side; and how far on the right one, or
     infinity if it is a multiple of the quantum. `is_wrong`: whether a row holds what it may not.

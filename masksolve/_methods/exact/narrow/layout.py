@@ -21,12 +21,12 @@ HALF = 1 << 14
 KEEP_COLUMNS, KEEP_ROWS = 1 << 8, 1 << 9
 # Potentials of perturbed tiles lie within this many units, or nothing is proven: differences are exact.
 FARTHEST = 1 << 23
-# Their units are chosen by what potentials take away, or so many bits less than the largest magnitude.
+# Their units are chosen by what potentials take away, or this many bits below the largest magnitude.
 FARTHEST_BELOW = 9
 
 
 class Layout(NamedTuple):
-    """Where what belongs to a group of r x c tiles lies, in bytes.
+    """The memory of a group of r x c tiles: where each part begins, in bytes.
 
     weights, masks
         int64 (lanes): the place of each tile, in elements, and of its mask, in bytes.

@@ -21,7 +21,7 @@ from masksolve._translated import inner, translated
 
 # Share of the first group of tiles that has to be proven for the others to be tried at all.
 _WORTH_TRYING = 0.5
-# Share that a pass has to prove of a first group of what is left, unless no more than so many tiles are left.
+# Share that a pass has to prove of a first group of what is left, unless at most _TOO_FEW_TO_TELL tiles are left.
 _WORTH_REFINING = 0.5
 _TOO_FEW_TO_TELL = 2
 _INFINITY = 0x7F800000
@@ -59,7 +59,7 @@ class Grain(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """What is known of a group of tiles, lane by lane: views of its memory, as `layout.Layout` says."""
+    """The state of a group of tiles, lane by lane: views of its memory, as `layout.Layout` says."""
 
     memory: NDArray[Any]
     words: NDArray[Any]
@@ -85,7 +85,7 @@ class _Queue(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What every function of a pass needs to know."""
+    """The arguments that every function of a pass needs."""
 
     at: Layout
     n: int
@@ -413,7 +413,7 @@ def _place(tile, down, across):
 
 @inner
 def _is_full_of_zeros(task, group, lane):
-    """Return whether so many entries of a tile that was perturbed are zero that it is better solved as "at most n"."""
+    """Return whether a perturbed tile has enough entries of zero to be better solved as "at most n"."""
     return group.zeros[lane] >= FULL_OF_ZEROS * task.grid.rows * task.grid.cols
 
 

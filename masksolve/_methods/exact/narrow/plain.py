@@ -36,7 +36,7 @@ _LOAD, _MOVE_ROWS, _MOVE_COLUMNS, _PROVE, _LOAD_PERTURBED, _PROVE_PERTURBED, _FI
 
 
 class _Shape(NamedTuple):
-    """What the functions need to know of a shape: its margins, the size of a weight, and where the networks begin."""
+    """A shape as the functions need it: its margins, the size of a weight, and where the networks begin."""
 
     n: int
     rows: int
