@@ -17,7 +17,7 @@ import masksolve as ms
 from conftest import NEEDS
 from masksolve.diversity import log2_count
 from tests import processes
-from tests.extras import need
+from tests.extras import EXTRAS, TOOLS, need
 from tests.tables import weights_of
 
 # What is installed only on demand or slow to load.
@@ -54,10 +54,12 @@ def test_the_public_names_are_these_and_documented(module: str) -> None:
     ("module", "extra"),
     [("budget", None), ("checkpoint", "cli"), ("diversity", None), ("odds", None), ("torch", "torch")],
 )
-def test_every_public_module_is_an_attribute_without_an_import_of_its_own(module: str, extra: str | None) -> None:
+def test_every_public_module_is_an_attribute_without_an_import_of_its_own(
+    module: str, extra: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if extra is not None:
         need(extra)
-    vars(ms).pop(module, None)
+    monkeypatch.delitem(vars(ms), module, raising=False)
     assert getattr(ms, module) is import_module(f"masksolve.{module}")
 
 
@@ -167,6 +169,17 @@ assert ms.is_valid_mask(mask, 3, 4, saturated=True) and ms.certify(weights, mask
 print(*ms.available_methods())
 """
     assert processes.run(script) == "exact enumerate greedy two-approx\n"
+
+
+def test_the_tests_can_be_collected_without_any_extra() -> None:
+    libraries = [*TOOLS, *(name for names in EXTRAS.values() for name in names)]
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys({libraries}))
+import pytest
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", sys.argv[1]]))
+"""
+    assert "tests/test_certify.py::" in processes.run(script, Path(__file__).parent)
 
 
 @pytest.mark.parametrize(
