@@ -50,6 +50,7 @@ from masksolve.torch._adaprune.calibration import Calibration, Part, Trace
 from masksolve.torch._adaprune.layer import LayerOptions
 from masksolve.torch._adaprune.products import plain_products
 from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer, RefinedBlock
+from masksolve.torch._adaprune.scores import SCORES
 from masksolve.torch._adaprune.source import Source, sources_of
 from masksolve.torch._adaprune.stack import Compute, NoStackError, Stack
 from masksolve.torch._adaprune.tasks import Task, check_all_have_patterns, check_some_are_left, choose_tasks, without
@@ -192,6 +193,8 @@ def adaprune_checkpoint(
     start = time.perf_counter()
     check_flag(keep_first_last, "keep_first_last")
     check_choice(inputs, "inputs", INPUTS)
+    # Those that are called cannot be compared when a run is resumed.
+    check_choice(importance, "importance", SCORES)
     check_refinement(refine, sequential=inputs == "pruned", batches=len(batches))
     patterns = as_patterns(pattern)
     options = as_options(importance=importance, direction=direction, solver=solver, min_tokens=min_tokens)
@@ -777,6 +780,10 @@ def _repair_part(
         compute(entering)
         return None
 
+    def on_repair(task: Task, text: str) -> None:
+        _return_memory()
+        on_layer(task, text)
+
     tasks = model.tasks.get(part, [])
     conversions = model.load(part)
     try:
@@ -798,7 +805,7 @@ def _repair_part(
                     recipe.options,
                     model.ends(part, recipe.keep_first_last),
                     sequential=recipe.inputs == "pruned",
-                    on_layer=on_layer,
+                    on_layer=on_repair,
                 )
             if is_refined:
                 refined = _refine(model, part, layers, _Calls(recipe, model, part, states, dense))
@@ -898,7 +905,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _return_memory() -> None:
-    """Give the system back what is free, where the C library can do that: fragments would add up, block by block."""
+    """Give the system back what is free, where the C library can do that: fragments would add up."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -194,6 +194,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "a pattern that fits nothing": ({"pattern": "32:64"}, ValueError, "no parameter of this LlamaForCausalLM can be"),
     "nothing but the last layer": ({"include": "lm_head.weight"}, ValueError, "no layer is left to prune"),
+    "an importance that is called": (
+        {"importance": lambda name, weight: weight.abs()},
+        ValueError,
+        "unknown importance <function",
+    ),
     "an unknown solver": ({"solver": "sgd"}, ValueError, "unknown solver 'sgd'"),
     "unknown refinement": ({"refine": "model"}, ValueError, "unknown refine 'model'"),
     "blocks of dense inputs": (
