@@ -340,7 +340,6 @@ class _Model:
         self.stack = Stack(self.model)
         name_in_model = renamer(self.model)
         self._own = {name: name_in_model(name) for name in self._places}
-        self._outside = [name for name, own in self._own.items() if self.stack.block_of(own) is None]
         self._conversions = self._load_outside()
         batch = recipe.batches[0]
         self._sample = {name: tensor[:1] for name, tensor in batch.items()}
@@ -421,10 +420,10 @@ class _Model:
         within = set(self.stack.blocks[part].modules())
         return [each.module for each in sources_of(self.model).values() if each.is_multiplied and each.module in within]
 
-    def parameter_of(self, name: str) -> nn.Parameter | None:
-        """Return the parameter that a tensor of the checkpoint is, or is part of."""
+    def parameters_of(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
+        """Return the parameter that each of these tensors of the checkpoint is, or is part of."""
         found = dict(self.model.named_parameters(remove_duplicate=False))
-        return found.get(self._own[name])
+        return {name: found[self._own[name]] for name in names}
 
     def file_of(self, name: str) -> str:
         """Return the name of the file that holds a tensor."""
@@ -432,9 +431,10 @@ class _Model:
 
     def _load_outside(self) -> Conversions:
         """Map the weights outside of the blocks: what is not read takes no memory."""
+        outside = {name for name, own in self._own.items() if self.stack.block_of(own) is None}
         tensors = {}
         for file in self.checkpoint.files:
-            names = [tensor.name for tensor in file.tensors if tensor.name in set(self._outside)]
+            names = [tensor.name for tensor in file.tensors if tensor.name in outside]
             if names:
                 with safe_open(self.checkpoint.folder / file.name, framework="pt") as shard:
                     tensors.update({name: shard.get_tensor(name) for name in names})
@@ -698,7 +698,8 @@ def _repair(
     if not is_verified:
         pruned = {layer.name for layer in layers}
         names = {id(task.weight): task.name in pruned for tasks in model.tasks.values() for task in tasks}
-        chosen = [tensor for tensor in model.chosen if names[id(model.parameter_of(tensor.name))]]
+        parameters = model.parameters_of([tensor.name for tensor in model.chosen])
+        chosen = [tensor for tensor in model.chosen if names[id(parameters[tensor.name])]]
         _write(phase.output / RECORD, record_of(chosen, earlier))
         _write(phase.output / REPORT, json.dumps(found_report.to_dict(), indent=2) + "\n")
     return found_report
@@ -728,11 +729,10 @@ def _keep_dense_states(
     last = max(parts, default=0)
     for part in range(last):
         if on_progress is not None:
-            on_progress("running the dense model", part, last)
+            on_progress("running the dense model", part * model.largest_block, last * model.largest_block)
         if part + 1 in parts and states.has(part + 1, len(recipe.batches)):
             continue
-        conversions = model.load(part)
-        del conversions
+        model.load(part)
         try:
             _pass_on(recipe, model, part, states)
         finally:

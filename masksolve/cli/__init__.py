@@ -1132,7 +1132,8 @@ def _progress() -> Iterator[OnProgress]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    progress = Progress(*columns, console=console, transient=True)
+    # A layer of adaprune may take minutes, so that the speed is estimated over several.
+    progress = Progress(*columns, console=console, transient=True, speed_estimate_period=300)
     # Not `disable`: before rich 14.3 a bar that is disabled ends in an empty line.
     with progress if console.is_terminal else nullcontext():
         task = progress.add_task("", total=None)
