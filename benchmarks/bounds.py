@@ -130,14 +130,14 @@ def functions_of(n: int, m: int, itemsize: int, names: Collection[str]) -> dict[
     lanes = narrow.LANES
     store = [lanes] if m * m <= narrow.TILE_BY_TILE else [m, lanes]
     # How often loops of `fill` run is up to the tiles: it is not counted.
-    times = {"load": [m, lanes, lanes, m], "move_rows": [m], "move_columns": [m], "prove": store}
+    times: dict[str, list[int] | None] = {"load": [m, lanes, lanes, m], "move_rows": [m], "move_columns": [m], "prove": store}
     times |= {"load_perturbed": times["load"], "prove_perturbed": times["prove"], "store_filled": [m]}
     if m % 4 == 0:
         # Without potentials, sixteen tiles are measured and loaded at a time; the loops of other passes stand behind.
         times["load"] = [m] * (2 * lanes // 16) + [0] * 4
     if m == 4:
-        # No loop: LLVM puts one of the two ways to store masks behind a jump back. Both are counted.
-        times["prove"] = [1]
+        # No loop: LLVM puts some of the ways to store masks behind jumps back. All are counted.
+        times["prove"] = None
     # With clamps there is one way to load and to prove tiles of every size.
     clamped_times = {**times, "load": times["load_perturbed"], "prove": times["prove_perturbed"]}
     found = {}
@@ -158,9 +158,10 @@ def _bodies(module: str) -> list[tuple[str, str]]:
     return _BODY.findall(target_machine().emit_assembly(binding.parse_assembly(module)))
 
 
-def _instructions(body: str, times: list[int]) -> Counter[str]:
-    """Count the instructions of a function, of which each loop runs that often; a function may have none."""
+def _instructions(body: str, times: list[int] | None) -> Counter[str]:
+    """Count the instructions of a function, of which each loop runs that often, or once; a function may have none."""
     parts = _LOOP.split(body)
+    times = [1] * (len(parts) // 2) if times is None else times
     assert len(parts) in (1, 2 * len(times) + 1), "a loop that nobody knows"
     total: Counter[str] = Counter()
     for number, part in enumerate(parts):
