@@ -130,7 +130,12 @@ def functions_of(n: int, m: int, itemsize: int, names: Collection[str]) -> dict[
     lanes = narrow.LANES
     store = [lanes] if m * m <= narrow.TILE_BY_TILE else [m, lanes]
     # How often loops of `fill` run is up to the tiles: it is not counted.
-    times: dict[str, list[int] | None] = {"load": [m, lanes, lanes, m], "move_rows": [m], "move_columns": [m], "prove": store}
+    times: dict[str, list[int] | None] = {
+        "load": [m, lanes, lanes, m],
+        "move_rows": [m],
+        "move_columns": [m],
+        "prove": store,
+    }
     times |= {"load_perturbed": times["load"], "prove_perturbed": times["prove"], "store_filled": [m]}
     if m % 4 == 0:
         # Without potentials, sixteen tiles are measured and loaded at a time; the loops of other passes stand behind.
