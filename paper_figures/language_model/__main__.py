@@ -30,14 +30,14 @@ def all_cases() -> list[Case]:
 
 
 def some_cases() -> list[Case]:
-    """List what takes a few minutes."""
+    """List what takes a quarter of an hour."""
     return [Case("", "both", "dense"), *(Case("8:16", "both", recipe) for recipe in ("magnitude", "admm, refined"))]
 
 
 def main() -> None:
     """Parse the arguments, do what is missing, draw."""
     parser = argparse.ArgumentParser(prog="python -m paper_figures.language_model", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="all of it: three hours on two cores, not four minutes")
+    parser.add_argument("--full", action="store_true", help="all of it: about six hours on two cores (estimated), not a quarter of one")
     parser.add_argument("--model", type=Path, required=True, help="its folder (`make language-model` has it)")
     parser.add_argument("--text", type=Path, default=text.debian(), help="folder of the sources of Python's documents")
     parser.add_argument(
