@@ -123,32 +123,21 @@ class Study:
             options["masks"] = _masks(model, case)
         else:
             options.update(RECIPES[case.recipe])
-        return adaprune(model, self._calibration.split(self.setting.batch), case.pattern, **options)
+        setting = self.setting
+        windows = self._windows(text.CALIBRATION, setting.calibrated, setting.calibration_length)
+        return adaprune(model, windows.split(setting.batch), case.pattern, **options)
 
     @torch.inference_mode()
     def _perplexity(self, model: nn.Module) -> float:
         """Return e to the mean loss of a token given those before it in its window."""
         losses = []
-        for window in self._evaluation:
+        for window in self._windows(text.EVALUATION, self.setting.evaluated, self.setting.evaluation_length):
             logits = model(window.unsqueeze(0)).logits[0, :-1]
             losses.append(float(functional.cross_entropy(logits.float(), window[1:])))
         return math.exp(sum(losses) / len(losses))
 
-    @property
-    def _calibration(self) -> Tensor:
-        setting = self.setting
-        found: Tensor = text.windows(
-            self._tokenizer, self.texts, text.CALIBRATION, setting.calibrated, setting.calibration_length
-        )
-        return found
-
-    @property
-    def _evaluation(self) -> Tensor:
-        setting = self.setting
-        found: Tensor = text.windows(
-            self._tokenizer, self.texts, text.EVALUATION, setting.evaluated, setting.evaluation_length
-        )
-        return found
+    def _windows(self, parts: tuple[str, ...], number: int, length: int) -> Tensor:
+        return text.windows(self._tokenizer, self.texts, parts, number, length)
 
     @cached_property
     def _tokenizer(self) -> Any:

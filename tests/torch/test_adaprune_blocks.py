@@ -234,3 +234,18 @@ def test_a_block_that_does_not_return_the_same_again_is_named() -> None:
     with pytest.raises(ValueError, match=r"block 'blocks\.1' does not return the same"):
         adaprune(model, batches, "2:4", **OPTIONS)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+
+
+class Named(Sum):
+    """Returns no tensor first."""
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Any:
+        return tuple(reversed(super().forward(x, scale)))
+
+
+def test_a_block_that_does_not_return_a_tensor_first_is_refused() -> None:
+    model, batches = sums()
+    model.blocks[1] = Named()
+    model.forward = lambda x: model.blocks[1](model.between(model.blocks[0](x)[0]))[1]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="a block returns tuple that does not begin with a tensor"):
+        adaprune(model, batches, "2:4", **OPTIONS)

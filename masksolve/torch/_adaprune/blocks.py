@@ -303,7 +303,13 @@ def _is_cache(value: Any) -> bool:
 
 
 def _hidden_states(output: Any) -> Tensor:
-    """Return what a block returns, or the first of several tensors."""
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values() if isinstance(output, Mapping) else output))
-    return output
+    """Return the tensor that a block returns, or the first of several."""
+    found = output
+    while isinstance(found, (tuple, list, Mapping)) and found:
+        found = next(iter(found.values() if isinstance(found, Mapping) else found))
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"a block returns {type(output).__name__} that does not begin with a tensor, so that it cannot be refined; "
+            "leave out refine='block'"
+        )
+    return found
