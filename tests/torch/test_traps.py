@@ -231,11 +231,27 @@ def into_out(weight: Tensor) -> None:
         torch.mul(torch.ones(16, 16), 3.0, out=weight)
 
 
+def into_several_outs(weight: Tensor) -> None:
+    with torch.no_grad():
+        torch.max(torch.arange(256.0).view(16, 16), 0, out=(weight[0], torch.empty(16, dtype=torch.long)))
+
+
 def together(weight: Tensor) -> None:
     torch._foreach_mul_([weight.data], 2.0)
 
 
-CHANGES = [clamp, multiply, add_to_data, assign_data, assign_what_was_read, assign_rows, initialise, into_out, together]
+def through_a_shallow_copy(weight: Tensor) -> None:
+    with torch.no_grad():
+        copy.copy(weight).add_(3.0)
+
+
+def set_memory(weight: Tensor) -> None:
+    with torch.no_grad():
+        weight.set_(torch.ones(16, 16))  # type: ignore[call-overload]
+
+
+CHANGES = [clamp, multiply, add_to_data, assign_data, assign_what_was_read, assign_rows, initialise, into_out]
+CHANGES += [into_several_outs, together, through_a_shallow_copy, set_memory]
 
 
 @pytest.mark.parametrize("change", CHANGES)

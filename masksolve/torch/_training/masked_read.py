@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,10 +68,13 @@ class MaskedRead(Tensor):
                 f"{name}(inplace=True) of a masked parameter would change a copy of it; without inplace, and assign "
                 "the result to the parameter's data"
             )
-        if isinstance(kwargs.get("out"), MaskedRead):
+        out = kwargs.get("out")
+        if _has_read(out):
             with _DISABLED():
-                func(*args, **{**kwargs, "out": kwargs["out"]._dense})
-                return _renew(kwargs["out"])
+                func(*args, **{**kwargs, "out": _behind(out)})
+                for each in out if isinstance(out, list | tuple) else [out]:
+                    _renew(each)
+            return out
         if len(types) > 1:
             # Another subclass takes part, which it can only once this one is out of the way.
             return func(*_plain(args), **_plain(kwargs))
@@ -90,6 +93,15 @@ class MaskedRead(Tensor):
         # nn.Parameter(values) sets this on detached values of a subclass, which become a Parameter of their own.
         self.__class__ = nn.Parameter  # type: ignore[assignment]
         self.__dict__.clear()
+
+    def __copy__(self) -> MaskedRead:
+        return cast(MaskedRead, self.detach())
+
+    def set_(self, *source: Any) -> Tensor:
+        """Give the dense weight other memory, as `data` does when it is assigned; PyTorch asks no subclass."""
+        with _DISABLED():
+            self._dense.set_(*_behind(source))
+            return cast(Tensor, _renew(self))
 
     def __deepcopy__(self, memo: Any) -> Tensor:
         return plain(self).detach().clone()
@@ -125,6 +137,10 @@ def _change(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 def _is_leaf(read: Any) -> bool:
     """Return whether values were read from a parameter itself: they are not a view of it and not detached."""
     return isinstance(read, MaskedRead) and isinstance(read._dense, nn.Parameter)
+
+
+def _has_read(given: Any) -> bool:
+    return any(isinstance(each, MaskedRead) for each in (given if isinstance(given, list | tuple) else [given]))
 
 
 def _leaf_behind(read: Any) -> Any:
