@@ -54,7 +54,7 @@ def compile_variants(
     weights = torch.zeros(side, side, dtype=dtype)
     masks = torch.empty(side, side, dtype=torch.bool)
     variants = []
-    with _recorded_launches() as kernels:
+    with recorded_launches() as kernels:
         for region in regions(side, side, pattern, "both", saturated):
             tiles, mask_tiles = _tiles(weights, region), _tiles(masks, region)
             count = tiles.shape[:3].numel()
@@ -78,7 +78,7 @@ def _shape(region: Region) -> str:
 
 
 @contextmanager
-def _recorded_launches() -> Iterator[list[Any]]:
+def recorded_launches() -> Iterator[list[Any]]:
     """Compile launches for Hopper, and record them instead of running them."""
     if not isinstance(kernel._solve, triton.JITFunction):
         raise RuntimeError("TRITON_INTERPRET is set, so that nothing is compiled; unset it and start again")

@@ -22,7 +22,7 @@ from benchmarks.gpu.timing import milliseconds
 from benchmarks.report import aligned, significant
 from masksolve.torch import Sparsifier, acceleration_reason
 from masksolve.torch._solver.device import solve_on_device
-from masksolve.torch._training.sparse_linear import pack, packed_linear
+from masksolve.torch._training.sparse_linear import masked_linear, pack
 
 _DEVICE = "cuda"
 _PATTERN = ms.Pattern(2, 4)
@@ -56,7 +56,7 @@ def measure(batch: int, tokens: int, width: int, heads: int) -> list[tuple[str, 
     def step(masked: bool, packed: bool) -> None:
         leaves = [weight.detach().requires_grad_() for weight in weights]
         used = [w * s.masks for w, s in zip(leaves, solutions, strict=True)] if masked else leaves
-        _block(inputs, used, packed_linear if packed else functional.linear, heads).square().mean().backward()
+        _block(inputs, used, masked_linear if packed else functional.linear, heads).square().mean().backward()
         with torch.no_grad():
             for weight, leaf in zip(weights, leaves, strict=True):
                 assert leaf.grad is not None

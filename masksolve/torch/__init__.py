@@ -19,6 +19,7 @@ from masksolve.torch._training.records import LayerRecord, RefreshRecord
 from masksolve.torch._training.sparse_linear import acceleration_reason
 from masksolve.torch._training.sparsifier import Sparsifier
 from masksolve.torch._training.torch_prune import semi_structured
+from masksolve.torch._training.unbiased import minimum_variance_unbiased
 
 __all__ = [
     "AdaPruneReport",
@@ -35,6 +36,7 @@ __all__ = [
     "add_adapters",
     "finalize",
     "merge_adapters",
+    "minimum_variance_unbiased",
     "patterns_from_zeros",
     "semi_structured",
 ]

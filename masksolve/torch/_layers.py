@@ -133,12 +133,16 @@ class ParameterReport:
         Whether it gets a mask.
     reason : str or None
         Why it is skipped, or to which name it is tied; None for all others.
+    gradient_sparsity : str or None
+        What a Sparsifier made with `gradient_sparsity` thins the gradients to from which the weight's is computed, such
+        as "2:4", or "dense: " and why not; None without it, and for parameters that are not sparse.
     """
 
     name: str
     shape: tuple[int, ...]
     sparse: bool
     reason: str | None = None
+    gradient_sparsity: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes as a dict."""
@@ -147,7 +151,9 @@ class ParameterReport:
     def __repr__(self) -> str:
         state = "sparse" if self.sparse else "skipped"
         shape = "x".join(map(str, self.shape)) or "no shape"
-        return f"ParameterReport({self.name!r}, {shape}, {state}{f': {self.reason}' if self.reason else ''})"
+        reason = f": {self.reason}" if self.reason else ""
+        gradient = f", gradients {self.gradient_sparsity}" if self.gradient_sparsity else ""
+        return f"ParameterReport({self.name!r}, {shape}, {state}{reason}{gradient})"
 
 
 @dataclass(frozen=True)

@@ -335,3 +335,18 @@ def tensor_parallel(rank: int) -> dict[str, Any]:
     found["loaded plainly"] = gathered(plain)
     sparsifier.finalize()
     return {**found, "state": {name: whole(value) for name, value in model.state_dict().items()}}
+
+
+@scenario
+def thinned_gradients(rank: int) -> Any:
+    """The gradients under DDP, and those of this process alone: of its own data, drawn with its own seed."""
+    found = []
+    for is_alone in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(8, 16)
+        wrapped = model if is_alone else DistributedDataParallel(model)
+        Sparsifier(wrapped, "4:8", gradient_sparsity="2:4")
+        torch.manual_seed(rank)
+        wrapped(torch.randn(12, 8)).square().sum().backward()
+        found.append(masked.held(model)[0].grad)
+    return {"alone": found[0], "together": found[1]}

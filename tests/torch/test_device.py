@@ -23,7 +23,7 @@ from tests import oracle, processes
 from tests.tables import Pair, name_of, spread, weights_of
 
 pytest.importorskip("triton", reason="Triton is installed on Linux only")
-KERNEL = device_solver._triton()
+KERNEL = device_solver.triton_module()
 # Where Triton is too old for the kernel, its laws hold for what takes its place.
 _triton: Any = KERNEL or batched_operations
 needs_kernel = pytest.mark.skipif(KERNEL is None, reason="Triton before 3.4, of PyTorch 2.8, cannot compile the kernel")
@@ -333,13 +333,13 @@ def test_where_triton_is_too_old_for_the_kernel_batched_operations_take_its_plac
 
     if KERNEL is not None:
         monkeypatch.setattr(triton, "__version__", "3.2.0")
-    monkeypatch.setattr(device_solver, "_triton", device_solver._triton.__wrapped__)
+    monkeypatch.setattr(device_solver, "triton_module", device_solver.triton_module.__wrapped__)
     weights: Any = torch.zeros(1, 2, 2, 4, 4)
     on_gpu: Any = SimpleNamespace(is_cuda=True, shape=weights.shape, stride=weights.stride)
     with caplog.at_level("WARNING", "masksolve"):
         assert device_solver._solver(on_gpu) is batched_operations
     assert f"Triton {triton.__version__} is too old" in caplog.text
-    assert "needs 3.4 or newer (PyTorch 2.8)" in caplog.text
+    assert "need 3.4 or newer (PyTorch 2.8)" in caplog.text
 
 
 LAYOUTS = {

@@ -211,3 +211,10 @@ def test_masks_are_loaded_whole_or_sharded_into_weights_that_are_whole_or_sharde
             assert not torch.equal(mask.flip(0), mask)
             assert torch.equal(result["loaded"][name][1], mask)
             assert torch.equal(result["loaded plainly"][name][1], mask)
+
+
+def test_under_ddp_each_process_thins_its_own_gradients(results: Results) -> None:
+    one, other = results["thinned_gradients"]
+    assert not torch.equal(one["alone"], other["alone"])
+    for result in (one, other):
+        torch.testing.assert_close(result["together"], (one["alone"] + other["alone"]) / 2)

@@ -13,6 +13,7 @@ from masksolve._tiles import Direction
 from masksolve.torch import Sparsifier
 from masksolve.torch._solver import batched, device
 from masksolve.torch._solver.device import solve_on_device
+from masksolve.torch._training.unbiased import BITS, thin_groups
 from tests.tables import name_of, weights_of
 from tests.torch.test_device import KERNEL_PATTERNS
 from tests.torch.test_sparsifier import held, images, matrices, net, sparse_names
@@ -60,7 +61,19 @@ def test_one_sided_masks_on_the_gpu_are_those_of_the_same_sort_on_the_cpu(
 def test_the_gpu_uses_the_kernel() -> None:
     weights = torch.zeros(64, 64, device="cuda")
     (region,) = device.regions(64, 64, ms.Pattern(2, 4), "both", True)
-    assert device._solver(device._tiles(weights, region)) is device._triton() is not None
+    assert device._solver(device._tiles(weights, region)) is device.triton_module() is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("n", "m"), KERNEL_PATTERNS, ids=map(name_of, KERNEL_PATTERNS))
+def test_values_thinned_on_the_gpu_are_those_of_the_same_numbers_on_the_cpu(n: int, m: int, dtype: torch.dtype) -> None:
+    values = torch.from_numpy(weights_of("student-t", (5, m, 333)).astype(np.float32)).to(dtype)
+    values[0] = values[0].round()
+    uniform = torch.randint(1 << BITS, (5, 333), dtype=torch.int32)
+    expected = torch.empty_like(values)
+    thin_groups(values, uniform, expected, n)
+    found = torch.ops.masksolve.thin(values.flatten(0, 1).cuda(), uniform.cuda(), n, m)
+    assert torch.equal(found.cpu().view_as(values), expected)
 
 
 def test_strides_and_warm_starts_on_the_gpu() -> None:

@@ -17,7 +17,7 @@ import masksolve as ms
 from masksolve.torch import Sparsifier, acceleration_reason, finalize
 from masksolve.torch._training import sparse_linear
 from masksolve.torch._training.masking import GRADIENTS, Gradient, masked_parameter
-from masksolve.torch._training.sparse_linear import _multiply, _obstacles, packed_linear, sparse_product
+from masksolve.torch._training.sparse_linear import _multiply, _obstacles, masked_linear, sparse_product
 from tests.tables import spread
 
 HOPPER = ("cuda", 0, (128, 64), torch.bfloat16)
@@ -126,12 +126,31 @@ def test_what_needs_no_gradient_is_not_computed(products: list[Tensor]) -> None:
     assert len(products) == 5
 
 
+@pytest.mark.parametrize(
+    ("thin", "is_packed"), [("2:4", True), ("1:2", True), ("2:8", True), ("3:4", False), ("4:8", False)]
+)
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+def test_the_product_with_thinned_gradients_is_packed_where_two_of_four_are_kept(
+    pattern: str, thin: str, is_packed: bool, products: list[Tensor]
+) -> None:
+    found = []
+    for accelerate in (False, True):
+        model = mlp()
+        Sparsifier(model, pattern, accelerate=accelerate, gradient_sparsity=thin)
+        torch.manual_seed(3)
+        # 13 tokens, which no group divides.
+        model(torch.randn(13, 16)).square().sum().backward()
+        found.append(grads(model))
+    torch.testing.assert_close(*found)
+    assert len(products) == (3 if pattern == "2:4" else 0) + (2 if is_packed else 0)
+
+
 def test_gradients_are_those_of_the_product(products: list[Tensor]) -> None:
     weight = torch.randn(8, 16, dtype=torch.float64)
     mask = torch.from_numpy(ms.solve_matrix(weight.numpy(), 2, 4))
 
     def product(inputs: Tensor, dense: Tensor) -> Tensor:
-        return packed_linear(inputs, dense * mask)
+        return masked_linear(inputs, dense * mask)
 
     inputs = torch.randn(3, 16, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(product, (inputs, weight.requires_grad_())) is True
@@ -145,8 +164,8 @@ def test_rows_are_filled_up_and_aligned_and_no_negative_zero_is_packed(rows: int
     weight = weight * torch.from_numpy(ms.solve_matrix(weight.numpy(), 2, 4))
     assert torch.signbit(weight[weight == 0]).all()
     inputs = torch.randn(rows * 24 + 1)[1:].view(rows, 24)
-    torch.testing.assert_close(packed_linear(inputs, weight), functional.linear(inputs, weight))
-    torch.testing.assert_close(packed_linear(inputs[:, :16], weight.t()), inputs[:, :16] @ weight)
+    torch.testing.assert_close(masked_linear(inputs, weight), functional.linear(inputs, weight))
+    torch.testing.assert_close(masked_linear(inputs[:, :16], weight.t()), inputs[:, :16] @ weight)
     assert not torch.signbit(products[0][products[0] == 0]).any()
 
 

@@ -37,6 +37,7 @@ def test_the_public_face_is_these_names() -> None:
         "add_adapters",
         "finalize",
         "merge_adapters",
+        "minimum_variance_unbiased",
         "patterns_from_zeros",
         "semi_structured",
     ]

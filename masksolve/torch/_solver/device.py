@@ -193,28 +193,28 @@ def _tiles(matrix: Tensor, region: Region) -> Tensor:
 
 def _solver(tiles: Tensor) -> ModuleType:
     """Return the module that solves these tiles: both have `solve_directly` and `solve_stage`."""
-    kernel = _triton() if tiles.is_cuda else None
+    kernel = triton_module() if tiles.is_cuda else None
     if kernel is None or max(tiles.shape[3:]) > kernel.LARGEST_M or max(tiles.stride()[3:]) > kernel.LARGEST_STRIDE:
         return batched
     return kernel
 
 
 @cache
-def _triton() -> ModuleType | None:
-    """Return the module of the kernel, or None where there is no Triton that it runs on."""
+def triton_module(name: str = "masksolve.torch._solver.kernels") -> ModuleType | None:
+    """Return the module of a kernel, or None where there is no Triton that it runs on."""
     try:
         import triton
     except ImportError:
         return None
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST_TRITON:
         _logger.warning(
-            "Triton %s is too old for the kernel that finds masks on a GPU, which needs %d.%d or newer (PyTorch 2.8): "
+            "Triton %s is too old for the kernels that find masks on a GPU, which need %d.%d or newer (PyTorch 2.8): "
             "batched PyTorch operations find them, more slowly",
             triton.__version__,
             *_OLDEST_TRITON,
         )
         return None
-    return importlib.import_module("masksolve.torch._solver.kernels")
+    return importlib.import_module(name)
 
 
 def _check(weights: Tensor, pattern: Pattern, potentials: Tensor | None) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from masksolve._pattern import Pattern
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._training.masked_read import MaskedRead
 
@@ -44,6 +45,8 @@ class MaskedWeight:
         How strongly "sr-ste" pulls pruned weights to zero.
     fault : callable
         Judges masks that come from elsewhere.
+    thin : Pattern or None
+        What a Linear thins the gradients of its outputs to, for the product that gives the weight's gradient.
     """
 
     def __init__(
@@ -55,12 +58,14 @@ class MaskedWeight:
         gradient: Gradient,
         decay: float,
         fault: MaskFault,
+        thin: Pattern | None = None,
     ) -> None:
         self.home = home
         self.buffer = mask_name(attribute)
         self.gradient = gradient
         self.decay = decay
         self.fault = fault
+        self.thin = thin
         # Whether anything has read the parameter; compiled code does not set it.
         self.is_read = False
         # Whether this belongs to a copy of the Sparsifier's model, which the Sparsifier does not update.

@@ -1,8 +1,9 @@
-"""Products of a Linear layer under a transposable 2:4 mask, on sparse tensor cores where there are any.
+"""Products of a Linear layer under a mask, on sparse tensor cores where there are any, and with thinned gradients.
 
-Because the mask is 2:4 along its rows and along its columns, both x·Wᵀ and g·W are products with a packed matrix, W in
-the forward pass and Wᵀ in the backward pass. The gradient of the weight stays dense. Everywhere else it is the masked
-dense product.
+Because a transposable 2:4 mask is 2:4 along its rows and along its columns, both x·Wᵀ and g·W are products with a
+packed matrix, W in the forward pass and Wᵀ in the backward pass. The third product, the weight's gradient gᵀ·x, has no
+mask: it is dense, or computed with an unbiased N:M estimate of g. Its sum runs over tokens, so the groups of M do too.
+Everywhere else it is the masked dense product.
 
 Nothing packed is kept: each product packs the masked weight as it is at that moment, so that no optimizer, checkpoint,
 cast or compiled graph can leave a stale form behind. With one backward a step, that packs each form once a step.
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from masksolve._pattern import Pattern
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._layers import check_module
 from masksolve.torch._training.masked_read import plain
 from masksolve.torch._training.masking import MaskedWeight, masked_parameter, unmasked_class
+from masksolve.torch._training.unbiased import thinned
 
 # Tests say "cpu".
 _DEVICE = "cuda"
@@ -61,9 +64,8 @@ def acceleration_reason(module: nn.Module) -> str:
         return f"not accelerated: this {type(module).__name__} has no weight that a Sparsifier masks"
     weight, masked = found
     reasons = []
-    if not _is_linear(module):
-        name = unmasked_class(module).__name__
-        reasons.append(f"only the forward of nn.Linear is known, this {name} has its own, or one that calls it")
+    if (unknown := reason_unknown(module)) is not None:
+        reasons.append(unknown)
     elif not _is_attached(module) or not isinstance(masked, PackableWeight):
         reasons.append("the Sparsifier was made without accelerate=True, or the layer has another forward")
     if is_sharded(weight):
@@ -78,9 +80,17 @@ def acceleration_reason(module: nn.Module) -> str:
     return f"not accelerated: {'; '.join(reasons)}" if reasons else "accelerated"
 
 
-def packed_forward(module: nn.Module) -> Callable[..., Tensor] | None:
-    """Return the forward that uses sparse tensor cores wherever possible; None for modules other than Linear."""
+def linear_forward(module: nn.Module) -> Callable[..., Tensor] | None:
+    """Return the forward that packs and thins wherever it should and can; None for modules other than Linear."""
     return _forward if _is_linear(module) else None
+
+
+def reason_unknown(module: nn.Module) -> str | None:
+    """Say why a module's products stay as they are; None for a Linear."""
+    if _is_linear(module):
+        return None
+    name = unmasked_class(module).__name__
+    return f"only the forward of nn.Linear is known, this {name} has its own, or one that calls it"
 
 
 class PackableWeight(MaskedWeight):
@@ -119,10 +129,23 @@ def pack(masked: Tensor) -> Tensor:
     return packed
 
 
-def packed_linear(inputs: Tensor, masked: Tensor) -> Tensor:
-    """Return inputs · maskedᵀ, (..., in) by (out, in), of one 16-bit dtype, with the gradients of the dense product."""
+def masked_linear(
+    inputs: Tensor, masked: Tensor, *, packed: bool = True, thin: Pattern | None = None, packed_thin: bool = False
+) -> Tensor:
+    """Return inputs · maskedᵀ, (..., in) by (out, in), of one dtype.
+
+    Parameters
+    ----------
+    packed : bool
+        Whether the products with the weight are those of a packed one, in 16 bits.
+    thin : Pattern or None
+        What the gradient of the outputs is thinned to for the weight's gradient, and only for that.
+    packed_thin : bool
+        Whether the product with that is one of a packed matrix.
+    """
     rows = inputs.reshape(-1, inputs.shape[-1])
-    return _product(rows, masked).reshape(*inputs.shape[:-1], masked.shape[0])
+    found = _product(rows, masked, packed, thin, packed_thin)
+    return found.reshape(*inputs.shape[:-1], masked.shape[0])
 
 
 def _multiply(rows: Tensor, masked: Tensor) -> Tensor:
@@ -145,57 +168,83 @@ def _(rows: Tensor, masked: Tensor) -> Tensor:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(rows: Tensor, masked: Tensor) -> Tensor:
-        return cast(Tensor, sparse_product(rows, masked))
+    def forward(rows: Tensor, masked: Tensor, packed: bool, thin: Pattern | None, packed_thin: bool) -> Tensor:
+        return cast(Tensor, sparse_product(rows, masked)) if packed else rows @ masked.t()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        rows, masked, ctx.packed, ctx.thin, ctx.packed_thin = inputs
+        ctx.save_for_backward(rows, masked)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         rows, masked = ctx.saved_tensors
+        of_rows = of_weight = None
         # Not the operator itself: gradients may have gradients.
-        of_rows = _product(gradient, masked.t()) if ctx.needs_input_grad[0] else None
-        of_weight = gradient.t() @ rows if ctx.needs_input_grad[1] else None
-        return of_rows, of_weight
+        if ctx.needs_input_grad[0]:
+            of_rows = _product(gradient, masked.t(), ctx.packed)
+        if ctx.needs_input_grad[1]:
+            thin = gradient if ctx.thin is None else thinned(gradient, ctx.thin)
+            if ctx.packed_thin:
+                # No tokens, to a multiple of what can be packed.
+                fill = 0, 0, 0, -len(thin) % _MULTIPLE
+                thin, rows = functional.pad(thin, fill), functional.pad(rows, fill)
+                of_weight = _product(rows.t(), thin.t(), True).t()
+            else:
+                of_weight = thin.t() @ rows
+        return of_rows, of_weight, None, None, None
 
 
-def _product(rows: Tensor, masked: Tensor) -> Tensor:
-    return cast(Tensor, _Product.apply(rows, masked))  # type: ignore[no-untyped-call]
+def _product(
+    rows: Tensor, masked: Tensor, packed: bool, thin: Pattern | None = None, packed_thin: bool = False
+) -> Tensor:
+    return cast(Tensor, _Product.apply(rows, masked, packed, thin, packed_thin))  # type: ignore[no-untyped-call]
 
 
 def _forward(self: nn.Linear, inputs: Tensor) -> Tensor:
     weight = plain(self.weight)
-    if not _is_packed(self, inputs, weight):
+    # Under another class, put on the layer by others, the weight need not be the masked one.
+    found = masked_parameter(self, "weight")
+    # The dense product handles empty and nested inputs, and refuses others in its own words.
+    if found is None or not _is_plain(inputs, weight):
         return functional.linear(inputs, weight, self.bias)
-    dtype = _product_dtype(weight)
-    product = packed_linear(inputs.to(dtype), weight.to(dtype))
+    masked, dtype = found.masked, _product_dtype(weight)
+    thin = masked.thin if weight.requires_grad and torch.is_grad_enabled() else None
+    packed = packed_thin = False
+    if isinstance(masked, PackableWeight) and _is_suited(
+        weight.device.type, weight.device.index, tuple(weight.shape), dtype
+    ):
+        packed = _is_packed(masked)
+        packed_thin = thin is not None and _most_of_any_four(thin) <= _KEPT
+    if not packed and thin is None:
+        return functional.linear(inputs, weight, self.bias)
+    product = masked_linear(inputs.to(dtype), weight.to(dtype), packed=packed, thin=thin, packed_thin=packed_thin)
     return product if self.bias is None else product + self.bias.to(dtype)
 
 
-def _is_packed(module: nn.Linear, inputs: Tensor, weight: Tensor) -> bool:
-    # Under another class, put on the layer by others, the weight need not be sparse.
-    found = masked_parameter(module, "weight")
-    if found is None or not isinstance(found.masked, PackableWeight):
-        return False
-    # The dense product handles empty and nested inputs, and refuses others in its own words.
+def _is_plain(inputs: Tensor, weight: Tensor) -> bool:
+    """Return whether inputs and weight are plain tensors that a Linear can multiply."""
     if type(inputs) not in (Tensor, nn.Parameter) or inputs.is_nested or inputs.layout != torch.strided:
         return False
     if type(weight) is not Tensor or inputs.device != weight.device or inputs.shape[-1:] != weight.shape[1:]:
         return False
-    dtype = _product_dtype(weight)
-    fits = inputs.dtype != torch.float64 if _is_autocast(weight) else inputs.dtype == dtype
-    if inputs.numel() == 0 or not fits:
-        return False
-    if not _is_suited(weight.device.type, weight.device.index, tuple(weight.shape), dtype):
-        return False
-    masked = found.masked
+    fits = inputs.dtype != torch.float64 if _is_autocast(weight) else inputs.dtype == weight.dtype
+    return fits and inputs.numel() > 0
+
+
+def _is_packed(masked: PackableWeight) -> bool:
     # A compiled graph cannot look.
     if torch.compiler.is_compiling():
         return masked.is_packable and not masked.is_copy
     masked.look_again()
     return masked.is_packable
+
+
+def _most_of_any_four(pattern: Pattern) -> int:
+    """Return the most entries that a pattern keeps of a group of 4."""
+    if pattern.m % 4 == 0:
+        return min(pattern.n, 4)
+    return 4 // pattern.m * pattern.n if 4 % pattern.m == 0 else 4
 
 
 def _is_autocast(weight: Tensor) -> bool:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from masksolve._inputs import as_count, check_choice, check_direction, check_flag, check_number
-from masksolve._pattern import Pattern
+from masksolve._kinds import each_reason_once
+from masksolve._pattern import Pattern, PatternLike
 from masksolve._patterns import PatternsLike, as_patterns, check_all_have_one
 from masksolve._tiles import Direction
 from masksolve.torch._dtensor import as_plain, is_sharded, like
@@ -57,8 +58,9 @@ from masksolve.torch._training.masking import (
 )
 from masksolve.torch._training.records import LayerRecord, RefreshRecord, count_changes
 from masksolve.torch._training.schedule import RefreshEvery, Schedule
-from masksolve.torch._training.sparse_linear import PackableWeight, packed_forward
+from masksolve.torch._training.sparse_linear import PackableWeight, linear_forward, reason_unknown
 from masksolve.torch._training.step_count import StepCount
+from masksolve.torch._training.unbiased import as_keeping
 
 
 class Sparsifier:
@@ -115,6 +117,12 @@ class Sparsifier:
         Run `nn.Linear` on sparse tensor cores in both passes where device, dtype and shape allow it: on an NVIDIA GPU,
         under transposable 2:4 masks, in float16 or bfloat16. Other products are the masked dense ones;
         `acceleration_reason(layer)` says why a layer falls back.
+    gradient_sparsity : str, (int, int) or Pattern, optional
+        Thin the gradients that reach each masked `nn.Linear` to N:M along their tokens, for the product with its inputs
+        that gives the weight's gradient: then all three products of a step are sparse. The estimate is unbiased, of
+        the least variance (`minimum_variance_unbiased`), and drawn from PyTorch's generator of the device, as dropout
+        is: seed processes differently. The gradient of the inputs and of the bias is exact. Of any N and M; packed for
+        sparse tensor cores if `accelerate` and at most 2 of 4 are kept. `report` says which layers do it.
 
     Raises
     ------
@@ -138,7 +146,7 @@ class Sparsifier:
     otherwise it raises, and the masks stay.
 
     Source of the masks and of refreshing them every 40 steps: Hubara et al. 2021 (arXiv 2102.08124); of "sr-ste": Zhou
-    et al. 2021 (arXiv 2102.04010).
+    et al. 2021 (arXiv 2102.04010); of "gradient_sparsity": Chmiel et al. 2023 (arXiv 2203.10991).
 
     Examples
     --------
@@ -181,11 +189,13 @@ class Sparsifier:
         method: str | MaskFunction = "exact",
         saturated: bool = True,
         accelerate: bool = False,
+        gradient_sparsity: PatternLike | None = None,
     ) -> None:
         check_module(model)
         check_choice(ragged, "ragged", ("allow", "skip"))
         check_choice(gradient, "gradient", GRADIENTS)
         check_flag(accelerate, "accelerate")
+        thin = None if gradient_sparsity is None else as_keeping(gradient_sparsity, "gradient_sparsity")
         self._patterns, self._direction = as_patterns(pattern), check_direction(direction)
         self._recipes = {
             each: Recipe(pattern=each, method=method, saturated=saturated, direction=self._direction)
@@ -207,6 +217,9 @@ class Sparsifier:
         )
         check_all_have_one([site.name for site in self._sites if site.pattern is None])
         check_names(self._model, (name for site in self._sites for name in site.names))
+        if thin is not None:
+            self._report = _with_gradients(self._model, self._report, thin)
+        self._gradient_sparsity = thin
         self._is_final = False
         self._potentials: dict[str, Tensor] = {}
         self._decay = _checked_decay(decay)
@@ -222,9 +235,9 @@ class Sparsifier:
             mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].masks, weight))
             kind = PackableWeight if accelerate else MaskedWeight
             owners = [owner_of(self._model, name) for name in site.names]
-            masked = kind(*owners[0], mask=mask, gradient=gradient, decay=decay, fault=self._fault_of(site))
+            masked = kind(*owners[0], mask=mask, gradient=gradient, decay=decay, fault=self._fault_of(site), thin=thin)
             for name, (owner, attribute) in zip(site.names, owners, strict=True):
-                attach(owner, attribute, masked, packed_forward(owner) if accelerate else None)
+                attach(owner, attribute, masked, linear_forward(owner) if accelerate or thin is not None else None)
                 self._owners[name] = weakref.ref(owner)
         guard_loading(self._model)
         self._steps = StepCount(self._held(self._sites[0].name).masked)
@@ -242,6 +255,11 @@ class Sparsifier:
     def direction(self) -> Direction:
         """The direction of the groups of M: "both", "rows" or "columns"."""
         return self._direction
+
+    @property
+    def gradient_sparsity(self) -> Pattern | None:
+        """What gradients are thinned to for those of the weights, or None."""
+        return self._gradient_sparsity
 
     @property
     def report(self) -> tuple[ParameterReport, ...]:
@@ -597,6 +615,18 @@ class _Judge:
     def __call__(self, mask: Tensor) -> str | None:
         whole = as_plain(mask)
         return None if self.allows_dense and bool(whole.all()) else mask_fault(self.layout.matrices(whole), self.recipe)
+
+
+def _with_gradients(model: nn.Module, report: Sequence[ParameterReport], thin: Pattern) -> tuple[ParameterReport, ...]:
+    """Say of each sparse parameter whether its gradient comes from thinned ones; refuse a model where none does."""
+    reasons = {line.name: reason_unknown(owner_of(model, line.name)[0]) for line in report if line.sparse}
+    if all(reason is not None for reason in reasons.values()):
+        raise ValueError(
+            f"gradient_sparsity={str(thin)!r} has nothing to thin in this {type(model).__name__} "
+            f"({each_reason_once([(name, reason or '') for name, reason in reasons.items()])}); leave it out"
+        )
+    said = {name: str(thin) if reason is None else f"dense: {reason}" for name, reason in reasons.items()}
+    return tuple(replace(line, gradient_sparsity=said.get(line.name)) for line in report)
 
 
 def _layer_record(name: str, solution: MaskSolution, changed: int) -> LayerRecord:
