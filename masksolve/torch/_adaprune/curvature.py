@@ -27,13 +27,16 @@ class Curvature:
     damping: float
 
     @property
+    def amounts(self) -> Tensor:
+        """What `system` adds to each diagonal: `damping` times its mean entry (1 where all inputs are zero)."""
+        mean = self.gram.diagonal(dim1=1, dim2=2).mean(1)
+        return self.damping * torch.where(mean > 0, mean, 1.0)
+
+    @property
     def system(self) -> Tensor:
-        """H, damped: with `damping` times its mean diagonal entry (1 where all inputs are zero) on its diagonal."""
-        diagonal = self.gram.diagonal(dim1=1, dim2=2)
-        mean = diagonal.mean(1, keepdim=True)
-        amount = self.damping * torch.where(mean > 0, mean, 1.0)
+        """H, damped."""
         found = self.gram.clone()
-        found.diagonal(dim1=1, dim2=2).add_(amount)
+        found.diagonal(dim1=1, dim2=2).add_(self.amounts.unsqueeze(1))
         return found
 
     @cached_property

@@ -67,7 +67,7 @@ def least_squares(weight: Tensor, mask: Tensor, curvature: Curvature) -> Tensor:
         found = torch.zeros_like(right)
         is_solved = torch.zeros_like(kept[:, 0])
         if inverse is not None:
-            error = (lost @ system * lost).sum(1)
+            error = (right * lost).sum(1) + curvature.amounts[group] * lost.square().sum(1)
             for rows in torch.arange(len(kept), device=kept.device).split(max(1, CHUNK // (8 * len(system)))):
                 found[rows], is_solved[rows] = conjugate_gradients(
                     system, inverse, right[rows], kept[rows], error[rows]
