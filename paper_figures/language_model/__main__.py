@@ -54,7 +54,7 @@ def main() -> None:
     results = arguments.results or Path("build/language-model") / ("full" if arguments.full else "fast")
     results.mkdir(parents=True, exist_ok=True)
     if not arguments.only_draw:
-        study = Study(arguments.model, arguments.text, Setting() if arguments.full else FAST)
+        study = (Setting() if arguments.full else FAST).study(arguments.model, arguments.text)
         run_all(study, all_cases() if arguments.full else some_cases(), results, arguments.processes)
     figures.draw(read(results), arguments.into or (PAGE if arguments.full else results))
 

@@ -6,9 +6,8 @@ import json
 import math
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +63,15 @@ class Setting:
     evaluated: int = 20
     evaluation_length: int = 512
 
+    def study(self, model: Path, texts: Path | None) -> Study:
+        """Read the text, as tokens of a model."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        calibration = text.windows(tokenizer, texts, text.CALIBRATION, self.calibrated, self.calibration_length)
+        evaluation = text.windows(tokenizer, texts, text.EVALUATION, self.evaluated, self.evaluation_length)
+        return Study(model, calibration.split(self.batch), evaluation)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -98,17 +106,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Study:
-    """A model on disk and text."""
+    """A model on disk, batches of windows of tokens to calibrate on, and windows to evaluate on."""
 
-    folder: Path
-    texts: Path | None
-    setting: Setting
+    model: Path
+    calibration: Sequence[Tensor]
+    evaluation: Tensor
 
     def run(self, case: Case) -> Result:
         """Prune the model and evaluate it."""
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(self.folder, local_files_only=True, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(self.model, local_files_only=True, dtype=torch.float32).eval()
         model.config.use_cache = False
         start = time.process_time()
         report = self._prune(model, case) if case.pattern else None
@@ -123,27 +131,16 @@ class Study:
             options["masks"] = _masks(model, case)
         else:
             options.update(RECIPES[case.recipe])
-        setting = self.setting
-        windows = self._windows(text.CALIBRATION, setting.calibrated, setting.calibration_length)
-        return adaprune(model, windows.split(setting.batch), case.pattern, **options)
+        return adaprune(model, self.calibration, case.pattern, **options)
 
     @torch.inference_mode()
     def _perplexity(self, model: nn.Module) -> float:
         """Return e to the mean loss of a token given those before it in its window."""
         losses = []
-        for window in self._windows(text.EVALUATION, self.setting.evaluated, self.setting.evaluation_length):
+        for window in self.evaluation:
             logits = model(window.unsqueeze(0)).logits[0, :-1]
             losses.append(float(functional.cross_entropy(logits.float(), window[1:])))
         return math.exp(sum(losses) / len(losses))
-
-    def _windows(self, parts: tuple[str, ...], number: int, length: int) -> Tensor:
-        return text.windows(self._tokenizer, self.texts, parts, number, length)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
 
 
 def _masks(model: nn.Module, case: Case) -> Mapping[str, Tensor]:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from paper_figures.language_model import __main__ as program
 from paper_figures.language_model import figures, text
-from paper_figures.language_model.study import APPROXIMATE, RECIPES, Case, Result, Setting, Study, keep, read
+from paper_figures.language_model.study import APPROXIMATE, RECIPES, Case, Result, Setting, keep, read
 
 pytestmark = [pytest.mark.studies, pytest.mark.filterwarnings("ignore")]
 
@@ -53,7 +53,7 @@ def test_windows_are_different_parts_of_the_text_and_always_the_same(tmp_path: P
 
 def test_every_recipe_prunes_and_all_is_drawn(tmp_path: Path) -> None:
     setting = Setting(calibrated=12, calibration_length=10, batch=3, evaluated=2, evaluation_length=20)
-    study = Study(model_in(tmp_path / "model"), text_in(tmp_path / "text"), setting)
+    study = setting.study(model_in(tmp_path / "model"), text_in(tmp_path / "text"))
     for recipe in ("magnitude", "admm, refined", "greedy", "tsenor"):
         keep(tmp_path, study.run(Case("2:4", "both", recipe)))
     keep(tmp_path, study.run(Case("", "both", "dense")))
