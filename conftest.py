@@ -33,6 +33,7 @@ settings.load_profile("default")
 # What is not listed here runs with NumPy, Numba, pytest and Hypothesis alone; `make test-core` sees to it.
 NEEDS = {
     "README.md": ["flow", "lp", "cli", "torch"],
+    "docs/loops.md": ["torch", "transformers", "accelerate", "lightning"],
     "docs/packed.md": ["cli"],
     "docs/traps.md": ["cli", "torch"],
     "masksolve/_methods/flow.py": ["flow"],
@@ -42,6 +43,9 @@ NEEDS = {
     "masksolve/cli/_models.py": ["torch"],
     "masksolve/torch": ["torch"],
     "masksolve/torch/_solver/kernels.py": ["triton"],
+    "masksolve/torch/integrations/lightning.py": ["lightning"],
+    "masksolve/torch/integrations/pytorch_lightning.py": ["pytorch_lightning"],
+    "masksolve/torch/integrations/transformers.py": ["transformers", "accelerate"],
     "tests/checkpoint": ["cli"],
     "tests/checkpoint/test_cluster.py": ["cluster"],
     "tests/checkpoint/test_identification.py": ["transformers"],
@@ -56,8 +60,11 @@ NEEDS = {
     "tests/studies/test_tune.py": ["torch"],
     "tests/test_rooms.py": ["grimp"],
     "tests/torch": ["torch"],
+    "tests/torch/test_accelerate.py": ["transformers", "accelerate"],
     "tests/torch/test_device.py": ["triton"],
     "tests/torch/test_gpu.py": ["triton"],
+    "tests/torch/test_lightning.py": ["lightning", "pytorch_lightning"],
+    "tests/torch/test_trainer.py": ["transformers", "accelerate"],
     "tests/torch/test_transformers.py": ["transformers"],
 }
 

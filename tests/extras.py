@@ -15,7 +15,7 @@ EXTRAS = {
     "transformers": ("transformers",),
 }
 # These are in the dependency group `test`, not in an extra.
-TOOLS = ("grimp", "matplotlib", "triton")
+TOOLS = ("accelerate", "grimp", "lightning", "matplotlib", "pytorch_lightning", "triton")
 METHODS = {"flow", "lp"}
 
 

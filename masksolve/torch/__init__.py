@@ -17,6 +17,7 @@ from masksolve.torch._training.adapters import AdapterReport, add_adapters, merg
 from masksolve.torch._training.finalize import finalize
 from masksolve.torch._training.records import LayerRecord, RefreshRecord
 from masksolve.torch._training.sparse_linear import acceleration_reason
+from masksolve.torch._training.sparse_state import sparse_state_dict
 from masksolve.torch._training.sparsifier import Sparsifier
 from masksolve.torch._training.torch_prune import semi_structured
 from masksolve.torch._training.unbiased import minimum_variance_unbiased
@@ -39,4 +40,5 @@ __all__ = [
     "minimum_variance_unbiased",
     "patterns_from_zeros",
     "semi_structured",
+    "sparse_state_dict",
 ]

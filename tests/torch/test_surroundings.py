@@ -40,6 +40,7 @@ def test_the_public_face_is_these_names() -> None:
         "minimum_variance_unbiased",
         "patterns_from_zeros",
         "semi_structured",
+        "sparse_state_dict",
     ]
     assert all(getattr(masksolve.torch, name).__doc__ for name in masksolve.torch.__all__)
 

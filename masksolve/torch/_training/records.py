@@ -76,13 +76,27 @@ class RefreshRecord:
         return asdict(self)
 
     def __repr__(self) -> str:
-        count = len(self.layers)
-        kept = sum(layer.kept_importance for layer in self.layers) / max(count, 1)
-        flips = sum(layer.flip_rate for layer in self.layers) / max(count, 1)
+        kept, flips, _ = self.means().values()
         return (
-            f"RefreshRecord(step {self.step}, {counted(count, 'layer')}, mean kept importance {kept:.2%}, mean flip "
-            f"rate {flips:.2%}, {self.seconds:.3g} s)"
+            f"RefreshRecord(step {self.step}, {counted(len(self.layers), 'layer')}, mean kept importance {kept:.2%}, "
+            f"mean flip rate {flips:.2%}, {self.seconds:.3g} s)"
         )
+
+    def means(self) -> dict[str, float]:
+        """Return the mean kept importance and the mean flip rate of the layers, and the seconds, for any logger.
+
+        Examples
+        --------
+        >>> layer = LayerRecord(name="fc.weight", kept_importance=0.75, sad=4, flip_rate=0.0625, solved_on_cpu=0)
+        >>> RefreshRecord(step=40, seconds=0.002, share=0.01, layers=(layer,)).means()
+        {'masks/kept_importance': 0.75, 'masks/flip_rate': 0.0625, 'masks/seconds': 0.002}
+        """
+        count = max(len(self.layers), 1)
+        return {
+            "masks/kept_importance": sum(layer.kept_importance for layer in self.layers) / count,
+            "masks/flip_rate": sum(layer.flip_rate for layer in self.layers) / count,
+            "masks/seconds": self.seconds,
+        }
 
     def scalars(self) -> dict[str, float]:
         """Return all figures by name, for any logger.

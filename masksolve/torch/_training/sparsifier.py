@@ -413,27 +413,43 @@ class Sparsifier:
         self._forget_first_steps()
         self._is_final = True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` needs to resume: the masks, their potentials, and the number of steps."""
+    def state_dict(self, *, pruned: bool = False) -> dict[str, Any]:
+        """Return what `load_state_dict` needs to resume: the masks, their potentials, and the number of steps.
+
+        Parameters
+        ----------
+        pruned : bool
+            Whether to add the dense weights that are pruned now, one after the other, for a model that is saved without
+            them: see `sparse_state_dict`.
+        """
         self._check_attached()
+        check_flag(pruned, "pruned")
+        held = {site.name: self._held(site.name) for site in self._sites}
+        if pruned and (sharded := [name for name, (weight, _) in held.items() if is_sharded(weight)]):
+            raise ValueError(f"pruned=True takes whole weights, and {_some_of(sharded)} is sharded; leave it out")
+        values = {name: weight.detach()[~masked.mask] for name, (weight, masked) in held.items() if pruned}
         return {
+            **({"pruned": values} if pruned else {}),
             "pattern": str(self._patterns),
             "direction": self.direction,
             "step": self.steps,
-            "masks": {site.name: self._held(site.name).masked.mask for site in self._sites},
+            "masks": {name: masked.mask for name, (_, masked) in held.items()},
             "potentials": {
-                name: found for name, found in self._potentials.items() if not is_sharded(self._held(name).weight)
+                name: found for name, found in self._potentials.items() if not is_sharded(held[name].weight)
             },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the masks and the number of steps of a `state_dict`.
+        """Restore the masks and the number of steps of a `state_dict`, and the pruned weights if it has them.
+
+        Load the weights of the model before.
 
         Raises
         ------
         ValueError, TypeError
-            For one of another pattern, direction or set of parameters, for masks that break the pattern, and for what
-            is not a `state_dict` of a Sparsifier; nothing has changed then.
+            For one of another pattern, direction or set of parameters, for masks that break the pattern, for pruned
+            weights beside a model whose own are others, and for what is not a `state_dict` of a Sparsifier; nothing has
+            changed then.
         """
         self._check_attached()
         keys = ("pattern", "direction", "step", "masks", "potentials")
@@ -443,8 +459,8 @@ class Sparsifier:
         if missing:
             raise ValueError(f"this is not the state_dict of a Sparsifier: it lacks {', '.join(missing)}")
         step = as_count(state["step"], "the step of the state_dict", 0)
-        for key in ("masks", "potentials"):
-            if not _are_tensors(state[key]):
+        for key in ("masks", "potentials", "pruned"):
+            if not _are_tensors(state.get(key, {})):
                 raise TypeError(f"{key} of the state_dict must map names to tensors, got {state[key]!r}")
         if state["pattern"] != str(self._patterns):
             raise ValueError(
@@ -476,6 +492,13 @@ class Sparsifier:
             if name in held and not is_sharded(self._held(name).weight)
         }
         placed = {name: like(masks[name], masked.mask) for name, masked in held.items()}
+        dense = {
+            name: _with_pruned(name, self._held(name).weight, placed[name], state["pruned"].get(name))
+            for name in (held if "pruned" in state else ())
+        }
+        with torch.no_grad():
+            for name, values in dense.items():
+                self._held(name).weight.copy_(values)
         for name, masked in held.items():
             masked.set_mask(placed[name])
         self._potentials = potentials
@@ -638,6 +661,22 @@ def _layer_record(name: str, solution: MaskSolution, changed: int) -> LayerRecor
         flip_rate=changed / solution.masks.numel(),
         solved_on_cpu=solution.solved_on_cpu,
     )
+
+
+def _with_pruned(name: str, weight: Tensor, mask: Tensor, pruned: Tensor | None) -> Tensor:
+    """Return a weight with its pruned entries, which are zero or those already."""
+    places = ~mask
+    held = weight.detach()[places]
+    if pruned is None or pruned.shape != held.shape:
+        found = "none" if pruned is None else tuple(pruned.shape)
+        raise ValueError(f"the state_dict has pruned weights {found} for {name!r}; its mask prunes {tuple(held.shape)}")
+    pruned = pruned.to(held)
+    if not bool(((held == 0) | (held == pruned)).all()):
+        raise ValueError(
+            f"the pruned weights of the state_dict do not belong to the weights of {name!r}, which are not zero where "
+            "its mask prunes; load the model that was saved with it, and before it"
+        )
+    return weight.detach().masked_scatter(places, pruned)
 
 
 def _are_tensors(given: object) -> bool:

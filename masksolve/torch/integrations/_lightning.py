@@ -1,0 +1,132 @@
+"""Training under masks in Lightning's Trainer, whichever of its two packages that is of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from masksolve._patterns import PatternsLike
+from masksolve.torch._training.sparse_state import Taken, give_masks, take_masks
+from masksolve.torch._training.sparsifier import Sparsifier
+from masksolve.torch.integrations._shared import PlainLoading, Recipe
+
+# Of a checkpoint: what `_split` has taken out of its weights.
+_KEY = "masksolve"
+# Those of the model, and, where the first are an average, those that training goes on with.
+_WEIGHTS = ("state_dict", "current_model_state")
+
+
+class LightningCallback:
+    """The hooks of Lightning's callback; mixed into the Callback of either package."""
+
+    def __init__(self, pattern: PatternsLike, *, finalize: bool = True, **options: Any) -> None:
+        self.sparsifier: Sparsifier | None = None
+        self._recipe = Recipe(pattern, finalize, options)
+        self._finalizes = finalize
+        self._loading: PlainLoading | None = None
+        self._model: nn.Module | None = None
+        self._saved: dict[str, Any] | None = None
+        self._weights: dict[str, Any] | None = None
+        self._global_step = 0
+        # Weight averaging comes later in the list, and replaces the weights of a checkpoint.
+        self._last = self._after_all_others(on_save_checkpoint=_split)
+
+    def _after_all_others(self, **hooks: Any) -> Any:
+        """Return a callback with these hooks."""
+        raise NotImplementedError
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Make the Sparsifier early for weight averaging, which copies the model now."""
+        if stage != "fit":
+            return
+        if self._last not in trainer.callbacks:
+            trainer.callbacks.append(self._last)
+        averages = [each for each in trainer.callbacks if _is_averaging(each)]
+        for each in averages:
+            _check_averaging(each, trainer.callbacks.index(each) < trainer.callbacks.index(self))
+        if averages:
+            self._attach(pl_module)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Give the weights of a checkpoint back what is pruned, if training goes on from it."""
+        if trainer.state.fn != "fit" or _KEY not in checkpoint:
+            return
+        for name, taken in checkpoint[_KEY].items():
+            give_masks(checkpoint[name], Taken(**taken))
+        self._weights = checkpoint["state_dict"]
+        if self._model is not None:
+            self._model.load_state_dict(self._weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the Sparsifier."""
+        return {} if self._model is None or self.sparsifier is None else self.sparsifier.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state of the Sparsifier until there is one."""
+        self._saved = state_dict or None
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the Sparsifier, and load what the checkpoint has of it if the training resumes from one."""
+        is_early = self._model is pl_module
+        self._attach(pl_module)
+        assert self.sparsifier is not None
+        if self._saved is not None:
+            if not is_early and self._weights is not None:
+                pl_module.load_state_dict(self._weights)
+            self.sparsifier.load_state_dict(self._saved)
+        elif is_early:
+            # Weights may have been loaded since.
+            self.sparsifier.refresh()
+        self._saved = self._weights = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Note how many optimizer steps were made before."""
+        self._global_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the optimizer steps of a batch, of which there may be none, and log a refresh."""
+        assert self.sparsifier is not None
+        for _ in range(trainer.global_step - self._global_step):
+            record = self.sparsifier.step()
+            if record is not None:
+                pl_module.log_dict(record.means())
+        self._global_step = trainer.global_step
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Finalize, after all callbacks have seen the end of training."""
+        if self._finalizes and self.sparsifier is not None and self._loading is not None:
+            self.sparsifier.finalize()
+            self._loading.end()
+            self._model = self._loading = None
+
+    def _attach(self, model: nn.Module) -> None:
+        if self._model is not model:
+            self.sparsifier = self._recipe.make(model)
+            self._model, self._loading = model, PlainLoading(model)
+
+
+def _is_averaging(callback: object) -> bool:
+    return any(each.__name__ == "WeightAveraging" for each in type(callback).__mro__)
+
+
+def _check_averaging(callback: object, is_first: bool) -> None:
+    name = type(callback).__name__
+    if is_first:
+        raise ValueError(f"{name} comes before the SparsifierCallback among the callbacks; let it come after")
+    if getattr(callback, "_use_buffers", False):
+        raise ValueError(
+            f"{name} averages buffers, and masks are among them; make it with use_buffers=False, which copies them"
+        )
+
+
+def _split(trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Make the weights of a checkpoint sparse ones under plain names, and keep the rest in it by itself."""
+    taken = {}
+    for name in _WEIGHTS:
+        if name in checkpoint:
+            checkpoint[name] = dict(checkpoint[name])
+            # Plain containers, which are read without masksolve.
+            taken[name] = take_masks(pl_module, checkpoint[name])._asdict()
+    if any(each["masks"] for each in taken.values()):
+        checkpoint[_KEY] = taken
