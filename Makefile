@@ -122,6 +122,7 @@ bench-bounds: $(VENV)/.bench
 
 bench-training: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.training_step --write README.md
+	$(BIN)/python -m benchmarks.training_cost --write README.md
 
 bench-growth: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.growth $(BENCH) --write README.md

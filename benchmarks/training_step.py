@@ -155,13 +155,13 @@ def resnet50(images: int) -> Case:
     return Case("ResNet50", model, torch.randn(images, 3, 224, 224), f"{images} images")
 
 
-def bert_base(sequences: int) -> Case:
-    """Build the encoder of BERT-base: 12 layers of width 768 with 12 heads, 128 tokens."""
+def bert_base(sequences: int, layers: int = 12) -> Case:
+    """Build the encoder of BERT-base: 12 layers of width 768 with 12 heads, 128 tokens; or fewer layers."""
     import torch
     from torch import nn
 
     layer = nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True)
-    model = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+    model = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
     return Case("BERT-base", model, torch.randn(sequences, 128, 768), f"{sequences} sequences of 128 tokens")
 
 

@@ -1,12 +1,15 @@
 """The gradients of a masked weight, against their closed forms."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from masksolve.torch import Sparsifier
-from masksolve.torch._training.masking import GRADIENTS, Gradient, MaskedWeight, attach
+from masksolve.torch import Sparsifier, finalize
+from masksolve.torch._training import masking
+from masksolve.torch._training.masking import GRADIENTS, Gradient, MaskedWeight, attach, masked_product
 from tests.torch.masked import held
 
 DECAY = 0.03
@@ -159,3 +162,53 @@ def test_under_frozen_masks_all_gradients_train_the_same_model() -> None:
         kept.append(model.state_dict())
     for other in kept[1:]:
         assert all(torch.equal(kept[0][name], value) for name, value in other.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_masking_is_the_product_of_weight_and_mask(dtype: torch.dtype) -> None:
+    weight, mask = torch.randn(24, 3, 5).to(dtype), torch.rand(24, 3, 5) > 0.6
+    for one, other in ((weight, mask), (weight[:, 1:], mask[:, 1:]), (weight.mT, mask.mT)):
+        found = masked_product(one, other)
+        assert found.dtype == dtype
+        assert found.stride() == (one * other).stride()
+        assert torch.equal(found, torch.where(other, one, 0))
+
+
+def test_attention_masks_each_weight_once_in_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, inputs = nn.MultiheadAttention(16, 2, batch_first=True), torch.randn(2, 4, 16)
+    Sparsifier(layer, "3:8")
+    shapes: list[tuple[int, ...]] = []
+
+    def noting(weight: Tensor, mask: Tensor) -> Tensor:
+        shapes.append(tuple(weight.shape))
+        return masked_product(weight, mask)
+
+    monkeypatch.setattr(masking, "masked_product", noting)
+    found, _ = layer(inputs, inputs, inputs)
+    assert sorted(shapes) == [(16, 16), (48, 16)]
+    # Only while it runs.
+    with torch.no_grad():
+        layer.in_proj_weight.mul_(2)
+    doubled, _ = layer(inputs, inputs, inputs)
+    assert not torch.equal(doubled, found)
+    with pytest.raises(AssertionError, match="embedding dimension"):
+        layer(inputs[..., 1:], inputs, inputs)
+    plain = copy.deepcopy(layer)
+    finalize(plain)
+    torch.testing.assert_close(plain(inputs, inputs, inputs)[0], doubled)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
+def test_masked_gradients_have_gradients() -> None:
+    layer = nn.Linear(8, 8, bias=False).double()
+    Sparsifier(layer, "3:8", gradient="masked")
+    weight, mask = held(layer)
+    inputs = torch.randn(4, 8, dtype=torch.double)
+
+    def output(of: Tensor) -> Tensor:
+        return (inputs @ masking._apply(masking._Masking, of, mask).t()).tanh()
+
+    assert torch.autograd.gradcheck(output, weight, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(output, weight)
+    torch.testing.assert_close(layer(inputs).tanh(), output(weight))

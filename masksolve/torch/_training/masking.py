@@ -11,7 +11,7 @@ from __future__ import annotations
 import copyreg
 import weakref
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, wraps
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -25,6 +25,8 @@ Gradient = Literal["ste", "sr-ste", "masked"]
 GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 # A mask -> what is wrong with it for the weight that asks, in words; None if nothing is.
 MaskFault = Callable[[Tensor], str | None]
+# A module's attribute during a forward that masks each parameter once: what was read, by name.
+_READ = "_masked_read"
 
 
 class MaskedWeight:
@@ -101,12 +103,14 @@ class MaskedWeight:
         if is_sharded(weight) and not _lie_alike(weight, mask):
             # FSDP outside a forward: it reads its own shards, and nothing else can be computed with them.
             return weight
-        is_transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        is_transformed = _is_transformed()
         needs_gradient = is_transformed or (weight.requires_grad and torch.is_grad_enabled())
-        if self.gradient == "masked" or not needs_gradient or torch._C._get_tracing_state() is not None:
-            value = weight * mask
-        else:
+        if not needs_gradient or torch._C._get_tracing_state() is not None:
+            value = masked_product(weight, mask)
+        elif self.gradient != "masked":
             value = _apply(_TransformableStraightThrough, weight, mask)
+        else:
+            value = weight * mask if is_transformed else _apply(_Masking, weight, mask)
         # Changes of a transformation's values reach nothing.
         return MaskedRead.of(value, weight, mask) if type(weight) is nn.Parameter and not is_transformed else value
 
@@ -130,14 +134,15 @@ class _Decay:
 
     def __call__(self, grad: Tensor) -> Tensor | None:
         weight, masked = self.weight(), self.masked()
-        return None if weight is None or masked is None else grad + masked.decay * (weight * ~masked.mask)
+        if weight is None or masked is None:
+            return None
+        return torch.add(grad, masked_product(weight, ~masked.mask), alpha=masked.decay)
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, mask: Tensor) -> Tensor:
-        # On a CPU two to three times faster than torch.where; pruned weights may become -0.0.
-        return weight * mask
+        return masked_product(weight, mask)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -156,6 +161,41 @@ class _TransformableStraightThrough(_StraightThrough):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         return tangent.clone()
+
+
+class _Masking(torch.autograd.Function):
+    """The masked weight with its true gradient, whose gradient is the same function."""
+
+    @staticmethod
+    def forward(weight: Tensor, mask: Tensor) -> Tensor:
+        return masked_product(weight, mask)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        _, mask = inputs
+        ctx.save_for_backward(mask)
+        ctx.save_for_forward(mask)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _apply(_Masking, grad, *ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _apply(_Masking, tangent, *ctx.saved_tensors)
+
+
+def masked_product(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return weight * mask, two to three times faster than torch.where on a CPU; pruned weights may become -0.0."""
+    is_simple = not (_is_transformed() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None)
+    if is_simple and weight.device.type == "cpu":
+        # A product of two dtypes converts the mask first, in memory of its own: here that is the result's.
+        return mask.to(weight.dtype).mul_(weight)
+    return weight * mask
+
+
+def _is_transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _apply(function: type[torch.autograd.Function], weight: Tensor, mask: Tensor) -> Tensor:
@@ -231,6 +271,8 @@ def _masked_class(
         setattr(Masked, attribute, property(_reader(attribute), _writer(attribute)))
     if forward is not None:
         Masked.forward = forward
+    elif issubclass(base, nn.MultiheadAttention):
+        Masked.forward = _reading_once(base.forward)
     Masked.__name__, Masked.__qualname__ = f"Masked{base.__name__}", f"Masked{base.__qualname__}"
     # Tracers recognise the layers of torch.nn by it.
     Masked.__module__ = base.__module__
@@ -238,10 +280,37 @@ def _masked_class(
     return Masked
 
 
+def _reading_once(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward in which a parameter is masked once, however often it is read.
+
+    That of MultiheadAttention reads its weights three times, twice to look at their shape and dtype.
+    """
+
+    @wraps(forward)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return forward(self, *args, **kwargs)
+        vars(self)[_READ] = {}
+        try:
+            return forward(self, *args, **kwargs)
+        finally:
+            del vars(self)[_READ]
+
+    return run
+
+
 def _reader(attribute: str) -> Callable[[Any], Tensor | None]:
     buffer = mask_name(attribute)
 
     def read(self: Any) -> Tensor | None:
+        read_before = vars(self).get(_READ)
+        if read_before is None:
+            return compute(self)
+        if attribute not in read_before:
+            read_before[attribute] = compute(self)
+        return cast("Tensor | None", read_before[attribute])
+
+    def compute(self: Any) -> Tensor | None:
         # The replicas of DataParallel have plain attributes in place of parameters.
         held = self._parameters if attribute in self._parameters else self.__dict__
         try:

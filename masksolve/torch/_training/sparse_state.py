@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._layers import check_module, masked_attributes
-from masksolve.torch._training.masking import Held, masked_parameter
+from masksolve.torch._training.masking import Held, masked_parameter, masked_product
 
 
 def sparse_state_dict(model: nn.Module) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def take_masks(model: nn.Module, state: dict[str, Any]) -> Taken:
         if (place := weight.data_ptr()) not in made:
             dense, mask = weight.cpu(), taken.buffers[key]
             # Adding zero turns the -0.0 of a negative weight into 0.0.
-            made[place] = (dense * mask).add_(0.0), dense[~mask]
+            made[place] = masked_product(dense, mask).add_(0.0), dense[~mask]
         state[name], taken.pruned[name] = made[place]
         taken.masks[name] = key
     return taken
