@@ -42,7 +42,7 @@ def closed_form(gradient: Gradient, grad: Tensor, mask: Tensor, weight: Tensor) 
     for i, j in torch.cartesian_prod(*map(torch.arange, weight.shape)).tolist():
         kept = float(mask[i, j])
         g, w = float(grad[i, j]), float(weight[i, j])
-        found[i, j] = {"ste": g, "sr-ste": g + DECAY * (1 - kept) * w, "masked": kept * g}[gradient]
+        found[i, j] = {"ste": g, "sr-ste": g + DECAY * (1 - kept) * w, "masked": kept * g, "soft": g}[gradient]
     return found
 
 
@@ -146,9 +146,9 @@ def test_a_tied_weight_decays_once() -> None:
     torch.testing.assert_close(weight.grad, torch.where(mask, 0, 0.5 * weight.detach()))
 
 
-def test_under_frozen_masks_all_gradients_train_the_same_model() -> None:
+def test_under_frozen_masks_of_0_and_1_all_gradients_train_the_same_model() -> None:
     kept = []
-    for gradient in GRADIENTS:
+    for gradient in (each for each in GRADIENTS if each != "soft"):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
         sparsifier = Sparsifier(model, "3:8", gradient=gradient, decay=0.1, refresh_every=None)

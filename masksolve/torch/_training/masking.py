@@ -21,7 +21,7 @@ from masksolve._pattern import Pattern
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._training.masked_read import MaskedRead
 
-Gradient = Literal["ste", "sr-ste", "masked"]
+Gradient = Literal["ste", "sr-ste", "masked", "soft"]
 GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 # A mask -> what is wrong with it for the weight that asks, in words; None if nothing is.
 MaskFault = Callable[[Tensor], str | None]
@@ -41,8 +41,9 @@ class MaskedWeight:
         The parameter's name there.
     mask : Tensor of bool, shaped like the weight
         True = kept.
-    gradient : {"ste", "sr-ste", "masked"}
-        What the dense weight gets for the gradient g of the masked one: g; g + decay * (1 - mask) * weight; mask * g.
+    gradient : {"ste", "sr-ste", "masked", "soft"}
+        What the dense weight gets for the gradient g of the masked one: g; g + decay * (1 - mask) * weight; mask * g;
+        g. Under "soft" the weight is multiplied with more than the mask: see `set_thresholds`.
     decay : float
         How strongly "sr-ste" pulls pruned weights to zero.
     fault : callable
@@ -68,11 +69,18 @@ class MaskedWeight:
         self.decay = decay
         self.fault = fault
         self.thin = thin
+        # The buffer that the weight is multiplied with.
+        self.multiplier = self.buffer
         # Whether anything has read the parameter; compiled code does not set it.
         self.is_read = False
         # Whether this belongs to a copy of the Sparsifier's model, which the Sparsifier does not update.
         self.is_copy = False
         home.register_buffer(self.buffer, mask)
+        if gradient == "soft":
+            self.multiplier = f"{attribute}_{_FACTOR}"
+            weight = cast(nn.Parameter, home._parameters[attribute]).detach()
+            home.register_buffer(self.multiplier, torch.empty_like(weight).copy_(mask))
+            home.register_buffer(self.scale, torch.ones((), dtype=weight.dtype, device=weight.device))
 
     @property
     def counter(self) -> str:
@@ -80,20 +88,56 @@ class MaskedWeight:
         return f"{self.buffer}_steps"
 
     @property
+    def scale(self) -> str:
+        """The name of the buffer that has the scale of "soft"."""
+        return f"{self.multiplier}_scale"
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """The names of all buffers that there may be."""
+        softened = (self.multiplier, self.scale) if self.gradient == "soft" else ()
+        return self.buffer, self.counter, *softened
+
+    @property
     def mask(self) -> Tensor:
         """The mask. It changes in place, and is another tensor after the model has moved."""
         return cast(Tensor, self.home._buffers[self.buffer])
+
+    @property
+    def factor(self) -> Tensor:
+        """What the weight is multiplied with: the mask, or its shrunken form."""
+        return cast(Tensor, self.home._buffers[self.multiplier])
 
     def set_mask(self, mask: Tensor) -> None:
         """Replace the mask: the one way to do it from within the package, as packed forms have to know."""
         self.mask.copy_(mask)
         self.look()
 
+    def set_thresholds(self, weight: Tensor, thresholds: Tensor, *, rescale: bool = False) -> None:
+        """Shrink the masked weight, as it is now, by thresholds: scale * sign(w) * max(abs(w) - threshold, 0) is left.
+
+        As factors, so that until the next refresh it is masked as ever, by a mask that is not 0 and 1.
+
+        Parameters
+        ----------
+        rescale : bool
+            Whether to choose the scale first: that which brings what is left closest to the dense weight, by least
+            squares.
+        """
+        dense = weight.detach().float() if weight.dtype != torch.float64 else weight.detach()
+        sizes = dense.abs()
+        shares = ((sizes - thresholds.to(sizes)).clamp_(min=0) / sizes).nan_to_num_(0) * self.mask
+        scale = cast(Tensor, self.home._buffers[self.scale])
+        if rescale and bool(shares.any()):
+            left = sizes * shares
+            scale.copy_((sizes * left).sum() / left.square().sum())
+        self.factor.copy_(shares.mul_(scale))
+
     def look(self) -> None:
         """Note that the mask has changed. Does nothing for a mask that is only multiplied with."""
 
     def __call__(self, weight: Tensor, mask: Tensor) -> Tensor:
-        """Return the masked weight, of the same shape and dtype."""
+        """Return the masked weight, of the same shape and dtype; `mask` is the factor, or a shard or replica of it."""
         # Dynamo traces autograd functions only without a jvp of their own, and no subclasses are needed there.
         if torch.compiler.is_compiling():
             return weight * mask if self.gradient == "masked" else _apply(_StraightThrough, weight, mask)
@@ -188,7 +232,7 @@ class _Masking(torch.autograd.Function):
 def masked_product(weight: Tensor, mask: Tensor) -> Tensor:
     """Return weight * mask, two to three times faster than torch.where on a CPU; pruned weights may become -0.0."""
     is_simple = not (_is_transformed() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None)
-    if is_simple and weight.device.type == "cpu":
+    if is_simple and weight.device.type == "cpu" and mask.dtype == torch.bool:
         # A product of two dtypes converts the mask first, in memory of its own: here that is the result's.
         return mask.to(weight.dtype).mul_(weight)
     return weight * mask
@@ -209,6 +253,10 @@ def _lie_alike(weight: Tensor, mask: Tensor) -> bool:
 def mask_name(attribute: str) -> str:
     """Return the name of the buffer that holds the mask of a parameter."""
     return f"{attribute}_mask"
+
+
+# The end of the name of the buffer that shrinks a parameter.
+_FACTOR = "mask_factor"
 
 
 @cache
@@ -300,8 +348,6 @@ def _reading_once(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _reader(attribute: str) -> Callable[[Any], Tensor | None]:
-    buffer = mask_name(attribute)
-
     def read(self: Any) -> Tensor | None:
         read_before = vars(self).get(_READ)
         if read_before is None:
@@ -316,8 +362,9 @@ def _reader(attribute: str) -> Callable[[Any], Tensor | None]:
         try:
             weight: Tensor | None = held[attribute]
             masked = self._masked[attribute]
-            mask = self._buffers[buffer] if buffer in self._buffers else masked.mask  # noqa: SIM401 - another's mask
-            return None if weight is None else masked(weight, mask)
+            buffer = masked.multiplier
+            factor = self._buffers[buffer] if buffer in self._buffers else masked.factor  # noqa: SIM401 - another's
+            return None if weight is None else masked(weight, factor)
         except (AttributeError, KeyError) as error:
             # On an AttributeError nn.Module would return the dense weight.
             raise RuntimeError(f"the masked parameter {attribute!r} cannot be read: {error!r}") from error
@@ -414,7 +461,7 @@ def write_zeros(owner: nn.Module, attribute: str) -> None:
     weight, masked = cast(Held, masked_parameter(owner, attribute))
     with torch.no_grad():
         # Adding zero turns the -0.0 of a negative weight into 0.0; DTensor of PyTorch 2.6 refuses a float.
-        weight.mul_(masked.mask).add_(torch.zeros_like(weight))
+        weight.mul_(masked.factor).add_(torch.zeros_like(weight))
 
 
 def detach(owner: nn.Module, attribute: str) -> None:
@@ -425,7 +472,7 @@ def detach(owner: nn.Module, attribute: str) -> None:
         del hooks[key]
     masked = vars(owner)["_masked"].pop(attribute)
     if masked.home is owner:
-        for buffer in (masked.buffer, masked.counter):
+        for buffer in masked.buffers:
             owner._buffers.pop(buffer, None)
     base, attributes, forward = cast(Any, type(owner))._unmasked
     rest = tuple(each for each in attributes if each != attribute)

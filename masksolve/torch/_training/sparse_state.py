@@ -75,14 +75,16 @@ def take_masks(model: nn.Module, state: dict[str, Any]) -> Taken:
     """Make a state_dict of a masked model, or of a copy of it, one of sparse weights under plain names."""
     taken, found = Taken({}, {}, {}), []
     keys: dict[int, str] = {}
+    factors: dict[str, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         for attribute in masked_attributes(module):
             _, masked = cast(Held, masked_parameter(module, attribute))
             found.append((f"{prefix}{attribute}", masked))
             if masked.home is module:
-                keys.setdefault(id(masked), f"{prefix}{masked.buffer}")
-                for buffer in (masked.buffer, masked.counter):
+                key = keys.setdefault(id(masked), f"{prefix}{masked.buffer}")
+                factors.setdefault(key, f"{prefix}{masked.multiplier}")
+                for buffer in masked.buffers:
                     if (value := state.pop(f"{prefix}{buffer}", None)) is not None:
                         taken.buffers[f"{prefix}{buffer}"] = value.cpu()
     # Names of one tensor share what is made of it.
@@ -101,7 +103,7 @@ def take_masks(model: nn.Module, state: dict[str, Any]) -> Taken:
         if (place := weight.data_ptr()) not in made:
             dense, mask = weight.cpu(), taken.buffers[key]
             # Adding zero turns the -0.0 of a negative weight into 0.0.
-            made[place] = masked_product(dense, mask).add_(0.0), dense[~mask]
+            made[place] = masked_product(dense, taken.buffers[factors[key]]).add_(0.0), dense[~mask]
         state[name], taken.pruned[name] = made[place]
         taken.masks[name] = key
     return taken

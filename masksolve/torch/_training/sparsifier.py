@@ -56,6 +56,7 @@ from masksolve.torch._training.masking import (
     masked_parameter,
     owner_of,
 )
+from masksolve.torch._training.prices import thresholds
 from masksolve.torch._training.records import LayerRecord, RefreshRecord, count_changes
 from masksolve.torch._training.schedule import RefreshEvery, Schedule
 from masksolve.torch._training.sparse_linear import PackableWeight, linear_forward, reason_unknown
@@ -98,9 +99,12 @@ class Sparsifier:
         the first, and returns whether to refresh.
     until : int, optional
         The step that begins a final dense phase: from then on nothing is masked.
-    gradient : {"ste", "sr-ste", "masked"}
+    gradient : {"ste", "sr-ste", "masked", "soft"}
         The gradient of the dense weights, for the gradient g of the masked ones: g; g + decay * (1 - mask) * weight;
-        mask * g. Under all three, what an optimizer adds itself, such as weight decay, reaches pruned weights.
+        mask * g; g. Under all, what an optimizer adds itself, such as weight decay, reaches pruned weights. "soft" also
+        shrinks what is kept by the prices of the exact mask, times a scale that is chosen once, so that it follows the
+        weights continuously, to zero where the mask changes. It is meant for refresh_every=1, and needs exact,
+        saturated, transposable masks of magnitudes on whole tiles, without an `until`.
     decay : float
         For "sr-ste". The term is added once in every backward. Divide it by the number of accumulated backwards, and
         multiply it by the scale of a GradScaler.
@@ -146,7 +150,8 @@ class Sparsifier:
     otherwise it raises, and the masks stay.
 
     Source of the masks and of refreshing them every 40 steps: Hubara et al. 2021 (arXiv 2102.08124); of "sr-ste": Zhou
-    et al. 2021 (arXiv 2102.04010); of "gradient_sparsity": Chmiel et al. 2023 (arXiv 2203.10991).
+    et al. 2021 (arXiv 2102.04010); of "soft", for one-sided masks: Hu et al. 2024 (arXiv 2409.09099); of
+    `gradient_sparsity`: Chmiel et al. 2023 (arXiv 2203.10991).
 
     Examples
     --------
@@ -194,6 +199,9 @@ class Sparsifier:
         check_module(model)
         check_choice(ragged, "ragged", ("allow", "skip"))
         check_choice(gradient, "gradient", GRADIENTS)
+        self._is_soft = gradient == "soft"
+        if self._is_soft:
+            _check_soft(importance=importance, method=method, direction=direction, saturated=saturated, until=until)
         check_flag(accelerate, "accelerate")
         thin = None if gradient_sparsity is None else as_keeping(gradient_sparsity, "gradient_sparsity")
         self._patterns, self._direction = as_patterns(pattern), check_direction(direction)
@@ -217,6 +225,8 @@ class Sparsifier:
         )
         check_all_have_one([site.name for site in self._sites if site.pattern is None])
         check_names(self._model, (name for site in self._sites for name in site.names))
+        if self._is_soft:
+            _check_whole_tiles(self._model, self._sites)
         if thin is not None:
             self._report = _with_gradients(self._model, self._report, thin)
         self._gradient_sparsity = thin
@@ -239,6 +249,8 @@ class Sparsifier:
             for name, (owner, attribute) in zip(site.names, owners, strict=True):
                 attach(owner, attribute, masked, linear_forward(owner) if accelerate or thin is not None else None)
                 self._owners[name] = weakref.ref(owner)
+            if self._is_soft:
+                _soften(site, weight, masked, rescale=True)
         guard_loading(self._model)
         self._steps = StepCount(self._held(self._sites[0].name).masked)
         # The masks that were filled with True, by their identity and version then.
@@ -303,6 +315,8 @@ class Sparsifier:
 
     @until.setter
     def until(self, value: int | None) -> None:
+        if self._is_soft and value is not None:
+            raise ValueError(_no_soft("until", value))
         self._schedule = Schedule(self._schedule.refresh_every, value)
         for site in self._sites:
             # `until` decides whether dense masks may be loaded.
@@ -368,12 +382,17 @@ class Sparsifier:
             )
         start = time.perf_counter()
         held = {site.name: self._held(site.name) for site in self._sites}
+        if self._is_soft and (sharded := [name for name, (weight, _) in held.items() if is_sharded(weight)]):
+            raise ValueError(f"gradient='soft' needs whole weights, and {_some_of(sharded)} is sharded; choose another")
         solutions = self._solve({name: weight for name, (weight, _) in held.items()})
         changed = {}
         for name, (_, masked) in held.items():
             mask = like(solutions[name].masks, masked.mask)
             changed[name] = count_changes(mask, masked.mask)
             masked.set_mask(mask)
+        if self._is_soft:
+            for site in self._sites:
+                _soften(site, *held[site.name])
         return self._finish_refresh(solutions, start, changed)
 
     def finalize(self, model: nn.Module | None = None) -> None:
@@ -425,6 +444,11 @@ class Sparsifier:
         self._check_attached()
         check_flag(pruned, "pruned")
         held = {site.name: self._held(site.name) for site in self._sites}
+        if pruned and self._is_soft:
+            raise ValueError(
+                "pruned=True gives back what a mask has pruned, and gradient='soft' shrinks what is kept too; save the "
+                "model's own state_dict, which has the dense weights"
+            )
         if pruned and (sharded := [name for name, (weight, _) in held.items() if is_sharded(weight)]):
             raise ValueError(f"pruned=True takes whole weights, and {_some_of(sharded)} is sharded; leave it out")
         values = {name: weight.detach()[~masked.mask] for name, (weight, masked) in held.items() if pruned}
@@ -638,6 +662,38 @@ class _Judge:
     def __call__(self, mask: Tensor) -> str | None:
         whole = as_plain(mask)
         return None if self.allows_dense and bool(whole.all()) else mask_fault(self.layout.matrices(whole), self.recipe)
+
+
+def _no_soft(option: str, value: object) -> str:
+    return (
+        "gradient='soft' shrinks weights by the prices of exact, saturated, transposable masks of their magnitudes, as "
+        f"long as there are masks; it does not go with {option}={value!r}"
+    )
+
+
+def _check_soft(**options: object) -> None:
+    needed = {"importance": "magnitude", "method": "exact", "direction": "both", "saturated": True, "until": None}
+    for option, value in options.items():
+        if value != needed[option]:
+            raise ValueError(_no_soft(option, value))
+
+
+def _check_whole_tiles(model: nn.Module, sites: Sequence[Site]) -> None:
+    for site in sites:
+        assert site.pattern is not None
+        rows, columns = site.layout.matrix_shape(model.get_parameter(site.name).shape)
+        if rows % site.pattern.m or columns % site.pattern.m:
+            raise ValueError(
+                f"gradient='soft' needs whole tiles, and {site.name!r} is {rows}x{columns}, not a multiple of "
+                f"{site.pattern.m} both ways; exclude it, or pass ragged='skip'"
+            )
+
+
+def _soften(site: Site, weight: nn.Parameter, masked: MaskedWeight, *, rescale: bool = False) -> None:
+    """Shrink a masked weight by the prices of its mask, which is that of the weight as it is now."""
+    assert site.pattern is not None
+    matrices, masks = site.layout.matrices(weight.detach()), site.layout.matrices(masked.mask)
+    masked.set_thresholds(weight, site.layout.weight(thresholds(matrices, masks, site.pattern)), rescale=rescale)
 
 
 def _with_gradients(model: nn.Module, report: Sequence[ParameterReport], thin: Pattern) -> tuple[ParameterReport, ...]:

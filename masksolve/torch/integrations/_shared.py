@@ -21,6 +21,11 @@ class Recipe:
         as_patterns(pattern)
         check_flag(finalize, "finalize")
         inspect.signature(Sparsifier).bind(None, pattern, **options)
+        if options.get("gradient") == "soft":
+            raise ValueError(
+                "gradient='soft' shrinks the weights that are kept, which checkpoints of sparse weights could not give "
+                "back; make a Sparsifier in a loop of your own, and save the model's state_dict with its"
+            )
         self._pattern, self._options = pattern, options
 
     def make(self, model: nn.Module) -> Sparsifier:
@@ -48,6 +53,6 @@ def _add_masks(model: nn.Module, state_dict: dict[str, Any], prefix: str, *rest:
         start = f"{path}." if path else ""
         for attribute in masked_attributes(module):
             _, masked = cast(Held, masked_parameter(module, attribute))
-            for buffer in (masked.buffer, masked.counter):
+            for buffer in masked.buffers:
                 if buffer in module._buffers and f"{start}{attribute}" in state_dict:
                     state_dict.setdefault(f"{start}{buffer}", module._buffers[buffer])
