@@ -14,7 +14,6 @@ import masksolve as ms
 from masksolve.torch import Sparsifier, finalize, sparse_state_dict
 from masksolve.torch._training.masking import MaskedWeight, masked_parameter
 from masksolve.torch._training.prices import prices, thresholds
-from masksolve.torch.integrations._shared import Recipe
 from tests.tables import Pair, name_of, spread, weights_of
 from tests.torch.masked import held
 
@@ -241,17 +240,19 @@ def test_a_training_learns_and_finalize_writes_what_it_trained_with(dtype: torch
         assert all(torch.equal(value, saved[name]) for name, value in each.state_dict().items())
 
 
-def test_a_state_dict_resumes_bit_for_bit() -> None:
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_state_dict_resumes_bit_for_bit(is_sparse: bool) -> None:
     model = mlp()
     sparsifier = Sparsifier(model, "4:8", gradient="soft", refresh_every=3)
     trained(model, sparsifier, range(4))
-    state = copy.deepcopy((model.state_dict(), sparsifier.state_dict()))
-    assert "0.weight_mask_factor" in state[0]
+    weights = sparse_state_dict(model) if is_sparse else model.state_dict()
+    state = copy.deepcopy((weights, sparsifier.state_dict(pruned=is_sparse)))
+    assert ("0.weight_mask_factor" in state[0]) is not is_sparse
     expected = trained(model, sparsifier, range(4, 9))
     torch.manual_seed(9)
     other = nn.Sequential(nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 8))
     resumed = Sparsifier(other, "4:8", gradient="soft", refresh_every=3)
-    other.load_state_dict(state[0])
+    other.load_state_dict(state[0], strict=not is_sparse)
     resumed.load_state_dict(state[1])
     assert trained(other, resumed, range(4, 9)) == expected
 
@@ -298,7 +299,7 @@ def test_what_has_no_prices_is_refused(options: dict[str, Any], words: str) -> N
     assert type(model) is nn.Linear
 
 
-def test_partial_tiles_a_dense_end_and_checkpoints_without_what_is_kept_are_refused() -> None:
+def test_partial_tiles_a_dense_end_and_states_without_factors_are_refused() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 10))
     with pytest.raises(
         ValueError, match=r"whole tiles, and '1.weight' is 10x8, not a multiple of 4 both ways; exclude"
@@ -308,7 +309,6 @@ def test_partial_tiles_a_dense_end_and_checkpoints_without_what_is_kept_are_refu
     sparsifier = Sparsifier(model, "2:4", gradient="soft", ragged="skip")
     with pytest.raises(ValueError, match="does not go with until=3"):
         sparsifier.until = 3
-    with pytest.raises(ValueError, match="pruned=True gives back"):
-        sparsifier.state_dict(pruned=True)
-    with pytest.raises(ValueError, match="make a Sparsifier in a loop of your own"):
-        Recipe("2:4", True, {"gradient": "soft"})
+    state = sparsifier.state_dict()
+    with pytest.raises(ValueError, match=r"no factor of shape \(8, 8\) for '0.weight', which gradient='soft' needs"):
+        sparsifier.load_state_dict({**state, "soft": {}})

@@ -75,18 +75,20 @@ class Seen(transformers.TrainerCallback):  # type: ignore[misc]
         model.train()
 
 
-MODELS: dict[str, tuple[Callable[..., Any], Any]] = {
-    "gpt2": (gpt2, None),
-    "tied": (llama, ["model.embed_tokens.weight", "*_proj.weight"]),
+# How a model is made, and the options of its Sparsifier.
+MODELS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "gpt2": (gpt2, {}),
+    "tied": (llama, {"include": ["model.embed_tokens.weight", "*_proj.weight"]}),
+    "soft": (gpt2, {"gradient": "soft"}),
 }
 Run = tuple[str, Any, SparsifierCallback, Seen, Path]
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    make, include = MODELS[request.param]
+    make, options = MODELS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    mine = callback(include=include)
+    mine = callback(**options)
     found = trainer(folder, make(), mine, others=[seen := Seen(mine)])
     found.train()
     return request.param, found, mine, seen, folder
@@ -143,8 +145,8 @@ def _finalized(model: Any) -> Any:
 def resume(run: Run, folder: Path, **options: Any) -> tuple[Any, SparsifierCallback]:
     """Go on from the checkpoint in the middle with another model and a new callback."""
     name, _, _, _, source = run
-    make, include = MODELS[name]
-    again = trainer(folder, make(1), resumed := callback(include=include, **options), save_strategy="no")
+    make, own = MODELS[name]
+    again = trainer(folder, make(1), resumed := callback(**own, **options), save_strategy="no")
     again.train(resume_from_checkpoint=str(source / f"checkpoint-{HALF}"))
     return again, resumed
 

@@ -108,6 +108,10 @@ class MaskedWeight:
         """What the weight is multiplied with: the mask, or its shrunken form."""
         return cast(Tensor, self.home._buffers[self.multiplier])
 
+    def absent(self, mask: Tensor) -> Tensor:
+        """Return where a masked weight has not the dense one's value: where it is pruned, under "soft" anywhere."""
+        return torch.ones_like(mask) if self.gradient == "soft" else ~mask
+
     def set_mask(self, mask: Tensor) -> None:
         """Replace the mask: the one way to do it from within the package, as packed forms have to know."""
         self.mask.copy_(mask)
@@ -132,6 +136,13 @@ class MaskedWeight:
             left = sizes * shares
             scale.copy_((sizes * left).sum() / left.square().sum())
         self.factor.copy_(shares.mul_(scale))
+
+    @property
+    def softening(self) -> dict[str, Tensor]:
+        """The factor and the scale of "soft"; empty for other gradients."""
+        if self.gradient != "soft":
+            return {}
+        return {"factor": self.factor, "scale": cast(Tensor, self.home._buffers[self.scale])}
 
     def look(self) -> None:
         """Note that the mask has changed. Does nothing for a mask that is only multiplied with."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from masksolve.torch._dtensor import is_sharded
@@ -61,7 +62,7 @@ class Taken(NamedTuple):
     buffers : dict
         The masks, and the numbers of steps, by their keys.
     pruned : dict
-        The pruned entries of every masked weight, one after the other, by its key.
+        The entries of every dense weight that the sparse one does not have, one after the other, by its key.
     masks : dict
         The key of its mask, by the key of a weight.
     """
@@ -103,7 +104,7 @@ def take_masks(model: nn.Module, state: dict[str, Any]) -> Taken:
         if (place := weight.data_ptr()) not in made:
             dense, mask = weight.cpu(), taken.buffers[key]
             # Adding zero turns the -0.0 of a negative weight into 0.0.
-            made[place] = masked_product(dense, taken.buffers[factors[key]]).add_(0.0), dense[~mask]
+            made[place] = masked_product(dense, taken.buffers[factors[key]]).add_(0.0), dense[masked.absent(mask)]
         state[name], taken.pruned[name] = made[place]
         taken.masks[name] = key
     return taken
@@ -113,4 +114,6 @@ def give_masks(state: dict[str, Any], taken: Taken) -> None:
     """Undo `take_masks`."""
     state.update(taken.buffers)
     for name, values in taken.pruned.items():
-        state[name] = state[name].masked_scatter(~taken.buffers[taken.masks[name]].to(state[name].device), values)
+        mask = taken.buffers[taken.masks[name]]
+        absent = torch.ones_like(mask) if values.numel() == mask.numel() else ~mask
+        state[name] = state[name].masked_scatter(absent.to(state[name].device), values.to(state[name].device))

@@ -54,6 +54,7 @@ from masksolve.torch._training.masking import (
     check_names,
     check_weight,
     masked_parameter,
+    masked_product,
     owner_of,
 )
 from masksolve.torch._training.prices import thresholds
@@ -439,21 +440,19 @@ class Sparsifier:
         ----------
         pruned : bool
             Whether to add the dense weights that are pruned now, one after the other, for a model that is saved without
-            them: see `sparse_state_dict`.
+            them: see `sparse_state_dict`. With gradient="soft", which changes all of them, all dense weights.
         """
         self._check_attached()
         check_flag(pruned, "pruned")
         held = {site.name: self._held(site.name) for site in self._sites}
-        if pruned and self._is_soft:
-            raise ValueError(
-                "pruned=True gives back what a mask has pruned, and gradient='soft' shrinks what is kept too; save the "
-                "model's own state_dict, which has the dense weights"
-            )
         if pruned and (sharded := [name for name, (weight, _) in held.items() if is_sharded(weight)]):
             raise ValueError(f"pruned=True takes whole weights, and {_some_of(sharded)} is sharded; leave it out")
-        values = {name: weight.detach()[~masked.mask] for name, (weight, masked) in held.items() if pruned}
+        values = {
+            name: weight.detach()[masked.absent(masked.mask)] for name, (weight, masked) in held.items() if pruned
+        }
         return {
             **({"pruned": values} if pruned else {}),
+            **({"soft": {name: masked.softening for name, (_, masked) in held.items()}} if self._is_soft else {}),
             "pattern": str(self._patterns),
             "direction": self.direction,
             "step": self.steps,
@@ -476,7 +475,7 @@ class Sparsifier:
             changed then.
         """
         self._check_attached()
-        keys = ("pattern", "direction", "step", "masks", "potentials")
+        keys = ("pattern", "direction", "step", "masks", "potentials", *(("soft",) if self._is_soft else ()))
         if not isinstance(state, Mapping):
             raise TypeError(f"the state_dict of a Sparsifier is a mapping of {', '.join(keys)}, got {state!r}")
         missing = sorted(set(keys) - set(state))
@@ -516,15 +515,20 @@ class Sparsifier:
             if name in held and not is_sharded(self._held(name).weight)
         }
         placed = {name: like(masks[name], masked.mask) for name, masked in held.items()}
-        dense = {
-            name: _with_pruned(name, self._held(name).weight, placed[name], state["pruned"].get(name))
-            for name in (held if "pruned" in state else ())
-        }
+        soft = {name: _softening(name, masked, state["soft"]) for name, masked in held.items() if self._is_soft}
+        dense = {}
+        for name in held if "pruned" in state else ():
+            weight, masked = self._held(name)
+            factor = soft[name]["factor"] if self._is_soft else placed[name]
+            pruned = state["pruned"].get(name)
+            dense[name] = _with_pruned(name, weight.detach(), masked.absent(placed[name]), factor, pruned)
         with torch.no_grad():
             for name, values in dense.items():
                 self._held(name).weight.copy_(values)
         for name, masked in held.items():
             masked.set_mask(placed[name])
+            for key, buffer in masked.softening.items():
+                buffer.copy_(soft[name][key])
         self._potentials = potentials
         self._steps.value = step
         if self._schedule.is_dense_at(self.steps):
@@ -719,20 +723,33 @@ def _layer_record(name: str, solution: MaskSolution, changed: int) -> LayerRecor
     )
 
 
-def _with_pruned(name: str, weight: Tensor, mask: Tensor, pruned: Tensor | None) -> Tensor:
-    """Return a weight with its pruned entries, which are zero or those already."""
-    places = ~mask
-    held = weight.detach()[places]
+def _softening(name: str, masked: MaskedWeight, saved: Any) -> dict[str, Tensor]:
+    """Return what `MaskedWeight.softening` has to be, as it was saved."""
+    found = saved.get(name, {}) if isinstance(saved, Mapping) else {}
+    for key, buffer in masked.softening.items():
+        if not isinstance(found.get(key), Tensor) or found[key].shape != buffer.shape:
+            raise ValueError(
+                f"the state_dict has no {key} of shape {tuple(buffer.shape)} for {name!r}, which gradient='soft' "
+                "needs; make the Sparsifier as it was when saved"
+            )
+    return {key: found[key].to(buffer) for key, buffer in masked.softening.items()}
+
+
+def _with_pruned(name: str, weight: Tensor, absent: Tensor, factor: Tensor, pruned: Tensor | None) -> Tensor:
+    """Return the dense weight, whose absent entries are given, for the masked one that was saved with them."""
+    held = weight[absent]
     if pruned is None or pruned.shape != held.shape:
         found = "none" if pruned is None else tuple(pruned.shape)
         raise ValueError(f"the state_dict has pruned weights {found} for {name!r}; its mask prunes {tuple(held.shape)}")
     pruned = pruned.to(held)
-    if not bool(((held == 0) | (held == pruned)).all()):
+    dense = weight.masked_scatter(absent, pruned)
+    # They may have been loaded already, with the model's own state_dict.
+    if not bool(((held == masked_product(dense, factor)[absent]) | (held == pruned)).all()):
         raise ValueError(
             f"the pruned weights of the state_dict do not belong to the weights of {name!r}, which are not zero where "
             "its mask prunes; load the model that was saved with it, and before it"
         )
-    return weight.detach().masked_scatter(places, pruned)
+    return dense
 
 
 def _are_tensors(given: object) -> bool:

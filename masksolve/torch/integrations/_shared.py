@@ -21,11 +21,6 @@ class Recipe:
         as_patterns(pattern)
         check_flag(finalize, "finalize")
         inspect.signature(Sparsifier).bind(None, pattern, **options)
-        if options.get("gradient") == "soft":
-            raise ValueError(
-                "gradient='soft' shrinks the weights that are kept, which checkpoints of sparse weights could not give "
-                "back; make a Sparsifier in a loop of your own, and save the model's state_dict with its"
-            )
         self._pattern, self._options = pattern, options
 
     def make(self, model: nn.Module) -> Sparsifier:
