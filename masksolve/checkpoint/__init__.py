@@ -19,6 +19,7 @@ from masksolve.checkpoint._compare import Comparison, TensorComparison, compare_
 from masksolve.checkpoint._executors import WorkerLostError, dask_executor
 from masksolve.checkpoint._file import CheckpointError, ChosenTensor, PrunedAs, TensorInfo
 from masksolve.checkpoint._html import page
+from masksolve.checkpoint._masks import read_masks
 from masksolve.checkpoint._pack import PackedTensor, PackReport, pack_checkpoint, unpack_checkpoint
 from masksolve.checkpoint._plan import CheckpointPlan, PatternPlan, plan_checkpoint
 from masksolve.checkpoint._prune import apply_masks, prune_checkpoint
@@ -57,5 +58,6 @@ __all__ = [
     "page",
     "plan_checkpoint",
     "prune_checkpoint",
+    "read_masks",
     "unpack_checkpoint",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import index
@@ -92,7 +93,7 @@ def places_in(tensors: Sequence[ChosenTensor], header: bytes) -> dict[str, Place
     return places
 
 
-def read_masks(path: Path) -> MaskFile:
+def read_mask_file(path: Path) -> MaskFile:
     """Read what a file of masks says of them.
 
     Raises
@@ -120,6 +121,49 @@ def read_masks(path: Path) -> MaskFile:
         raise CheckpointError(f"{path} holds masks whose shapes contradict its metadata; write it again")
     places = {tensor.name: bits_place(tensor.offset, flat[tensor.name]) for tensor in header.tensors}
     return MaskFile(to, shapes, hashes, places)
+
+
+def read_masks(path: str | os.PathLike[str]) -> dict[str, NDArray[np.bool_]]:
+    """Read the masks that `prune_checkpoint` stored, as to train under them.
+
+    Parameters
+    ----------
+    path : path
+        The file of masks.
+
+    Returns
+    -------
+    dict of str to ndarray of bool
+        By the names of the checkpoint, shaped like its weights: True = kept. A byte for every weight.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not such a file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from safetensors.numpy import save_file
+    >>> import masksolve.checkpoint
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> source, masks = Path(folder.name, "in.safetensors"), Path(folder.name, "masks.safetensors")
+    >>> save_file({"w": np.arange(16.0).reshape(4, 4)}, source)
+    >>> _ = masksolve.checkpoint.prune_checkpoint(source, None, "1:4", masks=masks)
+    >>> read_masks(masks)["w"].sum(axis=0)
+    array([1, 1, 1, 1])
+    >>> folder.cleanup()
+    """
+    path = Path(path)
+    found = read_mask_file(path)
+    masks = {}
+    with path.open("rb") as file:
+        for name, shape in found.shapes.items():
+            flat, place = flat_shape(shape, found.to[name].stack), found.places[name]
+            file.seek(place.offset)
+            bits = np.frombuffer(file.read(flat[0] * place.row), np.uint8)
+            masks[name] = unpack(bits.reshape(flat[0], place.row), flat).reshape(shape)
+    return masks
 
 
 def _pruned_as(entry: Mapping[str, Any]) -> PrunedAs:

@@ -21,7 +21,7 @@ from masksolve._version import __version__
 from masksolve.checkpoint._file import CheckpointError, ChosenTensor, PrunedAs
 from masksolve.checkpoint._identify import identify
 from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
-from masksolve.checkpoint._masks import MaskFile, hash_of, read_masks
+from masksolve.checkpoint._masks import MaskFile, hash_of, read_mask_file
 from masksolve.checkpoint._record import RECORD, read_record, record_of
 from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile
 from masksolve.checkpoint._run import OnProgress, Outcome, Request, run
@@ -206,7 +206,7 @@ def apply_masks(
     >>> folder.cleanup()
     """
     given_path = Path(masks).absolute()
-    given = read_masks(given_path)
+    given = read_mask_file(given_path)
     checkpoint = read_checkpoint(Path(source).absolute())
     chosen, skipped = _masked_tensors(checkpoint, given, given_path)
     directions = {to.direction for to in given.to.values()}

@@ -14,8 +14,10 @@ from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, Pruned
 from masksolve.torch._adaprune.tasks import patterns_from_zeros
 from masksolve.torch._layers import ParameterReport
 from masksolve.torch._training.adapters import AdapterReport, add_adapters, merge_adapters
+from masksolve.torch._training.decay_search import DecaySearch, find_decay
 from masksolve.torch._training.finalize import finalize
 from masksolve.torch._training.records import LayerRecord, RefreshRecord
+from masksolve.torch._training.schedule import cubic_schedule
 from masksolve.torch._training.sparse_linear import acceleration_reason
 from masksolve.torch._training.sparse_state import sparse_state_dict
 from masksolve.torch._training.sparsifier import Sparsifier
@@ -26,6 +28,7 @@ __all__ = [
     "AdaPruneReport",
     "AdapterReport",
     "Conversion",
+    "DecaySearch",
     "LayerRecord",
     "ParameterReport",
     "PrunedLayer",
@@ -35,7 +38,9 @@ __all__ = [
     "acceleration_reason",
     "adaprune",
     "add_adapters",
+    "cubic_schedule",
     "finalize",
+    "find_decay",
     "merge_adapters",
     "minimum_variance_unbiased",
     "patterns_from_zeros",

@@ -54,6 +54,7 @@ def test_all_is_the_public_face() -> None:
         "page",
         "plan_checkpoint",
         "prune_checkpoint",
+        "read_masks",
         "unpack_checkpoint",
     ]
 

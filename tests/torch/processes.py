@@ -284,8 +284,23 @@ def fsdp(rank: int) -> dict[str, Any]:
         late = ""
     except ValueError as error:
         late = str(error)
-    saved = sparsifier.state_dict()
-    return {**found, "finalize": message, "state": state, "not finite": not_finite, "late": late, "saved": saved}
+    saved = copy.deepcopy(sparsifier.state_dict())
+    flips = {}
+    for hysteresis in (1e9, 0.0):
+        sparsifier.hysteresis = hysteresis
+        with torch.no_grad():
+            for weight, _ in held(model).values():
+                weight.to_local().copy_(torch.randn(weight.to_local().shape, generator=generator))
+        flips[hysteresis] = sum(layer.sad for layer in sparsifier.refresh().layers)
+    return {
+        **found,
+        "flips": flips,
+        "finalize": message,
+        "state": state,
+        "not finite": not_finite,
+        "late": late,
+        "saved": saved,
+    }
 
 
 @scenario

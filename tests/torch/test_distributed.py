@@ -149,6 +149,11 @@ def test_under_fsdp_the_records_are_those_of_whole_tensors(results: Results) -> 
             assert layer.kept_importance == pytest.approx(float(share), rel=1e-5)
 
 
+def test_under_fsdp_hysteresis_compares_the_masks_of_each_shard(results: Results) -> None:
+    assert results["fsdp"][0]["flips"] == results["fsdp"][1]["flips"]
+    assert results["fsdp"][0]["flips"][1e9] == 0 < results["fsdp"][0]["flips"][0.0]
+
+
 def test_a_gathered_fsdp_checkpoint_is_finalized_in_a_plain_model(results: Results) -> None:
     first = results["fsdp"][0]
     assert "parameter '0.weight' is sharded by fully_shard" in first["finalize"]

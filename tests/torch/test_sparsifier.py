@@ -296,7 +296,7 @@ def test_records_can_be_read_and_are_plain_numbers_as_dicts() -> None:
     model = net()
     record = Sparsifier(model, "2:4").last_refresh
     layer = record.layers[0]
-    assert repr(layer) == f"LayerRecord('2.weight', kept importance {layer.kept_importance:.2%}, flip rate 0.00%)"
+    assert repr(layer) == f"LayerRecord('2.weight', 2:4, kept importance {layer.kept_importance:.2%}, flip rate 0.00%)"
     assert repr(record).startswith("RefreshRecord(step 0, 3 layers, mean kept importance ")
     found = record.to_dict()
     assert (
@@ -304,6 +304,7 @@ def test_records_can_be_read_and_are_plain_numbers_as_dicts() -> None:
         == layer.to_dict()
         == {
             "name": "2.weight",
+            "pattern": "2:4",
             "kept_importance": layer.kept_importance,
             "sad": 0,
             "flip_rate": 0.0,

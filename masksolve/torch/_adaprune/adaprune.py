@@ -177,7 +177,7 @@ def adaprune(
     convolution's. "lstsq" solves the normal equations of every output on its kept inputs. Of narrow layers in closed
     form, in float64; of wide ones, where that would take outputs x (kept inputs)³ / 3 operations, by conjugate
     gradients of all outputs at once, about 100 x outputs x inputs²: the error, damping included, is then within a
-    millionth of the least, with a proof for each output.
+    ten-thousandth of the least, with a proof for each output.
 
     "sparsegpt" is the order of Frantar and Alistarh 2023 (arXiv 2301.00774), with a tile's inputs masked at once.
     "admm" is the alternating direction method of multipliers of Meng et al. 2024 ("ALPS", arXiv 2406.07831), which

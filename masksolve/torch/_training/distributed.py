@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from masksolve.torch._dtensor import as_plain, like
 from masksolve.torch._solver.solution import MaskSolution
 
 if TYPE_CHECKING:
@@ -102,9 +103,15 @@ def _owners(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def solve_sharded(
-    scores: DTensor, layout: Layout, tile_shape: tuple[int, int], solve: Callable[[Tensor], MaskSolution]
+    scores: DTensor,
+    before: Tensor | None,
+    layout: Layout,
+    tile_shape: tuple[int, int],
+    solve: Callable[[Tensor, Tensor | None], MaskSolution],
 ) -> MaskSolution:
     """Solve a DTensor: masks distributed as the scores are, the potentials and the count of this process.
+
+    `solve` gets the same part of the scores and of `before`, the masks until now, which may be whole.
 
     A shard whose edges are multiples of the tile's holds whole tiles and is solved where it lies. Otherwise every
     process gathers the tensor and solves all of it.
@@ -117,10 +124,12 @@ def solve_sharded(
     if bool(DTensor.from_local(faults, mesh, [Partial()] * mesh.ndim).full_tensor()):
         raise ValueError("a shard of the weights holds NaN or infinities, which have no importance; replace them first")
     if not _holds_whole_tiles(scores, layout, tile_shape):
-        found = solve(scores.full_tensor())
+        found = solve(scores.full_tensor(), None if before is None else as_plain(before))
         return replace(found, masks=distribute_tensor(found.masks, mesh, placements))
     local = scores.to_local()
-    found = solve(local) if local.numel() else MaskSolution(masks=torch.zeros_like(local, dtype=torch.bool))
+    # FSDP leaves buffers whole.
+    mine = None if before is None else cast("DTensor", like(before, scores)).to_local()
+    found = solve(local, mine) if local.numel() else MaskSolution(masks=torch.zeros_like(local, dtype=torch.bool))
     masks = DTensor.from_local(found.masks, mesh, placements, shape=scores.shape, stride=scores.stride())
     return replace(found, masks=masks)
 

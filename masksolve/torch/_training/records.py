@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from masksolve._pattern import Pattern
 from masksolve._words import counted
 from masksolve.torch._dtensor import as_plain, is_sharded
 
@@ -20,6 +21,8 @@ class LayerRecord:
     ----------
     name : str
         The parameter's.
+    pattern : Pattern
+        That of the new mask.
     kept_importance : float
         The share of the importance that the new mask keeps; 1.0 where all importance is zero.
     sad : int
@@ -33,20 +36,21 @@ class LayerRecord:
     """
 
     name: str
+    pattern: Pattern
     kept_importance: float
     sad: int
     flip_rate: float
     solved_on_cpu: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as a dict."""
-        return asdict(self)
+        """Return the attributes as a dict, the pattern as "N:M"."""
+        return {**asdict(self), "pattern": str(self.pattern)}
 
     def __repr__(self) -> str:
         on_cpu = f", {counted(self.solved_on_cpu, 'tile')} solved on the CPU" if self.solved_on_cpu else ""
         return (
-            f"LayerRecord({self.name!r}, kept importance {self.kept_importance:.2%}, flip rate {self.flip_rate:.2%}"
-            f"{on_cpu})"
+            f"LayerRecord({self.name!r}, {self.pattern}, kept importance {self.kept_importance:.2%}, flip rate "
+            f"{self.flip_rate:.2%}{on_cpu})"
         )
 
 
@@ -73,7 +77,7 @@ class RefreshRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes as a dict, its layers as dicts too."""
-        return asdict(self)
+        return {**asdict(self), "layers": tuple(layer.to_dict() for layer in self.layers)}
 
     def __repr__(self) -> str:
         kept, flips, _ = self.means().values()
@@ -87,7 +91,9 @@ class RefreshRecord:
 
         Examples
         --------
-        >>> layer = LayerRecord(name="fc.weight", kept_importance=0.75, sad=4, flip_rate=0.0625, solved_on_cpu=0)
+        >>> layer = LayerRecord(
+        ...     name="fc.weight", pattern=Pattern(4, 8), kept_importance=0.75, sad=4, flip_rate=0.0625, solved_on_cpu=0
+        ... )
         >>> RefreshRecord(step=40, seconds=0.002, share=0.01, layers=(layer,)).means()
         {'masks/kept_importance': 0.75, 'masks/flip_rate': 0.0625, 'masks/seconds': 0.002}
         """
@@ -103,7 +109,9 @@ class RefreshRecord:
 
         Examples
         --------
-        >>> layer = LayerRecord(name="fc.weight", kept_importance=0.75, sad=4, flip_rate=0.0625, solved_on_cpu=0)
+        >>> layer = LayerRecord(
+        ...     name="fc.weight", pattern=Pattern(4, 8), kept_importance=0.75, sad=4, flip_rate=0.0625, solved_on_cpu=0
+        ... )
         >>> record = RefreshRecord(step=40, seconds=0.002, share=0.01, layers=(layer,))
         >>> record
         RefreshRecord(step 40, 1 layer, mean kept importance 75.00%, mean flip rate 6.25%, 0.002 s)

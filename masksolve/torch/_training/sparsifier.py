@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ from masksolve.torch._solver.solve import (
     Recipe,
     check_importance,
     checked_scores,
+    described,
     kept_importance,
     mask_fault,
     solve_masks,
@@ -43,6 +45,7 @@ from masksolve.torch._solver.solve import (
 from masksolve.torch._training.distributed import check_not_fully_sharded, share_solves, solve_sharded, unwrapped
 from masksolve.torch._training.finalize import finalize, remove_masks
 from masksolve.torch._training.first_steps import FirstSteps
+from masksolve.torch._training.hysteresis import steady
 from masksolve.torch._training.loading import guard_loading, unguard_loading
 from masksolve.torch._training.masking import (
     GRADIENTS,
@@ -59,7 +62,7 @@ from masksolve.torch._training.masking import (
 )
 from masksolve.torch._training.prices import thresholds
 from masksolve.torch._training.records import LayerRecord, RefreshRecord, count_changes
-from masksolve.torch._training.schedule import RefreshEvery, Schedule
+from masksolve.torch._training.schedule import RefreshEvery, Schedule, SparsitySchedule
 from masksolve.torch._training.sparse_linear import PackableWeight, linear_forward, reason_unknown
 from masksolve.torch._training.step_count import StepCount
 from masksolve.torch._training.unbiased import as_keeping
@@ -100,6 +103,17 @@ class Sparsifier:
         the first, and returns whether to refresh.
     until : int, optional
         The step that begins a final dense phase: from then on nothing is masked.
+    sparsity_schedule : callable, optional
+        Gets the step of a refresh, 0 for the first masks, and returns the share of the pattern's zeros that masks have
+        from then on, 0 (dense) to 1, rounded down to whole zeros: on the way to "4:8", first 8:8, then 7:8, 6:8, 5:8.
+        `cubic_schedule` makes one.
+    hysteresis : float
+        How much more a new mask has to keep than the one before, as a share, for a tile (one-sided: a group) to change
+        it: .01 is one percent. 0: every refresh makes all masks the best.
+    masks : mapping of str to Tensor of bool, optional
+        Masks to train under as they are, True = kept: one of every parameter that is to be sparse, by its name, NumPy
+        arrays too. They have to fit pattern and direction; say refresh_every=None. `masksolve.checkpoint.read_masks`
+        has those of a file.
     gradient : {"ste", "sr-ste", "masked", "soft"}
         The gradient of the dense weights, for the gradient g of the masked ones: g; g + decay * (1 - mask) * weight;
         mask * g; g. Under all, what an optimizer adds itself, such as weight decay, reaches pruned weights. "soft" also
@@ -136,7 +150,7 @@ class Sparsifier:
 
     Notes
     -----
-    The attributes `decay`, `refresh_every` and `until` can be set at any time; all others are fixed.
+    The attributes `decay`, `refresh_every`, `until` and `hysteresis` can be set at any time; all others are fixed.
 
     `module.weight` gives the masked weight. What changes it in place (`module.weight.clamp_()`, `module.weight.data`,
     `torch.nn.init`) changes the dense one, to which the mask then applies.
@@ -189,6 +203,9 @@ class Sparsifier:
         ragged: Ragged = "allow",
         refresh_every: RefreshEvery = 40,
         until: int | None = None,
+        sparsity_schedule: SparsitySchedule | None = None,
+        hysteresis: float = 0.0,
+        masks: Mapping[str, Any] | None = None,
         gradient: Gradient = "ste",
         decay: float = 2e-4,
         importance: Literal["magnitude"] | Importance = "magnitude",
@@ -202,7 +219,16 @@ class Sparsifier:
         check_choice(gradient, "gradient", GRADIENTS)
         self._is_soft = gradient == "soft"
         if self._is_soft:
-            _check_soft(importance=importance, method=method, direction=direction, saturated=saturated, until=until)
+            _check_soft(
+                importance=importance,
+                method=method,
+                direction=direction,
+                saturated=saturated,
+                until=until,
+                sparsity_schedule=sparsity_schedule,
+                hysteresis=hysteresis,
+                masks=masks,
+            )
         check_flag(accelerate, "accelerate")
         thin = None if gradient_sparsity is None else as_keeping(gradient_sparsity, "gradient_sparsity")
         self._patterns, self._direction = as_patterns(pattern), check_direction(direction)
@@ -210,7 +236,13 @@ class Sparsifier:
             each: Recipe(pattern=each, method=method, saturated=saturated, direction=self._direction)
             for _, each in self._patterns.by_glob
         }
-        self._schedule = Schedule(refresh_every, until)
+        self._schedule = Schedule(refresh_every, until, sparsity_schedule)
+        self._hysteresis = _checked_hysteresis(hysteresis, method)
+        if masks is not None and refresh_every is not None:
+            raise ValueError(
+                f"masks= are trained under as they are, and refresh_every={refresh_every!r} would replace them; give "
+                "refresh_every=None (it can be set later), or leave out masks"
+            )
         if not callable(importance):
             check_importance(importance, ("magnitude",))
         self._importance = importance
@@ -238,7 +270,7 @@ class Sparsifier:
 
         start = time.perf_counter()
         parameters = {site.name: self._model.get_parameter(site.name) for site in self._sites}
-        solutions = self._solve(parameters)
+        solutions = self._solve(parameters, 0) if masks is None else self._given(masks, parameters)
         self._owners: dict[str, weakref.ref[nn.Module]] = {}
         for site in self._sites:
             weight = parameters[site.name]
@@ -307,7 +339,7 @@ class Sparsifier:
 
     @refresh_every.setter
     def refresh_every(self, value: RefreshEvery) -> None:
-        self._schedule = Schedule(value, self._schedule.until)
+        self._schedule = replace(self._schedule, refresh_every=value)
 
     @property
     def until(self) -> int | None:
@@ -318,10 +350,21 @@ class Sparsifier:
     def until(self, value: int | None) -> None:
         if self._is_soft and value is not None:
             raise ValueError(_no_soft("until", value))
-        self._schedule = Schedule(self._schedule.refresh_every, value)
+        self._schedule = replace(self._schedule, until=value)
         for site in self._sites:
             # `until` decides whether dense masks may be loaded.
             self._held(site.name).masked.fault = self._fault_of(site)
+
+    @property
+    def hysteresis(self) -> float:
+        """The share by which a tile's new mask has to keep more than the one before. Can be set."""
+        return self._hysteresis
+
+    @hysteresis.setter
+    def hysteresis(self, value: float) -> None:
+        if self._is_soft and value != 0:
+            raise ValueError(_no_soft("hysteresis", value))
+        self._hysteresis = _checked_hysteresis(value, next(iter(self._recipes.values())).method)
 
     def __setattr__(self, name: str, value: object) -> None:
         is_settable = name.startswith("_") or getattr(getattr(type(self), name, None), "fset", None) is not None
@@ -366,7 +409,7 @@ class Sparsifier:
         return self.refresh() if self._schedule.refreshes_at(step) else None
 
     def refresh(self) -> RefreshRecord:
-        """Find the masks of the current dense weights, whatever the schedule.
+        """Find the masks of the current dense weights, whatever `refresh_every` says.
 
         Raises
         ------
@@ -385,7 +428,8 @@ class Sparsifier:
         held = {site.name: self._held(site.name) for site in self._sites}
         if self._is_soft and (sharded := [name for name, (weight, _) in held.items() if is_sharded(weight)]):
             raise ValueError(f"gradient='soft' needs whole weights, and {_some_of(sharded)} is sharded; choose another")
-        solutions = self._solve({name: weight for name, (weight, _) in held.items()})
+        weights = {name: weight for name, (weight, _) in held.items()}
+        solutions = self._solve(weights, self.steps, {name: masked.mask for name, (_, masked) in held.items()})
         changed = {}
         for name, (_, masked) in held.items():
             mask = like(solutions[name].masks, masked.mask)
@@ -534,11 +578,47 @@ class Sparsifier:
         if self._schedule.is_dense_at(self.steps):
             self._become_dense()
 
-    def _solve(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, MaskSolution]:
+    def _given(self, masks: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> dict[str, MaskSolution]:
+        """Return masks that exist, as if they had been found."""
+        if not isinstance(masks, Mapping):
+            raise TypeError(f"masks must be a mapping of names to bool tensors, got {described(masks)}")
+        names = {name: site for site in self._sites for name in site.names}
+        if unknown := [name for name in masks if name not in names]:
+            lines = {line.name: line.reason for line in self._report}
+            reason = f"stays dense ({lines[unknown[0]]})" if unknown[0] in lines else "is no parameter of the model"
+            raise ValueError(
+                f"masks has one for {unknown[0]!r}, which {reason}; leave it out, or include the parameter"
+            )
+        given = {names[name].name: mask for name, mask in masks.items()}
+        if missing := [site.name for site in self._sites if site.name not in given]:
+            raise ValueError(f"masks has none for {_some_of(missing)}; add it, or exclude the parameter")
+        found = {}
+        for site in self._sites:
+            mask, weight = given[site.name], parameters[site.name]
+            mask = torch.as_tensor(mask) if isinstance(mask, (Tensor, np.ndarray)) else None
+            if mask is None or mask.dtype != torch.bool or mask.shape != weight.shape:
+                raise ValueError(
+                    f"masks has {described(given[site.name])} for {site.name!r}; it takes bools of shape "
+                    f"{tuple(weight.shape)}"
+                )
+            if (fault := self._fault_of(site)(mask)) is not None:
+                raise ValueError(f"masks has one for {site.name!r} that is not {site.pattern}: {fault}")
+            mask = like(mask.to(weight.device), weight)
+            found[site.name] = MaskSolution(
+                masks=mask, kept_importance=kept_importance(self._scores(site.name, weight), mask)
+            )
+        return found
+
+    def _solve(
+        self, parameters: Mapping[str, nn.Parameter], step: int, before: Mapping[str, Tensor] | None = None
+    ) -> dict[str, MaskSolution]:
+        """Find the masks of a step, which replace those of before."""
         sites = {site.name: site for site in self._sites}
+        if self._hysteresis == 0:
+            before = None
 
         def solve(name: str) -> MaskSolution:
-            return self._solve_one(sites[name], parameters[name])
+            return self._solve_one(sites[name], parameters[name], step, None if before is None else before[name])
 
         def blank(name: str) -> Tensor:
             return torch.empty(parameters[name].shape, dtype=torch.bool, device=parameters[name].device)
@@ -548,19 +628,28 @@ class Sparsifier:
         sizes = {name: parameter.numel() for name, parameter in parameters.items()}
         return share_solves(sizes, solve, blank, self._group)
 
-    def _solve_one(self, site: Site, parameter: nn.Parameter) -> MaskSolution:
-        scores: Tensor = parameter.detach()
+    def _scores(self, name: str, parameter: nn.Parameter) -> Tensor:
         if callable(self._importance):
-            scores = checked_scores(self._importance(site.name, parameter), site.name, parameter)
-        warm, recipe = self._potentials.get(site.name), self._recipe_of(site)
+            return checked_scores(self._importance(name, parameter), name, parameter)
+        return parameter.detach()
 
-        def solve(part: Tensor) -> MaskSolution:
-            found = solve_masks(site.layout.matrices(part), recipe, warm)
-            return replace(found, masks=site.layout.weight(found.masks))
+    def _solve_one(self, site: Site, parameter: nn.Parameter, step: int, before: Tensor | None) -> MaskSolution:
+        scores = self._scores(site.name, parameter)
+        warm, recipe = self._potentials.get(site.name), self._recipe_of(site, step)
+
+        def solve(part: Tensor, before: Tensor | None) -> MaskSolution:
+            matrices = site.layout.matrices(part)
+            found = solve_masks(matrices, recipe, warm)
+            masks = found.masks
+            if before is not None:
+                masks = steady(matrices, masks, site.layout.matrices(before), recipe, self._hysteresis)
+            return replace(found, masks=site.layout.weight(masks))
 
         try:
             found = (
-                solve_sharded(scores, site.layout, recipe.tile_shape, solve) if is_sharded(scores) else solve(scores)
+                solve_sharded(scores, before, site.layout, recipe.tile_shape, solve)
+                if is_sharded(scores)
+                else solve(scores, before)
             )
         except ValueError as error:
             raise ValueError(f"parameter {site.name!r}: {_not_finite(scores) or error}; no mask was changed") from error
@@ -572,7 +661,10 @@ class Sparsifier:
         self._potentials = {
             name: solution.potentials for name, solution in solutions.items() if solution.potentials is not None
         }
-        layers = tuple(_layer_record(name, solution, changed[name]) for name, solution in solutions.items())
+        patterns = {site.name: self._recipe_of(site, self.steps).pattern for site in self._sites}
+        layers = tuple(
+            _layer_record(name, patterns[name], solution, changed[name]) for name, solution in solutions.items()
+        )
         now = time.perf_counter()
         since = now - self._last_end if self._last_end is not None else math.nan
         self._last_end = now
@@ -581,12 +673,17 @@ class Sparsifier:
         )
         return self._last_refresh
 
-    def _recipe_of(self, site: Site) -> Recipe:
+    def _recipe_of(self, site: Site, step: int) -> Recipe:
+        """Return the recipe of the masks of a step."""
         assert site.pattern is not None
-        return self._recipes[site.pattern]
+        recipe = self._recipes[site.pattern]
+        return replace(recipe, pattern=self._schedule.pattern_at(step, site.pattern))
 
     def _fault_of(self, site: Site) -> MaskFault:
-        return _Judge(site.layout, self._recipe_of(site), self._schedule.until is not None)
+        assert site.pattern is not None
+        recipe = self._recipes[site.pattern]
+        recipes = [replace(recipe, pattern=pattern) for pattern in self._schedule.patterns(site.pattern)]
+        return _Judge(site.layout, recipes, self._schedule.until is not None)
 
     def _become_dense(self) -> None:
         for site in self._sites:
@@ -660,12 +757,17 @@ class _Judge:
     """Judges masks of one weight. Not a method of a Sparsifier: copies of the model must not copy that."""
 
     layout: Layout
-    recipe: Recipe
+    recipes: Sequence[Recipe]
     allows_dense: bool
 
     def __call__(self, mask: Tensor) -> str | None:
         whole = as_plain(mask)
-        return None if self.allows_dense and bool(whole.all()) else mask_fault(self.layout.matrices(whole), self.recipe)
+        if self.allows_dense and bool(whole.all()):
+            return None
+        first, *others = self.recipes
+        matrices = self.layout.matrices(whole)
+        fault = mask_fault(matrices, first)
+        return None if fault is None or any(mask_fault(matrices, recipe) is None for recipe in others) else fault
 
 
 def _no_soft(option: str, value: object) -> str:
@@ -676,9 +778,9 @@ def _no_soft(option: str, value: object) -> str:
 
 
 def _check_soft(**options: object) -> None:
-    needed = {"importance": "magnitude", "method": "exact", "direction": "both", "saturated": True, "until": None}
+    needed = {"importance": "magnitude", "method": "exact", "direction": "both", "saturated": True, "hysteresis": 0}
     for option, value in options.items():
-        if value != needed[option]:
+        if value != needed.get(option):
             raise ValueError(_no_soft(option, value))
 
 
@@ -712,10 +814,11 @@ def _with_gradients(model: nn.Module, report: Sequence[ParameterReport], thin: P
     return tuple(replace(line, gradient_sparsity=said.get(line.name)) for line in report)
 
 
-def _layer_record(name: str, solution: MaskSolution, changed: int) -> LayerRecord:
+def _layer_record(name: str, pattern: Pattern, solution: MaskSolution, changed: int) -> LayerRecord:
     assert solution.kept_importance is not None
     return LayerRecord(
         name=name,
+        pattern=pattern,
         kept_importance=solution.kept_importance,
         sad=changed,
         flip_rate=changed / solution.masks.numel(),
@@ -766,6 +869,20 @@ def _checked_decay(decay: float) -> float:
     if not 0 <= decay < math.inf:
         raise ValueError(f"decay must be finite and not negative, got {decay!r}; SR-STE uses 2e-4")
     return decay
+
+
+def _checked_hysteresis(hysteresis: float, method: str | MaskFunction) -> float:
+    check_number(hysteresis, "hysteresis")
+    if not 0 <= hysteresis < math.inf:
+        raise ValueError(
+            f"hysteresis must be finite and not negative, got {hysteresis!r}; .01 asks one percent more of a new mask"
+        )
+    if hysteresis > 0 and callable(method):
+        raise ValueError(
+            f"hysteresis={hysteresis!r} compares masks tile by tile, and a callable method makes masks of any "
+            "structure; leave it out"
+        )
+    return hysteresis
 
 
 def _not_finite(scores: Tensor) -> str | None:
