@@ -286,6 +286,9 @@ def test_weights_that_are_all_zero_or_alike_have_finite_values() -> None:
     ("options", "words"),
     [
         ({"until": 5}, "until=5"),
+        ({"hysteresis": 0.1}, "hysteresis=0.1"),
+        ({"masks": {}, "refresh_every": None}, r"masks=\{\}"),
+        ({"sparsity_schedule": len}, "sparsity_schedule=<built-in"),
         ({"method": "greedy"}, "method='greedy'"),
         ({"direction": "rows"}, "direction='rows'"),
         ({"saturated": False}, "saturated=False"),
@@ -309,6 +312,8 @@ def test_partial_tiles_a_dense_end_and_states_without_factors_are_refused() -> N
     sparsifier = Sparsifier(model, "2:4", gradient="soft", ragged="skip")
     with pytest.raises(ValueError, match="does not go with until=3"):
         sparsifier.until = 3
+    with pytest.raises(ValueError, match="does not go with hysteresis=0.1"):
+        sparsifier.hysteresis = 0.1
     state = sparsifier.state_dict()
     with pytest.raises(ValueError, match=r"no factor of shape \(8, 8\) for '0.weight', which gradient='soft' needs"):
         sparsifier.load_state_dict({**state, "soft": {}})
