@@ -413,6 +413,27 @@ def test_the_gradient_of_the_weights_is_the_product_with_thinned_gradients_along
     torch.testing.assert_close(weight.grad, thinned.t() @ inputs.flatten(0, 1))
 
 
+# PyTorch's own, of tracing.
+@pytest.mark.filterwarnings("ignore")
+def test_transformations_and_recordings_have_exact_gradients() -> None:
+    model, plain = (layer(**options)[0] for options in ({"gradient_sparsity": "2:4"}, {}))
+    inputs = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+    found = []
+    for each in (model, plain):
+
+        def loss(parameters: dict[str, Tensor], inputs: Tensor, each: nn.Module = each) -> Tensor:
+            output: Tensor = torch.func.functional_call(each, parameters, (inputs,))
+            return output.square().sum()
+
+        gradient = torch.func.grad(loss)
+        parameters = dict(each.named_parameters())
+        found.append([gradient(parameters, inputs), torch.func.vmap(gradient, (None, 0))(parameters, inputs[:, None])])
+    torch.testing.assert_close(*found)
+    for run in (torch.jit.trace(model, inputs), torch.export.export(model, (inputs,)).module()):
+        torch.testing.assert_close(run(inputs), plain(inputs))
+        assert "thin" not in str(run.graph)
+
+
 def test_without_gradients_nothing_is_drawn() -> None:
     model, _ = layer(gradient_sparsity="2:4")
     state = torch.get_rng_state()

@@ -158,16 +158,16 @@ class MaskedWeight:
         if is_sharded(weight) and not _lie_alike(weight, mask):
             # FSDP outside a forward: it reads its own shards, and nothing else can be computed with them.
             return weight
-        is_transformed = _is_transformed()
-        needs_gradient = is_transformed or (weight.requires_grad and torch.is_grad_enabled())
+        transformed = is_transformed()
+        needs_gradient = transformed or (weight.requires_grad and torch.is_grad_enabled())
         if not needs_gradient or torch._C._get_tracing_state() is not None:
             value = masked_product(weight, mask)
         elif self.gradient != "masked":
             value = _apply(_TransformableStraightThrough, weight, mask)
         else:
-            value = weight * mask if is_transformed else _apply(_Masking, weight, mask)
+            value = weight * mask if transformed else _apply(_Masking, weight, mask)
         # Changes of a transformation's values reach nothing.
-        return MaskedRead.of(value, weight, mask) if type(weight) is nn.Parameter and not is_transformed else value
+        return MaskedRead.of(value, weight, mask) if type(weight) is nn.Parameter and not transformed else value
 
     def watch(self, weight: Tensor) -> None:
         """Make the gradient of a dense weight get the decay of "sr-ste", once in each backward.
@@ -242,14 +242,15 @@ class _Masking(torch.autograd.Function):
 
 def masked_product(weight: Tensor, mask: Tensor) -> Tensor:
     """Return weight * mask, two to three times faster than torch.where on a CPU; pruned weights may become -0.0."""
-    is_simple = not (_is_transformed() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None)
+    is_simple = not (is_transformed() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None)
     if is_simple and weight.device.type == "cpu" and mask.dtype == torch.bool:
         # A product of two dtypes converts the mask first, in memory of its own: here that is the result's.
         return mask.to(weight.dtype).mul_(weight)
     return weight * mask
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
+    """Return whether one of torch.func's transformations runs."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 

@@ -24,7 +24,7 @@ from masksolve._pattern import Pattern
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._layers import check_module
 from masksolve.torch._training.masked_read import plain
-from masksolve.torch._training.masking import MaskedWeight, masked_parameter, unmasked_class
+from masksolve.torch._training.masking import MaskedWeight, is_transformed, masked_parameter, unmasked_class
 from masksolve.torch._training.unbiased import thinned
 
 # Tests say "cpu".
@@ -209,7 +209,7 @@ def _forward(self: nn.Linear, inputs: Tensor) -> Tensor:
     if found is None or not _is_plain(inputs, weight):
         return functional.linear(inputs, weight, self.bias)
     masked, dtype = found.masked, _product_dtype(weight)
-    thin = masked.thin if weight.requires_grad and torch.is_grad_enabled() else None
+    thin = masked.thin if weight.requires_grad and torch.is_grad_enabled() and not _is_traced() else None
     packed = packed_thin = False
     if isinstance(masked, PackableWeight) and _is_suited(
         weight.device.type, weight.device.index, tuple(weight.shape), dtype
@@ -220,6 +220,12 @@ def _forward(self: nn.Linear, inputs: Tensor) -> Tensor:
         return functional.linear(inputs, weight, self.bias)
     product = masked_linear(inputs.to(dtype), weight.to(dtype), packed=packed, thin=thin, packed_thin=packed_thin)
     return product if self.bias is None else product + self.bias.to(dtype)
+
+
+def _is_traced() -> bool:
+    """Return whether what runs is traced, or transformed by torch.func: there gradients stay exact."""
+    # Dynamo cannot ask; what it exports is a forward.
+    return not torch.compiler.is_compiling() and (is_transformed() or torch._C._get_tracing_state() is not None)
 
 
 def _is_plain(inputs: Tensor, weight: Tensor) -> bool:
