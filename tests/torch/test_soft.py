@@ -312,7 +312,7 @@ def test_partial_tiles_a_dense_end_and_states_without_factors_are_refused() -> N
     sparsifier = Sparsifier(model, "2:4", gradient="soft", ragged="skip")
     with pytest.raises(ValueError, match="does not go with until=3"):
         sparsifier.until = 3
-    with pytest.raises(ValueError, match="does not go with hysteresis=0.1"):
+    with pytest.raises(ValueError, match=r"does not go with hysteresis=0\.1"):
         sparsifier.hysteresis = 0.1
     state = sparsifier.state_dict()
     with pytest.raises(ValueError, match=r"no factor of shape \(8, 8\) for '0.weight', which gradient='soft' needs"):
