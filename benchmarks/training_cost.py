@@ -61,6 +61,8 @@ def main() -> None:
         f"Masked against dense, medians of {arguments.rounds} steps of each in turn, {arguments.layers} layers, "
         f"{case.described}. Masking alone: every mask multiplied with its weight once, as a share of the dense step. "
         "Masked copies: those of all layers, which the backward pass needs as it needs the weights of a dense model. "
+        "The optimizer is AdamW: PyTorch's square root is many times slower "
+        "at zero on this CPU, and second moments are zero where `masked` prunes. "
         f"Load average at the end: {os.getloadavg()[0]:.1f}.\n\n{header(arguments.threads)}"
     )
     print(text)

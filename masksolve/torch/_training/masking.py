@@ -191,7 +191,7 @@ class _Decay:
         weight, masked = self.weight(), self.masked()
         if weight is None or masked is None:
             return None
-        return torch.add(grad, masked_product(weight, ~masked.mask), alpha=masked.decay)
+        return torch.addcmul(grad, weight, (~masked.mask).to(weight.dtype), value=masked.decay)
 
 
 class _StraightThrough(torch.autograd.Function):

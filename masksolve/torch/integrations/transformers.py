@@ -21,7 +21,7 @@ from masksolve.torch.integrations._shared import PlainLoading, Recipe
 
 # Beside the weights of a checkpoint: the Sparsifier's state_dict, with the weights that are pruned.
 FILE = "sparsifier.pt"
-# The model's attribute for the folder of its last checkpoint, which is another one in a search of hyperparameters.
+# The model's attribute for where it was saved last: in a search of hyperparameters, Trainer says it nowhere else.
 _SAVED_TO = "_sparsifier_saved_to"
 
 
@@ -135,7 +135,9 @@ class SparsifierCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Write the Sparsifier's state beside the weights."""
         if args.should_save and self.sparsifier is not None:
-            folder = Path(getattr(self._model, _SAVED_TO, _checkpoint(args, state)))
+            folder = _checkpoint(args, state)
+            if not folder.is_dir():
+                folder = Path(getattr(self._model, _SAVED_TO, folder))
             torch.save(self.sparsifier.state_dict(pruned=True), folder / FILE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
