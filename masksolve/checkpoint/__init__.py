@@ -1,4 +1,11 @@
-"""Safetensors checkpoints in, safetensors checkpoints out, of any size. Needs the extra `cli`."""
+"""Safetensors checkpoints in, safetensors checkpoints out, of any size. Needs the extra `cli`.
+
+`adaprune_checkpoint`, with its `CheckpointAdaPruneReport` and `NoStackError`, needs the extra `transformers` too.
+PyTorch is imported when one of these names is first used, so `import *` leaves them out.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from masksolve._errors import NotInstalledError
 
@@ -27,6 +34,11 @@ from masksolve.checkpoint._quality import TileRecord
 from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile
 from masksolve.checkpoint._selection import SkippedTensor
 from masksolve.checkpoint._workspace import AnotherRunError
+
+if TYPE_CHECKING:
+    from masksolve.checkpoint._adaprune import CheckpointAdaPruneReport as CheckpointAdaPruneReport
+    from masksolve.checkpoint._adaprune import adaprune_checkpoint as adaprune_checkpoint
+    from masksolve.torch._adaprune.stack import NoStackError as NoStackError
 
 __all__ = [
     "AnotherRunError",
@@ -61,3 +73,19 @@ __all__ = [
     "read_masks",
     "unpack_checkpoint",
 ]
+
+_WITH_TORCH = ("CheckpointAdaPruneReport", "NoStackError", "adaprune_checkpoint")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # It names its extra where PyTorch is missing.
+    import_module("masksolve.torch")
+    value = getattr(import_module(f"{__name__}._adaprune"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WITH_TORCH})

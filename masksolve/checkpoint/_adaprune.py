@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from masksolve._cores import usable_cores
 from masksolve._inputs import check_choice, check_flag
 from masksolve._pattern import Pattern
-from masksolve._patterns import as_patterns
+from masksolve._patterns import PatternsLike, as_patterns
 from masksolve._tiles import Direction, across
 from masksolve.checkpoint._executors import run_all
 from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, ChosenTensor, PrunedAs, TensorInfo
@@ -47,10 +47,10 @@ from masksolve.checkpoint._workspace import check_room
 from masksolve.torch._adaprune.adaprune import OnLayer, as_options, repair_part, warn_of_few_tokens
 from masksolve.torch._adaprune.blocks import Block, Call, Refinement, check_refinement, refine_block
 from masksolve.torch._adaprune.calibration import Calibration, Part, Trace
-from masksolve.torch._adaprune.layer import LayerOptions
+from masksolve.torch._adaprune.layer import LayerOptions, Solver
 from masksolve.torch._adaprune.products import plain_products
 from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer, RefinedBlock
-from masksolve.torch._adaprune.scores import SCORES
+from masksolve.torch._adaprune.scores import SCORES, Score
 from masksolve.torch._adaprune.source import Source, sources_of
 from masksolve.torch._adaprune.stack import Compute, NoStackError, Stack
 from masksolve.torch._adaprune.tasks import Task, check_all_have_patterns, check_some_are_left, choose_tasks, without
@@ -59,6 +59,7 @@ from masksolve.torch._model_config import model_without_weights, renamer
 from masksolve.torch._model_weights import Conversions, PartialWeights
 
 Inputs = Literal["pruned", "dense"]
+AnyPath = str | os.PathLike[str]
 INPUTS: tuple[Inputs, ...] = ("pruned", "dense")
 REPORT = "adaprune.json"
 
@@ -67,6 +68,10 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"
 # Of whole models, in whatever folder they lie; other weights of a folder in the folder are those of a module.
 _EXPORTS = (".onnx", ".onnx_data", ".gguf", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")
 _EXPORT_FOLDERS = ("openvino", "coreml")
+
+# Bytes of a large tensor; glibc's number of the option that says so.
+_LARGE = 4 << 20
+_M_MMAP_THRESHOLD = -3
 
 _DTYPES = {
     "F64": torch.float64,
@@ -82,13 +87,14 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamedReport:
-    """The report of a run, and the memory that it took.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CheckpointAdaPruneReport:
+    """The result of `adaprune_checkpoint`: the report of the layers, and the memory that the run took.
 
     Attributes
     ----------
     report : AdaPruneReport
+        As `masksolve.torch.adaprune` returns it.
     peak : int
         Bytes of memory that a process of the run held at most, code and libraries included.
     largest_block : int
@@ -106,6 +112,9 @@ class StreamedReport:
         """Return a dict that `json.dumps` takes."""
         rest = {name: value for name, value in vars(self).items() if name != "report"}
         return {**self.report.to_dict(), "memory": rest}
+
+    def __repr__(self) -> str:
+        return f"<CheckpointAdaPruneReport: {self.report!r}, peak memory {self.peak >> 20} MiB>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,47 +148,64 @@ class _Repaired:
 
 
 def adaprune_checkpoint(
-    source: Path,
-    target: Path,
-    batches: Sequence[Mapping[str, Tensor]],
-    pattern: Any,
+    source: AnyPath,
+    target: AnyPath,
+    calibration: Iterable[Mapping[str, Tensor]],
+    pattern: PatternsLike,
     *,
-    importance: Any = "magnitude",
+    inputs: Inputs = "pruned",
     direction: Direction = "both",
-    solver: Any = "lstsq",
+    importance: Score = "magnitude",
+    solver: Solver = "lstsq",
     refine: Refinement | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     keep_first_last: bool = True,
-    inputs: Inputs = "pruned",
+    correct_bias: bool = True,
+    respect_zeros: bool = False,
+    alternations: int = 0,
+    damping: float = 1e-2,
+    iterations: int = 1000,
     min_tokens: int = 1,
+    memory_mib: int = 1024,
+    seed: int = 0,
     overwrite: bool = False,
     resume: bool = False,
     workers: int | Executor | None = 1,
     on_progress: OnProgress | None = None,
-) -> StreamedReport:
+) -> CheckpointAdaPruneReport:
     """Write a copy of a Hugging Face folder in which `masksolve.torch.adaprune` has pruned the model.
 
     The weights of one block at a time are in memory, and the statistics of its inputs. The hidden states of the
     calibration batches go from block to block through files in the hidden folder beside the output. The output has the
-    files of the input, but for weights in other formats, and the bytes of its shards, but for what is repaired; it
-    appears under its name when it is complete and verified.
+    files of the input, but for weights in other formats, and the bytes of its shards, but for what is repaired;
+    adaprune.json has the report, masksolve.json what each tensor was pruned to. It appears under its name only when it
+    is complete and verified. Needs the extra `transformers` too.
 
     Parameters
     ----------
-    source, target : Path
-        Folders with config.json and safetensors.
-    batches : sequence of mapping of str to Tensor
-        Keyword arguments of the model.
-    pattern, importance, direction, solver, refine, include, exclude, keep_first_last, min_tokens
-        As for `masksolve.torch.adaprune`.
+    source, target : path
+        Folders with config.json and safetensors. Only transformers' own classes are built; code beside the weights is
+        never run, and nothing is downloaded.
+    calibration : iterable of mapping of str to Tensor
+        Batches: keyword arguments of the model, without labels, such as {"input_ids": ...}.
+    pattern
+        As for `masksolve.torch.adaprune`, as are all options that are not listed here.
     inputs : {"pruned", "dense"}
         Whether layers are repaired on inputs from the model as pruned so far, one block after the other, or from the
         dense model, in any order: that is `sequential` of `adaprune`.
-    overwrite, resume, on_progress
-        As for `prune_checkpoint`; there is a phase "repairing" more.
+    importance : {"magnitude", "wanda", "ria", "hessian", "sparsegpt", "admm"}
+        As for `adaprune`, but no callable: whether it is the same one could not be told when a run is resumed.
+    overwrite, resume
+        As for `prune_checkpoint`.
     workers : int, concurrent.futures.Executor or None
-        As for `prune_checkpoint`. With "dense", they repair the blocks, one core each.
+        As for `prune_checkpoint`. With inputs="dense", they repair the blocks too, one core each.
+    on_progress : callable, optional
+        As for `prune_checkpoint`, with the phases "running the dense model" (inputs="dense") and "repairing" more.
+
+    Returns
+    -------
+    CheckpointAdaPruneReport
 
     Raises
     ------
@@ -188,16 +214,48 @@ def adaprune_checkpoint(
     ValueError, TypeError
         As for `adaprune`.
     CheckpointError, OSError, WorkerLostError
-        As for `prune_checkpoint`.
+        As for `prune_checkpoint`; also for a config.json that transformers does not know.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import transformers
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> source, target = Path(folder.name, "dense"), Path(folder.name, "sparse")
+    >>> config = transformers.GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50, n_positions=32)
+    >>> transformers.GPT2LMHeadModel(config).save_pretrained(source)
+    >>> batches = [{"input_ids": torch.randint(50, (4, 32))} for _ in range(2)]
+    >>> found = adaprune_checkpoint(source, target, batches, "2:4", importance="wanda")
+    >>> [layer.name for layer in found.report.layers][:2], found.largest_block
+    (['transformer.h.0.attn.c_attn.weight', 'transformer.h.0.attn.c_proj.weight'], 13120)
+    >>> all(layer.error_after < layer.error_before for layer in found.report.layers)
+    True
+    >>> folder.cleanup()
     """
     start = time.perf_counter()
     check_flag(keep_first_last, "keep_first_last")
     check_choice(inputs, "inputs", INPUTS)
-    # Those that are called cannot be compared when a run is resumed.
-    check_choice(importance, "importance", SCORES)
+    if callable(importance):
+        raise ValueError(
+            f"importance must be one of {', '.join(map(repr, SCORES))} here, got {importance!r}: whether a callable is "
+            "the same could not be told when a run is resumed; `masksolve.torch.adaprune` takes one, in memory"
+        )
+    batches = _as_batches(calibration)
     check_refinement(refine, sequential=inputs == "pruned", batches=len(batches))
     patterns = as_patterns(pattern)
-    options = as_options(importance=importance, direction=direction, solver=solver, min_tokens=min_tokens)
+    options = as_options(
+        importance=importance,
+        direction=direction,
+        solver=solver,
+        correct_bias=correct_bias,
+        respect_zeros=respect_zeros,
+        alternations=alternations,
+        damping=damping,
+        iterations=iterations,
+        min_tokens=min_tokens,
+        memory_mib=memory_mib,
+        seed=seed,
+    )
     source, target = Path(source).absolute(), Path(target).absolute()
     recipe = _Recipe(
         folder=source,
@@ -211,7 +269,13 @@ def adaprune_checkpoint(
         refine=refine,
         options=options,
     )
-    model = _model_of(recipe)
+    try:
+        model = _model_of(recipe)
+    except NoStackError as reason:
+        raise NoStackError(
+            f"{source} cannot be pruned block by block: {reason}; load the model, and prune it by "
+            "`masksolve.torch.adaprune`"
+        ) from reason
     checkpoint = _without_other_weights(model.checkpoint)
     record = source / RECORD
     earlier = read_record(record, checkpoint.tensors) if record.exists() else {}
@@ -247,7 +311,7 @@ class _RepairOrder(Order):
         What earlier prunes have recorded beside the input.
     start : float
         When it began, by `time.perf_counter`.
-    reports : list of StreamedReport
+    reports : list of CheckpointAdaPruneReport
         Its report, when it is done.
     """
 
@@ -256,7 +320,7 @@ class _RepairOrder(Order):
     recipe: _Recipe
     earlier: Mapping[str, PrunedAs]
     start: float
-    reports: list[StreamedReport] = field(default_factory=list)
+    reports: list[CheckpointAdaPruneReport] = field(default_factory=list)
 
     steps: ClassVar[Steps] = Steps("copying", fingerprint_unit, prune_unit, verify_unit)
 
@@ -292,6 +356,24 @@ class _RepairOrder(Order):
         self.reports.append(_repair(self.recipe, self.model, unfinished, self.start, self.earlier))
 
 
+def _as_batches(calibration: object) -> list[Mapping[str, Tensor]]:
+    """Return the calibration batches as a list, if they are keyword arguments of a model."""
+    if isinstance(calibration, (Tensor, Mapping, str)) or not isinstance(calibration, Iterable):
+        raise TypeError(f"calibration is a {type(calibration).__name__}; give an iterable of batches, such as [batch]")
+    batches = list(calibration)
+    if not batches:
+        raise ValueError("calibration holds no batch; give a few hundred inputs of the model, in batches")
+    for index, batch in enumerate(batches):
+        if not isinstance(batch, Mapping) or not all(isinstance(each, Tensor) for each in batch.values()):
+            raise TypeError(
+                f"calibration batch {index} is a {type(batch).__name__}; give a mapping of the model's argument names "
+                'to tensors, such as {"input_ids": tokens}'
+            )
+        if not batch or not all(each.numel() for each in batch.values()):
+            raise ValueError(f"calibration batch {index} holds no input; leave it out")
+    return batches
+
+
 def is_copied(name: Path) -> bool:
     """Return whether a file of a folder, by its path in it, is neither weights nor what an earlier prune has left."""
     is_weights = len(name.parts) == 1 and name.name.endswith(_WEIGHTS)
@@ -324,7 +406,7 @@ class _Model:
     biases : list of str
         The names of the others.
     largest_block, activations : int
-        As in `StreamedReport`.
+        As in `CheckpointAdaPruneReport`.
     """
 
     def __init__(self, recipe: _Recipe) -> None:
@@ -349,16 +431,18 @@ class _Model:
         sizes = [0] * len(self.stack.blocks)
         for name, (_, tensor) in self._places.items():
             block = self.stack.block_of(self._own[name])
+            if block is not None and tensor.dtype not in _DTYPES:
+                raise NoStackError(f"{name} is stored as {tensor.dtype}")
             if block is not None:
                 sizes[block] += tensor.nbytes
         self.largest_block = max(sizes)
-        self.activations = self._try_first_block(recipe.batches)
+        self._try_first_block()
+        self.activations = self._try_batches(recipe.batches)
 
     @property
     def parts(self) -> list[int]:
-        """The blocks in their order, and what is behind them if anything of it is repaired."""
-        behind = len(self.stack.blocks)
-        return [*range(behind), *([behind] if self.tasks.get(behind) else [])]
+        """The blocks in their order, and what is behind them, up to the last of which anything is repaired."""
+        return list(range(max(self.tasks) + 1))
 
     def ends(self, part: int, keep_first_last: bool) -> Callable[[Trace], tuple[Source | None, Source | None]]:
         """Return what finds the layers of a part that are the whole model's first and last, if they stay dense."""
@@ -510,15 +594,26 @@ class _Model:
                 what = weights[place][1].name if place in weights else "a bias"
                 raise NoStackError(f"{what} is stored in another form")
 
-    def _try_first_block(self, batches: Sequence[Mapping[str, Tensor]]) -> int:
-        """Run a sample through the first block, and return the bytes of the hidden states of all batches."""
+    def _try_batches(self, batches: Sequence[Mapping[str, Tensor]]) -> int:
+        """Run every batch up to the first block, and return the bytes of all of their hidden states."""
         sizes: list[int] = []
+        for index, batch in enumerate(batches):
+            try:
+                self.stack.run(0, batch, lambda hidden, compute: sizes.append(hidden.numel() * hidden.element_size()))
+            except Exception as error:
+                raise ValueError(
+                    f"calibration batch {index} does not run through this {type(self.model).__name__} "
+                    f"({type(error).__name__}: {error}); give keyword arguments that it takes, without labels"
+                ) from error
+        return sum(sizes)
+
+    def _try_first_block(self) -> None:
+        """Run a sample through the first block."""
 
         def act(hidden: Tensor, compute: Compute) -> None:
             output = compute(hidden)
             if output.shape != hidden.shape or output.dtype != hidden.dtype:
                 raise NoStackError("a block returns hidden states of another shape or dtype than it gets")
-            sizes.append(hidden.numel() * hidden.element_size())
 
         conversions = self.load(0)
         try:
@@ -528,13 +623,9 @@ class _Model:
             raise NoStackError(f"its first block does not run alone ({type(error).__name__}: {error})") from error
         finally:
             self.unload(0)
-        read = [next(iter(batch.values())).numel() for batch in batches]
-        return sizes[0] * sum(read) // next(iter(self._sample.values())).numel()
 
     def _read(self, name: str) -> Tensor:
         file, info = self._places[name]
-        if info.dtype not in _DTYPES:
-            raise NoStackError(f"{name} is stored as {info.dtype}")
         found = torch.empty(info.shape, dtype=_DTYPES[info.dtype])
         path = self.checkpoint.folder / file.name
         with path.open("rb", buffering=0) as shard:
@@ -624,7 +715,7 @@ class _States:
 
 def _repair(
     recipe: _Recipe, model: _Model, phase: Unfinished, start: float, earlier: Mapping[str, PrunedAs]
-) -> StreamedReport:
+) -> CheckpointAdaPruneReport:
     """Repair what the journal does not have, and put the reports into the output."""
     units = _units_of_parts(model, phase.units)
     states = _States(phase.data / "states")
@@ -680,8 +771,11 @@ def _repair(
     blocks = [_block_of(each) for part in sorted(done) for each in done[part]["blocks"]]
     reasons = {name: reason for entry in done.values() for name, reason in entry["reasons"].items()}
     skipped = tuple(line for line in without(model.lines, reasons) if not line.sparse)
+    if not layers:
+        # It would be the same again.
+        phase.workspace.clear()
     check_some_are_left(layers, skipped)
-    found_report = StreamedReport(
+    found_report = CheckpointAdaPruneReport(
         report=AdaPruneReport(
             direction=recipe.options.direction,
             layers=tuple(layers),
@@ -765,6 +859,7 @@ def _repair_part(
     on_layer: OnLayer,
 ) -> _Repaired:
     """Repair the layers of one part and write them; pass the hidden states on where the next part gets them pruned."""
+    _map_large_tensors()
     model = _model_of(recipe)
     stack, blocks = model.stack, len(model.stack.blocks)
     at = 0
@@ -808,7 +903,7 @@ def _repair_part(
                     on_layer=on_repair,
                 )
             if is_refined:
-                refined = _refine(model, part, layers, _Calls(recipe, model, part, states, dense))
+                refined = _refine(model, part, layers, _Calls(recipe, model, part, states, dense), recipe.options)
             contents = model.stored(part, conversions)
             for index, (unit, tensor) in units.items():
                 records[index] = fill_unit(unit, output, tensor, contents[tensor.name])
@@ -837,7 +932,9 @@ class _Calls(Sequence[Call]):
         return Call(args, kwargs, self._dense.read(self._part + 1, index, entering))
 
 
-def _refine(model: _Model, part: int, layers: Sequence[PrunedLayer], calls: Sequence[Call]) -> list[RefinedBlock]:
+def _refine(
+    model: _Model, part: int, layers: Sequence[PrunedLayer], calls: Sequence[Call], options: LayerOptions
+) -> list[RefinedBlock]:
     """Train the layers of a block together, if there are several."""
     names = {layer.name for layer in layers}
     tasks = [task for task in model.tasks[part] if task.name in names]
@@ -845,7 +942,7 @@ def _refine(model: _Model, part: int, layers: Sequence[PrunedLayer], calls: Sequ
     if block is None:
         return []
     with plain_products(model.multiplying(part)):
-        record, values = refine_block(block, calls)
+        record, values = refine_block(block, calls, train_biases=options.correct_bias)
     with torch.no_grad():
         for parameter, value in values.items():
             parameter.copy_(value)
@@ -904,11 +1001,24 @@ def _write(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def _map_large_tensors() -> None:
+    """Let the C library map large tensors, where it can: the system then gets them back as soon as they are freed.
+
+    By itself it stops doing so for tensors of up to 32 MiB once one of that size has been freed, and keeps what they
+    leave.
+    """
+    _call_c_library("mallopt", _M_MMAP_THRESHOLD, _LARGE)
+
+
 def _return_memory() -> None:
     """Give the system back what is free, where the C library can do that: fragments would add up."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    _call_c_library("malloc_trim", 0)
+
+
+def _call_c_library(name: str, *arguments: int) -> None:
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*arguments)
 
 
 def _peak_memory() -> int:

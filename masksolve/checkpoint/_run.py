@@ -447,13 +447,19 @@ def _record_from(entry: dict[str, Any]) -> UnitRecord:
 
 @contextmanager
 def _noting_what_is_kept(workspace: Workspace, units: int) -> Iterator[None]:
-    """Note on whatever ends a run that can be resumed how much of it is done and how to go on."""
+    """Note on whatever ends a run that can be resumed how much of it is done and how to go on.
+
+    Of a request that turns out to be wrong before anything is done, nothing is kept.
+    """
     try:
         yield
     except BaseException as error:
         if workspace.read_manifest() is not None:
             done = len({entry["unit"] for entry in workspace.read_journal() if "unit" in entry})
-            error.add_note(f"{done} of {units} parts are done and kept; the same with `resume=True` continues")
+            if not done and isinstance(error, ValueError):
+                workspace.clear()
+            else:
+                error.add_note(f"{done} of {units} parts are done and kept; the same with `resume=True` continues")
         raise
 
 

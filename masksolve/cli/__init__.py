@@ -642,7 +642,7 @@ def adaprune_model(
     # The status is shown before torch is imported: that and the model take a while.
     with Console(stderr=True).status(f"loading {escape(source)}"):
         try:
-            from masksolve.checkpoint._adaprune import adaprune_checkpoint
+            from masksolve.checkpoint import NoStackError, adaprune_checkpoint
             from masksolve.cli._models import (
                 call_factory,
                 load_folder,
@@ -652,7 +652,6 @@ def adaprune_model(
                 save_model,
             )
             from masksolve.torch import adaprune
-            from masksolve.torch._adaprune.stack import NoStackError
         except ModuleNotFoundError as error:
             raise NotInstalledError(
                 f"masksolve adaprune needs {error.name}, which is not installed; pip install 'masksolve[torch]'"
@@ -696,7 +695,7 @@ def adaprune_model(
                     **options,
                 )
         except NoStackError as error:
-            click.echo(f"{source} is not pruned block by block but loaded as a whole: {error}", err=True)
+            click.echo(f"{source} is not pruned block by block but loaded as a whole: {error.__cause__}", err=True)
         else:
             _print_adapruned(streamed.report, output, pattern)
             click.echo(

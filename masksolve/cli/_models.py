@@ -22,6 +22,7 @@ from torch import nn
 
 from masksolve._errors import NotInstalledError
 from masksolve._tiles import Direction
+from masksolve._words import counted
 from masksolve.checkpoint._adaprune import REPORT, is_copied, pruned_as
 from masksolve.checkpoint._file import ChosenTensor, PrunedAs
 from masksolve.checkpoint._layout import read_checkpoint
@@ -130,8 +131,9 @@ def read_batches(files: Sequence[Path], tokenizer: Any | None, *, samples: int, 
     Parameters
     ----------
     files : sequence of Path
-        Text, one sample per line, for a model with a tokenizer. Otherwise .npy, the model's argument, or .safetensors,
-        its keyword arguments; the first axis of every array counts samples.
+        Text, one sample per line, for a model with a tokenizer; a line of few tokens is a short sample. Otherwise
+        .npy, the model's argument, or .safetensors, its keyword arguments; the first axis of every array counts
+        samples.
     tokenizer
         None for a model from code.
     samples, size : int
@@ -142,7 +144,8 @@ def read_batches(files: Sequence[Path], tokenizer: Any | None, *, samples: int, 
     Raises
     ------
     click.UsageError, OSError
-        For a file that cannot be read, or holds nothing, and for more files than samples.
+        For a file that cannot be read, or holds nothing, for text of fewer tokens than one sample may have, and for
+        more files than samples.
     """
     if samples < len(files):
         raise click.UsageError(f"--samples {samples} is less than one from each of {len(files)} --calibration files")
@@ -154,7 +157,15 @@ def read_batches(files: Sequence[Path], tokenizer: Any | None, *, samples: int, 
     lengths: dict[int, list[list[int]]] = {}
     for line in lines:
         tokens = tokenizer(line, truncation=True, max_length=length)["input_ids"]
-        lengths.setdefault(len(tokens), []).append(tokens)
+        if tokens:
+            lengths.setdefault(len(tokens), []).append(tokens)
+    total = sum(count * len(found) for count, found in lengths.items())
+    if total < length:
+        raise click.UsageError(
+            f"--calibration {', '.join(map(str, files))} gives {counted(total, 'token')} in "
+            f"{counted(len(lines), 'line')}, fewer than the {length} (--length) of one sample; give more text, one "
+            "sample per line, or a smaller --length"
+        )
     return [
         {"input_ids": torch.tensor(lengths[count][start : start + size])}
         for count in sorted(lengths)

@@ -15,10 +15,9 @@ import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from masksolve.checkpoint import CheckpointError, check_checkpoint  # noqa: E402
-from masksolve.checkpoint._adaprune import adaprune_checkpoint  # noqa: E402
+from masksolve.checkpoint import CheckpointError, NoStackError, adaprune_checkpoint, check_checkpoint  # noqa: E402
+from masksolve.checkpoint._adaprune import INPUTS  # noqa: E402
 from masksolve.torch import adaprune  # noqa: E402
-from masksolve.torch._adaprune.stack import NoStackError  # noqa: E402
 from tests.torch.transformer_models import CONFIGS  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -195,7 +194,20 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "an importance that is called": (
         {"importance": lambda name, weight: weight.abs()},
         ValueError,
-        "unknown importance <function",
+        "could not be told when a run is resumed; `masksolve.torch.adaprune` takes one",
+    ),
+    "an unknown importance": ({"importance": "fisher"}, ValueError, "unknown importance 'fisher'"),
+    "no batch": ({"calibration": []}, ValueError, "calibration holds no batch"),
+    "a single batch": ({"calibration": batches(1)[0]}, TypeError, "calibration is a dict; give an iterable"),
+    "a batch without names": (
+        {"calibration": [torch.zeros(2, 3)]},
+        TypeError,
+        "calibration batch 0 is a Tensor; give a mapping",
+    ),
+    "an empty batch": (
+        {"calibration": [*batches(1), {"input_ids": torch.zeros(0, 8, dtype=torch.long)}]},
+        ValueError,
+        "calibration batch 1 holds no input",
     ),
     "an unknown solver": ({"solver": "sgd"}, ValueError, "unknown solver 'sgd'"),
     "unknown refinement": ({"refine": "model"}, ValueError, "unknown refine 'model'"),
@@ -204,7 +216,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "refine='block' needs the inputs of",
     ),
-    "one batch for blocks": ({"refine": "block", "batches": batches(1)}, ValueError, "holds out a batch"),
+    "one batch for blocks": ({"refine": "block", "calibration": batches(1)}, ValueError, "holds out a batch"),
     "unknown inputs": ({"inputs": "both"}, ValueError, "unknown inputs 'both'"),
 }
 
@@ -214,7 +226,28 @@ def test_bad_requests_are_refused_before_anything_is_written(case: str, tmp_path
     options, kind, message = REFUSED[case]
     source = folder_of(tmp_path / "in")
     with pytest.raises(kind, match=re.escape(message)):
-        adaprune_checkpoint(source, tmp_path / "out", **{"batches": batches(), "pattern": "2:4", **options})
+        adaprune_checkpoint(source, tmp_path / "out", **{"calibration": batches(), "pattern": "2:4", **options})
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_a_batch_that_does_not_run_is_named_and_leaves_nothing(inputs: Any, tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in")
+    wrong = {"input_ids": torch.full((2, 8), 10_000)}
+    with pytest.raises(ValueError, match=r"batch 2 does not run through this LlamaForCausalLM \(IndexError"):
+        adaprune_checkpoint(source, tmp_path / "out", [*batches(2), wrong], "2:4", inputs=inputs)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_activations_that_are_not_finite_are_named_and_leave_nothing(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in")
+    path = next(path for path in source.glob("*.safetensors") if "model.embed_tokens.weight" in load_file(path))
+    weights = load_file(path)
+    weights["model.embed_tokens.weight"][:] = torch.inf
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"an input of .* holds NaN or infinities") as caught:
+        adaprune_checkpoint(source, tmp_path / "out", batches(), "2:4")
+    assert not hasattr(caught.value, "__notes__")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -258,3 +291,62 @@ def test_experts_that_few_tokens_reach_are_named_with_their_number(
     assert all(layer.error_before == layer.error_after for layer in stacks)
     count = stacks[0].tokens[0]
     assert f"{count} reach {stacks[0].name}[0]" in caplog.text
+
+
+@pytest.mark.parametrize("importance", ["hessian", "sparsegpt", "admm"])
+def test_a_singular_hessian_leaves_finite_weights_and_masks(importance: Any, tmp_path: Path) -> None:
+    # One token alone, so that all inputs of a layer are the same, and channels of it that are always zero.
+    model = model_of("Llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 3:9] = 0
+    model.save_pretrained(tmp_path / "in")
+    alike = [{"input_ids": torch.full((4, 8), 7)} for _ in range(2)]
+    report = adaprune_checkpoint(
+        tmp_path / "in", tmp_path / "out", alike, "1:4", importance=importance, keep_first_last=False
+    ).report
+    assert all(torch.isfinite(each).all() for each in weights_in(tmp_path / "out").values())
+    # A single direction is repaired wholly, but for the damping.
+    assert all(layer.error_after < 0.1 * layer.error_before for layer in report.layers)
+    assert check_checkpoint(tmp_path / "out").passed
+
+
+def test_layers_that_no_batch_calls_keep_their_bytes_and_are_named(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", "GPT2", add_cross_attention=True)
+    report = adaprune_checkpoint(source, tmp_path / "out", batches(), "2:4").report
+    unreached = {line.name for line in report.skipped if line.reason == "no calibration batch calls it"}
+    assert unreached == {
+        f"transformer.h.{block}.crossattention.{name}.weight"
+        for block in (0, 1)
+        for name in ("c_attn", "q_attn", "c_proj")
+    }
+    before, after = weights_in(source), weights_in(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in unreached)
+    with pytest.raises(ValueError, match=r"no layer is left to prune .*crossattention.* no calibration batch calls it"):
+        adaprune_checkpoint(source, tmp_path / "none", batches(), "2:4", include="*.crossattention.*")
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_the_options_of_one_layer_are_those_of_the_model_in_memory(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in", "GPT2")
+    options: dict[str, Any] = {"alternations": 1, "damping": 0.1, "correct_bias": False, "respect_zeros": True}
+    found = adaprune_checkpoint(source, tmp_path / "out", batches(), "2:4", **options).report
+    model = type(model_of("GPT2")).from_pretrained(source).eval()
+    expected = adaprune(model, batches(), "2:4", **options)
+    for one, two in zip(found.layers, expected.layers, strict=True):
+        assert one.error_after == pytest.approx(two.error_after, rel=1e-6)
+        assert len(one.alternations) == len(two.alternations)
+    before, after = weights_in(source), weights_in(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in before if name.endswith(".bias"))
+
+
+def test_the_report_prints_on_a_line_and_becomes_json(tmp_path: Path) -> None:
+    found = adaprune_checkpoint(folder_of(tmp_path / "in"), tmp_path / "out", batches(), "2:4")
+    assert re.fullmatch(r"<CheckpointAdaPruneReport: AdaPruneReport\(.*\), peak memory \d+ MiB>", repr(found))
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert plain == json.loads((tmp_path / "out" / "adaprune.json").read_text())
+    assert plain["memory"] == {
+        "peak": found.peak,
+        "largest_block": found.largest_block,
+        "activations": found.activations,
+    }
+    assert found.activations == sum(batch["input_ids"].numel() for batch in batches()) * 16 * 4

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from masksolve import checkpoint
+from masksolve import NotInstalledError, checkpoint
 from masksolve.checkpoint import (
     budget_checkpoint,
     check_checkpoint,
@@ -57,6 +59,26 @@ def test_all_is_the_public_face() -> None:
         "read_masks",
         "unpack_checkpoint",
     ]
+
+
+def test_what_needs_pytorch_is_imported_when_it_is_asked_for() -> None:
+    lazily = {"CheckpointAdaPruneReport", "NoStackError", "adaprune_checkpoint"}
+    assert lazily < set(dir(checkpoint)) - set(checkpoint.__all__)
+    code = "import sys, masksolve.checkpoint; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with pytest.raises(AttributeError, match="has no attribute 'adaprune'"):
+        _ = checkpoint.adaprune
+
+
+def test_without_pytorch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [
+        name for name in sys.modules if name.startswith(("masksolve.torch", "masksolve.checkpoint._adaprune"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(vars(checkpoint), "adaprune_checkpoint", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(NotInstalledError, match=r"pip install 'masksolve\[torch\]'"):
+        _ = checkpoint.adaprune_checkpoint
 
 
 @pytest.mark.parametrize("name", checkpoint.__all__)

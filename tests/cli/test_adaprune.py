@@ -277,7 +277,7 @@ def bert(folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_hugging_face_folder_is_one_again_head_included(run: Run, tmp_path: Path) -> None:
     bert(tmp_path / "bert")
-    (tmp_path / "text").write_text("a few words\nno meaning\n\nwords of meaning at all\nall of a few\n" * 5)
+    (tmp_path / "text").write_text("a few words\nno meaning\n\nwords of meaning at all\nall of a few\n" * 7)
     code, out, _ = run(
         *("bert", "--calibration", "text", "--pattern", "2:4", "--output", "out"),
         *("--include", "bert.encoder.*.weight", "--exclude", "*LayerNorm*"),
@@ -300,7 +300,7 @@ def test_check_accepts_the_folder_with_the_layers_that_stayed_dense(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bert(tmp_path / "bert")
-    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    (tmp_path / "text").write_text("a few words\nno meaning\n" * 20)
     options = ("bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
     assert run(*options, "--exclude", "bert.pooler.*")[0] == 0
     dense = load_file(tmp_path / "out" / "model.safetensors")["bert.pooler.dense.weight"]
@@ -323,7 +323,7 @@ def test_a_hugging_face_folder_keeps_its_other_files_but_weights_in_other_format
         (tmp_path / "bert" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "bert" / name).write_text(f"what {name} held")
     (tmp_path / "bert" / "link.txt").symlink_to("README.md")
-    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    (tmp_path / "text").write_text("a few words\nno meaning\n" * 20)
     assert run("bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")[0] == 0
     for name in kept:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "bert" / name).read_bytes()
@@ -370,7 +370,7 @@ def test_a_hugging_face_folder_that_is_not_complete_is_refused(
         (tmp_path / "bert" / "vocab.txt").unlink()
     else:
         (tmp_path / "bert" / file).write_text(content)
-    (tmp_path / "text").write_text("a few words\n")
+    (tmp_path / "text").write_text("a few words\n" * 30)
     code, _, err = run("bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
     assert code == 2
     assert message in err
@@ -380,7 +380,7 @@ def test_a_hugging_face_folder_that_is_not_complete_is_refused(
 @pytest.mark.filterwarnings("ignore")
 def test_a_folder_is_pruned_block_by_block_and_the_memory_is_reported(run: Run, tmp_path: Path) -> None:
     bert(tmp_path / "bert")
-    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    (tmp_path / "text").write_text("a few words\nno meaning\n" * 20)
     options = ("--calibration", "text", "--pattern", "2:4", "--importance", "wanda", "--output", "out")
     code, out, err = run("bert", *options)
     assert code == 0
@@ -406,7 +406,7 @@ def test_a_folder_without_a_stack_of_blocks_is_loaded_whole_and_says_so(run: Run
     bert(tmp_path / "bert")
     path = tmp_path / "bert" / "model.safetensors"
     save_file({name: each for name, each in load_file(path).items() if "pooler" not in name}, path, {"format": "pt"})
-    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    (tmp_path / "text").write_text("a few words\nno meaning\n" * 20)
     options = ("--calibration", "text", "--pattern", "2:4", "--output", "out")
     code, _, err = run("bert", *options, "--resume")
     assert code == 2
@@ -418,6 +418,40 @@ def test_a_folder_without_a_stack_of_blocks_is_loaded_whole_and_says_so(run: Run
     )
     assert "peak memory" not in out
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+TEXTS = {
+    "nothing": (b"", "--calibration text holds no text; give one sample per line"),
+    "blank lines": (b" \n\n\t\n", "--calibration text holds no text; give one sample per line"),
+    "no text": (b"a few \xff", "--calibration text is not UTF-8 text (invalid start byte at byte 6)"),
+    "less than a window": (
+        b"a few words\nno meaning\n",
+        "--calibration text gives 9 tokens in 2 lines, fewer than the 10 (--length) of one sample; give more text",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", TEXTS)
+def test_text_that_is_no_calibration_data_is_refused_by_name(case: str, run: Run, tmp_path: Path) -> None:
+    content, message = TEXTS[case]
+    bert(tmp_path / "bert")
+    (tmp_path / "text").write_bytes(content)
+    before = set(tmp_path.iterdir())
+    code, _, err = run("bert", "--calibration", "text", "--pattern", "2:4", "--output", "out", "--length", 10)
+    assert code == 2
+    assert message in err
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lines_of_fewer_tokens_are_shorter_samples(run: Run, tmp_path: Path) -> None:
+    bert(tmp_path / "bert")
+    (tmp_path / "text").write_text("a few words\nno meaning\nall of a few words of no meaning at all\n")
+    options = ("--pattern", "2:4", "--output", "out", "--length", 8)
+    assert run("bert", "--calibration", "text", *options)[0] == 0
+    layers = json.loads((tmp_path / "out" / "adaprune.json").read_text())["layers"]
+    assert {tuple(layer["tokens"]) for layer in layers if "encoder" in layer["name"]} == {(5 + 4 + 8,)}
 
 
 def check(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -439,7 +473,7 @@ def test_check_accepts_one_sided_layers_as_what_the_record_says_they_are(
 @pytest.mark.filterwarnings("ignore")
 def test_what_was_pruned_before_stays_in_the_record(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bert(tmp_path / "bert")
-    (tmp_path / "text").write_text("a few words\nno meaning\n")
+    (tmp_path / "text").write_text("a few words\nno meaning\n" * 20)
     first = "bert.encoder.layer.0.attention.self.query.weight"
     prune_checkpoint(tmp_path / "bert", tmp_path / "once", "1:8", include=[first], direction="columns")
     options = ("once", "--calibration", "text", "--pattern", "2:4", "--output", "out")
@@ -457,7 +491,7 @@ def test_what_was_pruned_before_stays_in_the_record(run: Run, tmp_path: Path, mo
 def test_a_spoilt_record_in_the_folder_of_the_model_is_named_before_any_work(run: Run, tmp_path: Path) -> None:
     bert(tmp_path / "bert")
     (tmp_path / "bert" / "masksolve.json").write_text("{}")
-    (tmp_path / "text").write_text("a few words\n")
+    (tmp_path / "text").write_text("a few words\n" * 30)
     code, _, err = run("bert", "--calibration", "text", "--pattern", "2:4", "--output", "out")
     assert code == 2
     assert "bert/masksolve.json is neither masksolve.json nor the JSON report of a prune" in err

@@ -389,9 +389,8 @@ def repair_part(
     names = {name for task in tasks for name in task.site.names}
     chosen, lines = in_order(runs.model, tasks, lines, trace, True)
     reasons = {line.name: line.reason for line in lines if line.name in before & names and not line.sparse}
+    # Nothing stands in for calls: of all batches that takes more memory than the part, which is quickly run again.
     rounds = _rounds(by_inputs(chosen, trace), options, sequential)
-    with progress_bar(False) as silent:
-        runs.learn(trace, [_sources(groups) for groups in rounds], silent)
     done = Repairs()
     _repair(runs, trace, rounds, options, sequential, on_layer, done)
     return done.layers, {name: reason for name, reason in reasons.items() if reason is not None}

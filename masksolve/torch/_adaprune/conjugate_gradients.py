@@ -43,8 +43,9 @@ def conjugate_gradients(
     """
     # With a unit diagonal everything fits float32, whatever the inputs' sizes.
     scale = system.diagonal().rsqrt()
-    rough = (scale.unsqueeze(1) * system * scale).float()
-    preconditioner = (inverse / scale.unsqueeze(1) / scale).float()
+    # In place: these matrices are larger than what is repaired.
+    rough = (scale.unsqueeze(1) * system).mul_(scale).float()
+    preconditioner = (inverse / scale.unsqueeze(1)).div_(scale).float()
     found, residual, remaining = torch.zeros_like(right), torch.where(mask, right, 0.0), error
     is_solved = torch.zeros_like(mask[:, 0])
     for _ in range(_ROUNDS):

@@ -37,7 +37,7 @@ _PRECISION = 1e-12
 
 def output_energy(difference: Tensor, gram: Tensor) -> float:
     """Return ‖D X‖² of a difference D of weights; nan where they are not finite."""
-    return float(((difference @ gram) * difference).sum().clamp(min=0))
+    return float((difference @ gram).mul_(difference).sum().clamp(min=0))
 
 
 def least_squares(weight: Tensor, mask: Tensor, curvature: Curvature) -> Tensor:
