@@ -17,7 +17,7 @@ from torch.distributed.fsdp._fully_shard import _fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from masksolve._tiles import Direction
-from masksolve.torch import Sparsifier, add_adapters
+from masksolve.torch import Sparsifier, add_adapters, merge_adapters
 from masksolve.torch._layers import masked_attributes
 from masksolve.torch._solver import device
 from masksolve.torch._solver import solve as solver
@@ -248,8 +248,47 @@ def fsdp_trained(rank: int) -> dict[str, Any]:
     return {"layers": gathered(model)}
 
 
+def adapted() -> nn.Sequential:
+    model = net()
+    Sparsifier(model, "3:4").finalize()
+    add_adapters(model, rank=2)
+    return model
+
+
+def fsdp_adapters(rank: int) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    mesh, model = new_mesh(), adapted()
+    for layer in (model[0], model[2], model[4]):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    train_adapters(model, rank)
+    try:
+        merge_adapters(model)
+        message = ""
+    except RuntimeError as error:
+        message = str(error)
+    try:
+        add_adapters(fully_shard(nn.Linear(8, 8), mesh=mesh), rank=2)
+        late = ""
+    except ValueError as error:
+        late = str(error)
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return {"state": state, "merge": message, "late": late}
+
+
+def train_adapters(model: nn.Module, rank: int | None) -> None:
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], 0.5)
+    for step in range(STEPS):
+        x = batch(step) if rank is None else batch(step).chunk(2)[rank]
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
 if FSDP_RUNS_ON_CPU:
     scenario(fsdp_trained)
+    scenario(fsdp_adapters)
 
 
 @scenario

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from masksolve._tiles import Direction
-from masksolve.torch import Sparsifier
+from masksolve.torch import Sparsifier, merge_adapters
 from tests import oracle
 from tests.torch import processes as torch_processes
 from tests.torch.processes import STEPS, net, train
@@ -128,6 +128,23 @@ def test_a_model_that_is_wrapped_after_has_the_same_masks_everywhere_too(results
 def test_under_fsdp_both_processes_have_the_masks_of_one(results: Results) -> None:
     assert same_on_both(results["fsdp_trained"])
     assert_trained_as(alone("3:4"), results["fsdp_trained"][0]["layers"])
+
+
+@pytest.mark.skipif(not torch_processes.FSDP_RUNS_ON_CPU, reason="FSDP2 trains on the CPU from PyTorch 2.7 on")
+def test_adapters_train_under_fsdp_and_are_merged_in_a_plain_model(results: Results) -> None:
+    first = results["fsdp_adapters"][0]
+    assert "parameter '0.weight' is sharded by fully_shard" in first["merge"]
+    assert "a shard: add adapters before the model is sharded" in first["late"]
+    gathered, alone = torch_processes.adapted(), torch_processes.adapted()
+    before = alone[0].weight.detach()
+    gathered.load_state_dict(first["state"])
+    torch_processes.train_adapters(alone, None)
+    for model in (gathered, alone):
+        merge_adapters(model)
+    for one, two in zip(gathered.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+    assert torch.equal(gathered[0].weight != 0, before != 0)
+    assert float((gathered[0].weight.detach() - before).abs().max()) > 1e-3
 
 
 def test_under_fsdp_the_masks_of_both_processes_make_up_the_optimum(results: Results) -> None:

@@ -93,7 +93,7 @@ def add_adapters(
     a weight `NAME.weight` the Parameters `NAME.weight_lora_a` (rank, inputs), random, and `NAME.weight_lora_b`
     (outputs, rank), zero, are added, and are in the `state_dict`; with a leading axis where a weight holds several
     matrices (grouped convolutions, queries, keys and values). They are float32 where the weight has 16 bits. There is
-    no dropout. Make the optimizer, and DistributedDataParallel, after.
+    no dropout. Make the optimizer, DistributedDataParallel and `fully_shard` after.
 
     Parameters
     ----------
@@ -199,7 +199,8 @@ def merge_adapters(model: nn.Module) -> None:
     ValueError
         If nothing in the model is adapted.
     RuntimeError
-        If a merged weight would not be finite, or a module was given another class since. The model is left as it was.
+        If a merged weight would not be finite, a weight is sharded, or a module was given another class since. The
+        model is left as it was.
 
     Examples
     --------
@@ -218,6 +219,12 @@ def merge_adapters(model: nn.Module) -> None:
     if not places:
         raise ValueError(f"this {type(model).__name__} has no adapters; there is nothing to merge")
     for name, owner, attribute in places:
+        if is_sharded(owner._parameters[attribute]):
+            raise RuntimeError(
+                f"parameter {name!r} is sharded by fully_shard, which holds on to it; gather the state dict with "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict and full_state_dict=True, load it into "
+                "an unsharded model that has adapters, and merge those"
+            )
         if "_unadapted" not in vars(type(owner)):
             raise RuntimeError(
                 f"the module of parameter {name!r} was given the class {type(owner).__name__} after its adapter was "
