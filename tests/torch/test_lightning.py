@@ -164,3 +164,29 @@ def test_masks_are_those_of_the_weights_of_a_dense_checkpoint(tmp_path: Path) ->
             net(package, 1), batches(), batches(), ckpt_path=tmp_path / f"step={HALF}.ckpt"
         )
         assert masks == [True]
+
+
+def test_a_model_that_keeps_its_masks_is_tested_under_those_of_a_checkpoint(tmp_path: Path) -> None:
+    package = "lightning.pytorch"
+    model, mine = net(package), callback(package, finalize=False)
+    whole = trainer(package, tmp_path, mine)
+    whole.fit(model, batches(), batches())
+    checkpoint = tmp_path / f"step={HALF}.ckpt"
+    before = model.layers[0].weight.detach()
+    whole.test(model, batches(), ckpt_path=checkpoint, verbose=False)
+    expected = torch.load(checkpoint, weights_only=True)["state_dict"]["layers.0.weight"]
+    assert not torch.equal(before != 0, expected != 0)
+    assert torch.equal(model.layers[0].weight, expected)
+
+
+def test_a_fit_after_a_test_begins_anew(tmp_path: Path) -> None:
+    package = "lightning.pytorch"
+    model, mine = net(package), callback(package)
+    trainer(package, tmp_path, mine).fit(model, batches(), batches())
+    trainer(package, tmp_path, mine).test(model, batches(), ckpt_path=tmp_path / f"step={HALF}.ckpt", verbose=False)
+    other = net(package, 1)
+    trainer(package, tmp_path / "other", mine).fit(other, batches(), batches())
+    again, fresh = net(package, 1), callback(package)
+    trainer(package, tmp_path / "again", fresh).fit(again, batches(), batches())
+    assert mine.sparsifier.steps == STEPS
+    assert same(other, again)

@@ -38,6 +38,8 @@ class LightningCallback:
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Make the Sparsifier early for weight averaging, which copies the model now."""
+        # A checkpoint may have been loaded for a test.
+        self._saved = self._weights = None
         if stage != "fit":
             return
         if self._last not in trainer.callbacks:
@@ -49,8 +51,8 @@ class LightningCallback:
             self._attach(pl_module)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Give the weights of a checkpoint back what is pruned, if training goes on from it."""
-        if trainer.state.fn != "fit" or _KEY not in checkpoint:
+        """Give the weights of a checkpoint back what is pruned, for a training that goes on or a model with masks."""
+        if _KEY not in checkpoint or (trainer.state.fn != "fit" and self._model is None):
             return
         for name, taken in checkpoint[_KEY].items():
             give_masks(checkpoint[name], Taken(**taken))
