@@ -1,6 +1,7 @@
 """Hugging Face's Trainer with masks: every run is a real one, of a very small model."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def test_a_copy_of_a_model_in_training_saves_itself(run: Run, tmp_path: Path) ->
             parameter.mul_(2)
     twin.save_pretrained(tmp_path)
     assert same(type(twin).from_pretrained(tmp_path), _finalized(twin))
+    assert same(pickle.loads(pickle.dumps(twin)), twin)
 
 
 def _finalized(model: Any) -> Any:

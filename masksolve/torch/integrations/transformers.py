@@ -113,7 +113,7 @@ class SparsifierCallback(TrainerCallback):
             self._model, self._loading = model, PlainLoading(model)
             if isinstance(model, PreTrainedModel):
                 # Bound, so that a copy of the model saves itself.
-                vars(model)["save_pretrained"] = MethodType(_save_sparse, model)
+                vars(model)["save_pretrained"] = MethodType(save_pretrained, model)
         if state.global_step:
             self._load(_checkpoint(args, state) if self._resume_from is None else Path(self._resume_from))
 
@@ -170,7 +170,7 @@ def _checkpoint(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
-def _save_sparse(
+def save_pretrained(
     self: PreTrainedModel,
     save_directory: str | Path,
     is_main_process: bool = True,
