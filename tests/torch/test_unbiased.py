@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -306,13 +307,15 @@ def test_the_gradient_passes_straight_through() -> None:
         (torch.ones(4), {"pattern": "2:4", "dim": 1}, ValueError, r"shape \(4,\) have no dim=1"),
         (torch.tensor(1.0), {"pattern": "2:4"}, ValueError, r"shape \(\) have no dim=-1"),
         (torch.ones(4, dtype=torch.int64), {"pattern": "2:4"}, TypeError, "values have dtype torch.int64; allowed"),
+        ([1.0, 2.0], {"pattern": "2:4"}, TypeError, r"values must be a torch\.Tensor, got list"),
+        (torch.ones(4), {"pattern": "2:4", "generator": 3}, TypeError, r"generator must be a torch\.Generator, got 3"),
     ],
 )
 def test_what_cannot_be_thinned_is_refused(
-    values: Tensor, options: dict[str, object], error: type[Exception], words: str
+    values: Any, options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        minimum_variance_unbiased(values, **options)  # type: ignore[arg-type]
+        minimum_variance_unbiased(values, **options)
 
 
 KERNEL = triton_module("masksolve.torch._training.unbiased_kernel") if triton_module() else None

@@ -53,7 +53,7 @@ def minimum_variance_unbiased(
     Raises
     ------
     TypeError
-        For another dtype.
+        For another dtype, and for what is no Tensor or no Generator.
     ValueError
         For a pattern that keeps nothing, and a `dim` that is not there.
 
@@ -77,6 +77,13 @@ def minimum_variance_unbiased(
     tensor([ 1., -2.,  3., 10.])
     """
     found = as_keeping(pattern, "pattern")
+    if not isinstance(values, Tensor):
+        raise TypeError(f"values must be a torch.Tensor, got {type(values).__name__}; torch.as_tensor makes one")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {generator!r}; make one of the values' device, and seed it: "
+            "torch.Generator(values.device).manual_seed(seed)"
+        )
     if values.dtype not in _DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         raise TypeError(f"values have dtype {values.dtype}; allowed are {allowed}; convert them with .to() first")
