@@ -17,6 +17,7 @@ from masksolve.diversity._paper_formula import paper_formula
 from masksolve.torch import Sparsifier
 
 PATTERNS = ("2:4", "4:8", "8:16")
+_REFRESH_EVERY = {"dynamic": 40, "continuous": 1, "static": None}
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Recipe:
     """One row of the table.
 
     `structure` is "dense", "unstructured", "rows" (one-sided N:M along the inputs) or "both" (transposable). Masks
-    change every 40 steps ("dynamic"), or never ("static"); with `retrains`, training starts from the weights of the
-    dense run.
+    change every 40 steps ("dynamic"), at each ("continuous") or never ("static"); with `retrains`, training starts from
+    the weights of the dense run.
     """
 
     structure: str
@@ -48,7 +49,7 @@ class Recipe:
             return None
         options: dict[str, Any] = {
             "include": include,
-            "refresh_every": 40 if self.masks == "dynamic" else None,
+            "refresh_every": _REFRESH_EVERY[self.masks],
             "gradient": self.gradient,
             "direction": "rows" if self.structure == "rows" else "both",
         }
