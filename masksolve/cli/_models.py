@@ -29,7 +29,7 @@ from masksolve.checkpoint._layout import read_checkpoint
 from masksolve.checkpoint._record import RECORD, read_record, record_of
 from masksolve.torch._adaprune.records import AdaPruneReport
 from masksolve.torch._layers import layout_of
-from masksolve.torch._model_config import renamer
+from masksolve.torch._model_config import quietly, renamer
 
 _logger = logging.getLogger("masksolve")
 
@@ -92,9 +92,14 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder} needs transformers, which is not installed; pip install 'masksolve[transformers]'"
         ) from error
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quietly():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise click.UsageError(f"{folder} cannot be loaded ({type(error).__name__}: {error})") from error
+        text = " ".join(str(error).split())
+        raise click.UsageError(
+            f"the tokenizer of {folder} cannot be loaded ({type(error).__name__}: {text[:200]}); if there is none, "
+            "save the model's there (tokenizer.save_pretrained)"
+        ) from error
     # Without its files, a tokenizer takes every word for an unknown one.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise click.UsageError(f"{folder} has no tokenizer; save the model's there (tokenizer.save_pretrained)")

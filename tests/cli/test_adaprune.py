@@ -357,7 +357,7 @@ def test_a_tied_weight_of_a_model_from_code_is_checked_by_the_name_that_it_is_st
     ("file", "content", "message"),
     [
         ("tokenizer.json", None, "bert has no tokenizer; save the model's there"),
-        ("config.json", "{", "bert cannot be loaded (OSError: It looks like the config file"),
+        ("config.json", "{", "the tokenizer of bert cannot be loaded (OSError: It looks like the config file"),
         ("model.safetensors", "", "model.safetensors is not a whole safetensors file"),
     ],
 )
@@ -418,6 +418,19 @@ def test_a_folder_without_a_stack_of_blocks_is_loaded_whole_and_says_so(run: Run
     )
     assert "peak memory" not in out
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_whose_tokenizer_cannot_be_made_gets_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "text").write_text("a few words\n")
+    code, _, err = run("llama", "--calibration", "text", "--pattern", "2:4", "--output", "out")
+    assert code == 2
+    assert "the tokenizer of llama cannot be loaded" in err
+    assert err.endswith("if there is none, save the model's there (tokenizer.save_pretrained)\n")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 TEXTS = {
