@@ -32,7 +32,7 @@ settings.load_profile("default")
 # Extras (or tools) that a file cannot do without, or all files of a folder: tests, and modules and pages with doctests.
 # What is not listed here runs with NumPy, Numba, pytest and Hypothesis alone; `make test-core` sees to it.
 NEEDS = {
-    "README.md": ["flow", "lp", "cli", "torch"],
+    "README.md": ["flow", "lp", "permute", "cli", "torch"],
     "docs/loops.md": ["torch", "transformers", "accelerate", "lightning"],
     "docs/packed.md": ["cli"],
     "docs/traps.md": ["cli", "torch"],
@@ -42,6 +42,7 @@ NEEDS = {
     "masksolve/checkpoint/_adaprune.py": ["transformers"],
     "masksolve/cli": ["cli"],
     "masksolve/cli/_models.py": ["torch"],
+    "masksolve/permute.py": ["permute"],
     "masksolve/torch": ["torch"],
     "masksolve/torch/_solver/kernels.py": ["triton"],
     "masksolve/torch/integrations/lightning.py": ["lightning"],
@@ -61,6 +62,7 @@ NEEDS = {
     "tests/studies/test_pretraining.py": ["lp", "torch", "matplotlib"],
     "tests/studies/test_training.py": ["lp", "torch", "matplotlib"],
     "tests/studies/test_tune.py": ["torch"],
+    "tests/test_permute.py": ["permute"],
     "tests/test_rooms.py": ["grimp"],
     "tests/torch": ["torch"],
     "tests/torch/test_accelerate.py": ["transformers", "accelerate"],

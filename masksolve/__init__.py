@@ -8,6 +8,8 @@ masksolve.odds
     Odds that pruned weights are N:M already, and the choice of a pattern from them.
 masksolve.budget
     N of M for each layer, chosen so that all together keep the most importance at a given density.
+masksolve.permute
+    Orders of rows and columns in which the best mask keeps more. Needs the extra `permute`.
 masksolve.torch
     PyTorch: masks of tensors, training under masks (`Sparsifier`), pruning of trained models (`adaprune`).
     Needs the extra `torch`.
@@ -25,6 +27,7 @@ from masksolve._version import __version__ as __version__
 if TYPE_CHECKING:
     from masksolve import budget, diversity, odds
     from masksolve import checkpoint as checkpoint
+    from masksolve import permute as permute
     from masksolve import torch as torch
     from masksolve._certificate import Certificate, certify
     from masksolve._check import check_mask, is_valid_mask
@@ -73,7 +76,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("budget", "checkpoint", "conversion", "diversity", "odds", "torch"):
+    if name in ("budget", "checkpoint", "conversion", "diversity", "odds", "permute", "torch"):
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ EXTRAS = {
     "lp": ("scipy", "pulp"),
     "cli": ("click", "rich", "safetensors", "ml_dtypes", "filelock", "xxhash"),
     "cluster": ("distributed",),
+    "permute": ("scipy",),
     "torch": ("torch",),
     "transformers": ("transformers",),
 }

@@ -38,6 +38,7 @@ PUBLIC = {
         budget certify check_mask diversity is_valid_mask odds random_mask solve_block solve_blocks solve_matrix""",
     "masksolve.budget": "Budget LayerBudget choose_patterns kept_by_n spend",
     "masksolve.diversity": "Log2Count bits_per_weight count log2_count mask_diversity",
+    "masksolve.permute": "Permutation search",
     "masksolve.odds": """TileOdds choose_pattern choose_patterns group_odds row_odds share_of_groups share_of_rows
         share_of_tiles tile_odds""",
 }
@@ -52,7 +53,14 @@ def test_the_public_names_are_these_and_documented(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "extra"),
-    [("budget", None), ("checkpoint", "cli"), ("diversity", None), ("odds", None), ("torch", "torch")],
+    [
+        ("budget", None),
+        ("checkpoint", "cli"),
+        ("diversity", None),
+        ("odds", None),
+        ("permute", None),
+        ("torch", "torch"),
+    ],
 )
 def test_every_public_module_is_an_attribute_without_an_import_of_its_own(
     module: str, extra: str | None, monkeypatch: pytest.MonkeyPatch
