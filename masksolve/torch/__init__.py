@@ -13,6 +13,7 @@ from masksolve.torch._adaprune.adaprune import adaprune
 from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer, RefinedBlock
 from masksolve.torch._adaprune.tasks import patterns_from_zeros
 from masksolve.torch._layers import ParameterReport
+from masksolve.torch._permute.permute_model import PermutedAxis, PermuteReport, permute_model
 from masksolve.torch._training.adapters import AdapterReport, add_adapters, merge_adapters
 from masksolve.torch._training.decay_search import DecaySearch, find_decay
 from masksolve.torch._training.finalize import finalize
@@ -31,6 +32,8 @@ __all__ = [
     "DecaySearch",
     "LayerRecord",
     "ParameterReport",
+    "PermuteReport",
+    "PermutedAxis",
     "PrunedLayer",
     "RefinedBlock",
     "RefreshRecord",
@@ -44,6 +47,7 @@ __all__ = [
     "merge_adapters",
     "minimum_variance_unbiased",
     "patterns_from_zeros",
+    "permute_model",
     "semi_structured",
     "sparse_state_dict",
 ]

@@ -29,6 +29,8 @@ def test_the_public_face_is_these_names() -> None:
         "DecaySearch",
         "LayerRecord",
         "ParameterReport",
+        "PermuteReport",
+        "PermutedAxis",
         "PrunedLayer",
         "RefinedBlock",
         "RefreshRecord",
@@ -42,6 +44,7 @@ def test_the_public_face_is_these_names() -> None:
         "merge_adapters",
         "minimum_variance_unbiased",
         "patterns_from_zeros",
+        "permute_model",
         "semi_structured",
         "sparse_state_dict",
     ]
