@@ -34,6 +34,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "admm": {"importance": "admm"},
     "admm, refined": {"importance": "admm", "refine": "block"},
 }
+# Calibrated on all the text, of which the others see the first part: one in so many batches.
+MORE_TEXT, TIMES = "admm, refined, 4x text", 4
 
 
 def _greedy(scores: NDArray[np.float32], n: int, m: int) -> NDArray[np.bool_]:
@@ -55,7 +57,7 @@ APPROXIMATE: dict[str, Callable[[NDArray[np.float32], int, int], NDArray[np.bool
 
 @dataclass(frozen=True)
 class Setting:
-    """How much text is read: windows and their lengths, and how many of them make a batch."""
+    """How much text is read: windows and their lengths, and how many of them make a batch; `MORE_TEXT` sees more."""
 
     calibrated: int = 64
     calibration_length: int = 128
@@ -68,7 +70,7 @@ class Setting:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-        calibration = text.windows(tokenizer, texts, text.CALIBRATION, self.calibrated, self.calibration_length)
+        calibration = text.windows(tokenizer, texts, text.CALIBRATION, TIMES * self.calibrated, self.calibration_length)
         evaluation = text.windows(tokenizer, texts, text.EVALUATION, self.evaluated, self.evaluation_length)
         return Study(model, calibration.split(self.batch), evaluation)
 
@@ -130,8 +132,9 @@ class Study:
         if case.recipe in APPROXIMATE:
             options["masks"] = _masks(model, case)
         else:
-            options.update(RECIPES[case.recipe])
-        return adaprune(model, self.calibration, case.pattern, **options)
+            options.update(RECIPES["admm, refined" if case.recipe == MORE_TEXT else case.recipe])
+        batches = len(self.calibration) // (1 if case.recipe == MORE_TEXT else TIMES)
+        return adaprune(model, self.calibration[:batches], case.pattern, **options)
 
     @torch.inference_mode()
     def _perplexity(self, model: nn.Module) -> float:
