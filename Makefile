@@ -24,7 +24,7 @@ LANGUAGE_MODEL := build/smollm2/model
 
 # `make adaprune` takes four minutes, `make adaprune-full` an hour; they also want the text of Debian's package fortunes.
 
-# `make language-model` takes a quarter of an hour, `make language-model-full` about six (estimated), and goes on where it was stopped. Both want the
+# `make language-model` takes a quarter of an hour, `make language-model-full` about three (estimated), and goes on where it was stopped. Both want the
 # text of Debian's package python3-doc.
 
 # --full measures for half an hour; --quick for less than two minutes.

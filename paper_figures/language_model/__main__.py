@@ -39,7 +39,9 @@ def main() -> None:
     """Parse the arguments, do what is missing, draw."""
     parser = argparse.ArgumentParser(prog="python -m paper_figures.language_model", description=__doc__)
     parser.add_argument(
-        "--full", action="store_true", help="all of it: about six hours on two cores (estimated), not a quarter of one"
+        "--full",
+        action="store_true",
+        help="all of it: about three hours on two cores (estimated), not a quarter of one",
     )
     parser.add_argument("--model", type=Path, required=True, help="its folder (`make language-model` has it)")
     parser.add_argument("--text", type=Path, default=text.debian(), help="folder of the sources of Python's documents")

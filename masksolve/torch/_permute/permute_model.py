@@ -118,7 +118,7 @@ def permute_model(
     Parameters
     ----------
     model : nn.Module
-        Changed in place.
+        Changed in place; after an error, or an interrupt, it is as it was.
     pattern : str, (int, int) or Pattern
         N **kept** of every M.
     *inputs, **keywords
@@ -183,28 +183,33 @@ def permute_model(
             )
         found: list[PermutedAxis] = []
         orders: list[tuple[int, Axis, Tensor]] = []
-        for axis in axes:
-            line, order = _search(axis, names, pattern, direction, importance, escapes, time_limit, seed)
-            if order is not None:
-                axis.reorder(order)
-                orders.append((len(found), axis, order))
-            found.append(line)
-            if on_axis is not None:
-                on_axis(line)
-        deviation = _deviation(before, _outputs(model, inputs, keywords))
-        if not deviation <= allowed:
-            for _, axis, order in reversed(orders):
-                axis.reorder(torch.argsort(order))
-            deviation = 0.0
-            for place, axis, order in orders:
-                axis.reorder(order)
-                changed = _deviation(before, _outputs(model, inputs, keywords))
-                if not changed <= allowed:
-                    axis.reorder(torch.argsort(order))
-                    reason = f"the model computes something else in another order (outputs change by {changed:.1e})"
-                    found[place] = replace(found[place], reason=reason, kept_after=found[place].kept_before)
-                else:
-                    deviation = changed
+        applied: list[tuple[Axis, Tensor]] = []
+        try:
+            for axis in axes:
+                line, order = _search(axis, names, pattern, direction, importance, escapes, time_limit, seed)
+                if order is not None:
+                    _apply(axis, order, applied)
+                    orders.append((len(found), axis, order))
+                found.append(line)
+                if on_axis is not None:
+                    on_axis(line)
+            deviation = _deviation(before, _outputs(model, inputs, keywords))
+            if not deviation <= allowed:
+                _undo(applied, len(applied))
+                deviation = 0.0
+                for place, axis, order in orders:
+                    _apply(axis, order, applied)
+                    changed = _deviation(before, _outputs(model, inputs, keywords))
+                    if not changed <= allowed:
+                        _undo(applied, 1)
+                        reason = f"the model computes something else in another order (outputs change by {changed:.1e})"
+                        found[place] = replace(found[place], reason=reason, kept_after=found[place].kept_before)
+                    else:
+                        deviation = changed
+        except BaseException:
+            # Nothing has been proven yet.
+            _undo(applied, len(applied))
+            raise
     touched = {name for line in found if line.reason is None for name in line.weights}
     matrices = (name for name, parameter in model.named_parameters() if parameter.ndim > 1)
     return PermuteReport(
@@ -213,6 +218,18 @@ def permute_model(
         deviation=deviation,
         untouched=tuple(name for name in matrices if name not in touched),
     )
+
+
+def _apply(axis: Axis, order: Tensor, applied: list[tuple[Axis, Tensor]]) -> None:
+    axis.reorder(order)
+    applied.append((axis, order))
+
+
+def _undo(applied: list[tuple[Axis, Tensor]], number: int) -> None:
+    """Put the last axes back as they were."""
+    for _ in range(number):
+        axis, order = applied.pop()
+        axis.reorder(torch.argsort(order))
 
 
 def _names(model: nn.Module) -> dict[int, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -20,6 +21,9 @@ _WEIGHTS = ("state_dict", "current_model_state")
 class LightningCallback:
     """The hooks of Lightning's callback; mixed into the Callback of either package."""
 
+    # The package's callback that is made of hooks.
+    _of_hooks: ClassVar[Callable[..., Any]]
+
     def __init__(self, pattern: PatternsLike, *, finalize: bool = True, **options: Any) -> None:
         self.sparsifier: Sparsifier | None = None
         self._recipe = Recipe(pattern, finalize, options)
@@ -30,11 +34,7 @@ class LightningCallback:
         self._weights: dict[str, Any] | None = None
         self._global_step = 0
         # Weight averaging comes later in the list, and replaces the weights of a checkpoint.
-        self._last = self._after_all_others(on_save_checkpoint=_split)
-
-    def _after_all_others(self, **hooks: Any) -> Any:
-        """Return a callback with these hooks."""
-        raise NotImplementedError
+        self._last = self._of_hooks(on_save_checkpoint=_split)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Make the Sparsifier early for weight averaging, which copies the model now."""

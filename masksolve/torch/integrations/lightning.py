@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 
 from masksolve.torch.integrations._lightning import LightningCallback
@@ -70,5 +68,4 @@ class SparsifierCallback(LightningCallback, Callback):
     (4, 64)
     """
 
-    def _after_all_others(self, **hooks: Any) -> LambdaCallback:
-        return LambdaCallback(**hooks)
+    _of_hooks = LambdaCallback
