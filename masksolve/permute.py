@@ -7,6 +7,11 @@ The search takes one line out of every stripe of M lines and gives each stripe t
 most: a linear assignment over the exact kept importance of every stripe with every line (Zhang et al. 2024, "RIA",
 arXiv 2402.17762, for one-sided masks). That is repeated with other lines, rows and columns in turn, until nothing
 changes; then a few lines are exchanged at random, and what comes out is kept if it is better.
+
+Large transposable tiles take long to solve with every line, and begin with something cheaper: the potentials of a tile
+price its columns, and at these prices a line is worth its N largest entries less their prices, whatever the others
+are. So several lines can be taken out of a stripe at once. Sums of prices are bounds, by weak duality, not what is
+kept: the stripes among which lines have gone round are solved again, and where they keep less they are put back.
 """
 
 from __future__ import annotations
@@ -43,8 +48,10 @@ Scores = NDArray[np.float32]
 _AXIS: dict[str, Axes] = {"rows": "columns", "columns": "rows"}
 # Weights of tiles that are solved at a time, and tiles of one assignment.
 _AT_ONCE, _MOST_TILES = 1 << 22, 1 << 22
-# An axis is done after as many assignments without gain as a line has places in its stripe, this many times over.
-_PATIENCE = 3
+# An axis is done after as many assignments in a row that gain less than this share of what is kept.
+_PATIENCE, _SMALL = 12, 3e-5
+# Transposable tiles of at least this M begin with prices, by which M over this many lines of a stripe move at a time.
+_PRICED_FROM, _PRICED_PART = 8, 4
 # Exchanges of an escape, as a share of the stripes.
 _EXCHANGED = 0.1
 # Gains below this share of what is kept are rounding.
@@ -155,7 +162,8 @@ def search(
 
     Notes
     -----
-    An assignment of R x C weights solves (C/m)² R/m tiles for columns, or a random part of them if these are many.
+    An assignment of R x C weights solves (C/m)² R/m tiles for columns, or a random part of them if these are many. An
+    axis is done when twelve of them in a row have gained less than 3e-5 of what is kept each.
 
     Examples
     --------
@@ -221,8 +229,10 @@ def _importance(weights: Any, scores: Any) -> list[Scores]:
             f"{', '.join(str(each.shape) for each in given)}; transpose those that share columns"
         )
     largest = max(float(np.max(np.abs(each), initial=0)) for each in given)
-    # In a scale that float32 holds whatever theirs is.
-    return [(np.abs(each.astype(np.float64)) / (largest or 1.0)).astype(np.float32) for each in given]
+    # In a scale that float32 holds whatever theirs is. By a power of two, so that weights which are equal, as many are
+    # that were quantised, stay so: of weights that are nearly equal, exact takes many times as long.
+    exponent = -int(np.frexp(largest)[1])
+    return [np.ldexp(np.abs(each.astype(np.float64)), exponent).astype(np.float32) for each in given]
 
 
 def _check_groups(groups: int, axes: Axes, shape: tuple[int, int], m: int) -> None:
@@ -292,18 +302,32 @@ class _Search:
         return kept
 
     def _climb(self, moved: Sequence[int]) -> Iterator[float]:
-        """Assign lines to stripes until nothing gains; yield what is kept after each gain."""
-        patience = _PATIENCE * self._pattern.m
-        waited = dict.fromkeys(moved, 0)
-        while min(waited.values()) < patience:
+        """Assign lines to stripes until that gains hardly anything; yield what is kept after each gain."""
+        kept = self._kept()
+        priced = self._direction == "both" and self._pattern.m >= _PRICED_FROM
+        lines = self._pattern.m // _PRICED_PART if priced else 0
+        while lines > 0:
+            waited = 0
             for axis in moved:
                 if time.monotonic() > self._end:
                     return
-                if self._assign(axis):
-                    waited = dict.fromkeys(moved, 0)
-                    yield self._kept()
-                else:
-                    waited[axis] += 1
+                gain = self._assign_by_prices(axis, lines)
+                waited += gain <= _SMALL * kept
+                if gain > 0:
+                    kept += gain
+                    yield kept
+            if waited == len(moved):
+                lines //= 2
+        waits = dict.fromkeys(moved, 0)
+        while min(waits.values()) < _PATIENCE:
+            for axis in moved:
+                if time.monotonic() > self._end:
+                    return
+                gain = self._assign(axis)
+                waits = dict.fromkeys(moved, 0) if gain > _SMALL * kept else {**waits, axis: waits[axis] + 1}
+                if gain > 0:
+                    kept += gain
+                    yield kept
 
     def _stripes(self, axis: int) -> list[NDArray[np.intp]]:
         """Return the stripes, by number, among which lines are exchanged: those of each group, or random parts."""
@@ -327,13 +351,13 @@ class _Search:
                 order[lines] = order[np.roll(lines, 1)]
             self._orders[axis] = order
 
-    def _assign(self, axis: int) -> bool:
-        """Take a line out of every stripe and give each the one with which all keep the most; whether that gained."""
+    def _assign(self, axis: int) -> float:
+        """Take a line out of every stripe and give each the one with which all keep the most; how much that gains."""
         from scipy.optimize import linear_sum_assignment
 
         m = self._pattern.m
         now = [each if axis == 0 else each.T for each in self._now()]
-        order, gained = self._orders[axis].copy(), False
+        order, gain = self._orders[axis].copy(), 0.0
         for stripes in self._stripes(axis):
             places = self._rng.integers(m, size=len(stripes))
             lines = stripes * m + places
@@ -342,9 +366,61 @@ class _Search:
             found, before = kept[receivers, givers].sum(), np.trace(kept)
             if found > before * (1 + _ROUNDING):
                 order[lines[receivers]] = self._orders[axis][lines[givers]]
-                gained = True
+                gain += float(found - before)
         self._orders[axis] = order
-        return gained
+        return gain
+
+    def _assign_by_prices(self, axis: int, number: int) -> float:
+        """Take so many lines out of every stripe and assign them at the prices of now; how much that gains."""
+        from scipy.optimize import linear_sum_assignment
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        m, places = self._pattern.m, np.arange(len(self._orders[axis]))
+        now = [np.ascontiguousarray(each if axis == 0 else each.T) for each in self._now()]
+        kept, prices = self._priced(now)
+        source = places.copy()
+        for stripes in self._stripes(axis):
+            taken = np.argsort(self._rng.random((len(stripes), m)), axis=1)[:, :number]
+            lines = (stripes[:, None] * m + taken).ravel()
+            worth = sum(self._worth(each[lines], paid[stripes]) for each, paid in zip(now, prices, strict=True))
+            receivers, givers = linear_sum_assignment(np.repeat(worth, number, axis=0), maximize=True)
+            source[lines[receivers]] = lines[givers]
+        # Stripes gain or lose together with those that they give to and take from.
+        moves = places[source != places] // m, source[source != places] // m
+        links = coo_matrix((np.ones(len(moves[0])), moves), shape=(len(kept), len(kept)))
+        number_of_parts, part = connected_components(links, directed=False)
+        gain = np.bincount(part, self._priced([each[source] for each in now])[0] - kept, minlength=number_of_parts)
+        gained = gain > _ROUNDING * kept.sum()
+        whole = len(kept) * m
+        source[:whole] = np.where(np.repeat(gained[part], m), source[:whole], places[:whole])
+        self._orders[axis] = self._orders[axis][source]
+        return float(gain[gained].sum())
+
+    def _priced(self, now: Sequence[Scores]) -> tuple[NDArray[np.float64], list[NDArray[np.floating[Any]]]]:
+        """Return what each stripe of rows keeps, and the prices (stripes, tiles, m) of the columns of each matrix."""
+        n, m = self._pattern.n, self._pattern.m
+        kept, prices = np.zeros(len(now[0]) // m), []
+        for each in now:
+            mask, paid = solve_matrix(each, n, m, threads=self._threads, return_potentials=True)
+            of_lines = np.einsum("ij,ij->i", each, mask.astype(np.float32), dtype=np.float64)
+            kept += of_lines[: len(kept) * m].reshape(-1, m).sum(1)
+            prices.append(paid)
+        return kept, prices
+
+    def _worth(self, lines: Scores, prices: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return the N largest entries of each line in each tile, less their prices, summed, for each stripe."""
+        n, m, across = self._pattern.n, self._pattern.m, prices.shape[1] * prices.shape[2]
+        whole, paid = lines[:, :across], prices.reshape(len(prices), across).astype(np.float32)
+        worth = np.empty((len(prices), len(lines)))
+        step = max(1, _AT_ONCE // max(1, whole.size))
+        for first in range(0, len(prices), step):
+            some = slice(first, first + step)
+            # Positive, as magnitudes are compared; that adds the same to every line.
+            profit = whole - paid[some, None] + paid[some].max(1, initial=0.0)[:, None, None]
+            mask = solve_matrix(profit, n, m, direction="rows", threads=self._threads)
+            worth[some] = np.einsum("tij,tij->ti", profit, mask.astype(np.float32))
+        return worth
 
     def _kept_with(self, now: Scores, stripes: NDArray[np.intp], places: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return what each of some stripes of rows keeps with the line of each other in place of its own.

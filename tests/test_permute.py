@@ -58,6 +58,28 @@ def test_every_stripe_is_scored_with_every_line_exactly(pattern: Pair, direction
         assert found[receiver, giver] == pytest.approx(trial[mask].sum(dtype=float), rel=1e-6)
 
 
+@pytest.mark.parametrize("pattern", [(3, 8), (4, 8), (8, 16)], ids=name_of)
+def test_prices_bound_what_a_stripe_keeps_with_other_lines_and_are_exact_with_its_own(pattern: Pair) -> None:
+    n, m = pattern
+    now = np.abs(normal(3 * m, 2 * m + 3)).astype(np.float32)
+    engine = permute._Search([now], ms.Pattern(n, m), "both", 1, 1, np.random.default_rng(1), np.inf)
+    kept, (prices,) = engine._priced([now])
+    mask = ms.solve_matrix(now, n, m)
+    assert kept == pytest.approx([(now * mask)[stripe * m :][:m].sum(dtype=float) for stripe in range(3)])
+    worth = engine._worth(now, prices)
+    profit = now[None, :, : 2 * m].reshape(1, 3 * m, 2, m) - prices[:, None]
+    expected = np.sort(profit)[..., -n:].sum((2, 3))
+    # An amount for each stripe is added to all.
+    assert worth - worth[:, :1] == pytest.approx(expected - expected[:, :1], abs=1e-4)
+    for receiver, giver in itertools.product(range(3), repeat=2):
+        trial = now[receiver * m :, : 2 * m][:m].copy()
+        before = trial[ms.solve_matrix(trial, n, m)].sum(dtype=float)
+        trial[1] = now[giver * m, : 2 * m]
+        after = trial[ms.solve_matrix(trial, n, m)].sum(dtype=float)
+        bound = worth[receiver, giver * m] - worth[receiver, receiver * m + 1]
+        assert after - before <= bound + 1e-4
+
+
 @pytest.mark.parametrize(
     ("axes", "moved"), [("rows", [True, False]), ("columns", [False, True]), ("both", [True, True])]
 )
