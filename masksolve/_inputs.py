@@ -123,6 +123,15 @@ def check_number(value: float, name: str) -> None:
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
 
 
+def check_seconds(value: float | None, name: str) -> None:
+    """Refuse what is no time limit: a positive number of seconds, or None."""
+    if value is None:
+        return
+    check_number(value, name)
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, in seconds, got {value!r}; None sets none")
+
+
 def check_choice(given: _Choice, name: str, allowed: Iterable[_Choice]) -> _Choice:
     """Return the one of the allowed strings that was given; `name` is what it is a choice of."""
     for choice in allowed:

@@ -32,7 +32,7 @@ from masksolve._inputs import (
     as_weights,
     check_choice,
     check_direction,
-    check_number,
+    check_seconds,
     check_threads,
 )
 from masksolve._pattern import Pattern, PatternLike, as_pattern
@@ -198,10 +198,7 @@ def search(
             f"axes={_AXIS[direction]!r}"
         )
     _check_groups(groups, axes, matrices[0].shape, pattern.m)
-    if time_limit is not None:
-        check_number(time_limit, "time_limit")
-        if not time_limit > 0:
-            raise ValueError(f"time_limit must be positive, in seconds, got {time_limit!r}; None sets none")
+    check_seconds(time_limit, "time_limit")
     generator = as_generator(rng)
     end = math.inf if time_limit is None else time.monotonic() + time_limit
     found = _Search(matrices, pattern, direction, groups, threads, generator, end)
@@ -412,7 +409,9 @@ class _Search:
         """Return the N largest entries of each line in each tile, less their prices, summed, for each stripe."""
         n, m, across = self._pattern.n, self._pattern.m, prices.shape[1] * prices.shape[2]
         whole, paid = lines[:, :across], prices.reshape(len(prices), across).astype(np.float32)
-        worth = np.empty((len(prices), len(lines)))
+        worth = np.zeros((len(prices), len(lines)))
+        if across == 0:
+            return worth
         step = max(1, _AT_ONCE // max(1, whole.size))
         for first in range(0, len(prices), step):
             some = slice(first, first + step)

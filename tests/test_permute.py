@@ -150,6 +150,13 @@ def test_matrices_that_share_rows_get_one_order_for_all(pattern: Pair) -> None:
     assert found.kept_after > found.kept_before
 
 
+def test_matrices_narrower_than_a_tile_are_ordered_by_what_they_keep() -> None:
+    weights = normal(40, 6)
+    found = search(weights, "4:8", axes="rows")
+    assert found.kept_after == pytest.approx(kept(found.apply(weights), (4, 8)))
+    assert found.kept_after > found.kept_before
+
+
 def test_scores_decide_in_place_of_magnitudes() -> None:
     weights, scores = normal(16, 16, 1), np.abs(normal(16, 16, 2))
     found = search(weights, "2:4", scores=scores)

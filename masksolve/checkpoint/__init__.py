@@ -1,7 +1,7 @@
 """Safetensors checkpoints in, safetensors checkpoints out, of any size. Needs the extra `cli`.
 
-`adaprune_checkpoint`, with its `CheckpointAdaPruneReport` and `NoStackError`, needs the extra `transformers` too.
-PyTorch is imported when one of these names is first used, so `import *` leaves them out.
+`adaprune_checkpoint`, with its `CheckpointAdaPruneReport` and `NoStackError`, and `permute_checkpoint` need the extra
+`transformers` too. PyTorch is imported when one of these names is first used, so `import *` leaves them out.
 """
 
 from importlib import import_module
@@ -38,6 +38,7 @@ from masksolve.checkpoint._workspace import AnotherRunError
 if TYPE_CHECKING:
     from masksolve.checkpoint._adaprune import CheckpointAdaPruneReport as CheckpointAdaPruneReport
     from masksolve.checkpoint._adaprune import adaprune_checkpoint as adaprune_checkpoint
+    from masksolve.checkpoint._permute import permute_checkpoint as permute_checkpoint
     from masksolve.torch._adaprune.stack import NoStackError as NoStackError
 
 __all__ = [
@@ -74,7 +75,12 @@ __all__ = [
     "unpack_checkpoint",
 ]
 
-_WITH_TORCH = ("CheckpointAdaPruneReport", "NoStackError", "adaprune_checkpoint")
+_WITH_TORCH = {
+    "CheckpointAdaPruneReport": "_adaprune",
+    "NoStackError": "_adaprune",
+    "adaprune_checkpoint": "_adaprune",
+    "permute_checkpoint": "_permute",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -82,7 +88,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # It names its extra where PyTorch is missing.
     import_module("masksolve.torch")
-    value = getattr(import_module(f"{__name__}._adaprune"), name)
+    value = getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
     globals()[name] = value
     return value
 

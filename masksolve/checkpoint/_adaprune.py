@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -11,26 +10,34 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import xxhash
-from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from masksolve._cores import usable_cores
 from masksolve._inputs import check_choice, check_flag
 from masksolve._pattern import Pattern
 from masksolve._patterns import PatternsLike, as_patterns
 from masksolve._tiles import Direction, across
+from masksolve.checkpoint._blocks import (
+    DTYPES,
+    REPORT,
+    AnyPath,
+    BlockModel,
+    bytes_of,
+    check_unchanged,
+    map_large_tensors,
+    return_memory,
+    units_of_parts,
+    without_other_weights,
+    write_text,
+)
 from masksolve.checkpoint._executors import run_all
-from masksolve.checkpoint._file import WEIGHT_DTYPES, CheckpointError, ChosenTensor, PrunedAs, TensorInfo
-from masksolve.checkpoint._layout import Checkpoint, read_checkpoint
+from masksolve.checkpoint._file import ChosenTensor, PrunedAs, TensorInfo
 from masksolve.checkpoint._record import RECORD, read_record, record_of
 from masksolve.checkpoint._run import OnProgress, Order, Steps, Unfinished, run
 from masksolve.checkpoint._units import Unit, fill, put, sync, units_of
@@ -39,7 +46,6 @@ from masksolve.checkpoint._work import (
     UnitRecord,
     fill_unit,
     fingerprint_unit,
-    hash_of_part,
     prune_unit,
     verify_unit,
 )
@@ -52,39 +58,12 @@ from masksolve.torch._adaprune.products import plain_products
 from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer, RefinedBlock
 from masksolve.torch._adaprune.scores import SCORES, Score
 from masksolve.torch._adaprune.source import Source, sources_of
-from masksolve.torch._adaprune.stack import Compute, NoStackError, Stack
+from masksolve.torch._adaprune.stack import Compute, NoStackError
 from masksolve.torch._adaprune.tasks import Task, check_all_have_patterns, check_some_are_left, choose_tasks, without
 from masksolve.torch._layers import as_globs
-from masksolve.torch._model_config import model_without_weights, renamer
-from masksolve.torch._model_weights import Conversions, PartialWeights
 
 Inputs = Literal["pruned", "dense"]
-AnyPath = str | os.PathLike[str]
 INPUTS: tuple[Inputs, ...] = ("pruned", "dense")
-REPORT = "adaprune.json"
-
-# Beside the weights that are written, dense ones in another format would pass for them.
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt")
-# Of whole models, in whatever folder they lie; other weights of a folder in the folder are those of a module.
-_EXPORTS = (".onnx", ".onnx_data", ".gguf", ".h5", ".msgpack", ".ot", ".tflite", ".mlmodel")
-_EXPORT_FOLDERS = ("openvino", "coreml")
-
-# Bytes of a large tensor; glibc's number of the option that says so.
-_LARGE = 4 << 20
-_M_MMAP_THRESHOLD = -3
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -276,7 +255,7 @@ def adaprune_checkpoint(
             f"{source} cannot be pruned block by block: {reason}; load the model, and prune it by "
             "`masksolve.torch.adaprune`"
         ) from reason
-    checkpoint = _without_other_weights(model.checkpoint)
+    checkpoint = without_other_weights(model.checkpoint)
     record = source / RECORD
     earlier = read_record(record, checkpoint.tensors) if record.exists() else {}
     order = _RepairOrder(
@@ -331,7 +310,7 @@ class _RepairOrder(Order):
         for batch in recipe.batches:
             for name, tensor in batch.items():
                 hasher.update(f"{name} {tuple(tensor.shape)} ".encode())
-                hasher.update(_bytes_of(tensor).data)
+                hasher.update(bytes_of(tensor).data)
         options = {name: value for name, value in vars(recipe.options).items() if name != "masks"}
         return {
             "input": str(self.checkpoint.path),
@@ -374,30 +353,11 @@ def _as_batches(calibration: object) -> list[Mapping[str, Tensor]]:
     return batches
 
 
-def is_copied(name: Path) -> bool:
-    """Return whether a file of a folder, by its path in it, is neither weights nor what an earlier prune has left."""
-    is_weights = len(name.parts) == 1 and name.name.endswith(_WEIGHTS)
-    is_export = name.name.endswith(_EXPORTS) or name.parts[0] in _EXPORT_FOLDERS
-    is_hidden = any(part.startswith(".") for part in name.parts)
-    return not (is_weights or is_export or is_hidden) and str(name) not in (RECORD, REPORT)
-
-
-def _without_other_weights(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint without weights in other formats, and without the record, in whose place goes a new one."""
-    shards = {file.name for file in checkpoint.files if file.tensors}
-    index = {checkpoint.index.name} if checkpoint.index is not None else set()
-    files = [file for file in checkpoint.files if file.name in shards | index or is_copied(Path(file.name))]
-    return replace(checkpoint, files=tuple(files))
-
-
-class _Model:
-    """The model of a folder, of whose weights those outside of the blocks are mapped, and one block's at a time loaded.
+class _Model(BlockModel):
+    """The model of a folder, and what is to be repaired of it.
 
     Attributes
     ----------
-    checkpoint : Checkpoint
-    model : nn.Module
-    stack : Stack
     tasks : dict of int to list of Task
         By block; those of layers behind the blocks have the number after the last block's.
     lines : list of ParameterReport
@@ -405,37 +365,17 @@ class _Model:
         The weights among the tensors that repairs may change.
     biases : list of str
         The names of the others.
-    largest_block, activations : int
+    activations : int
         As in `CheckpointAdaPruneReport`.
     """
 
     def __init__(self, recipe: _Recipe) -> None:
-        if not any(recipe.folder.glob("*.safetensors")):
-            raise NoStackError("it holds no .safetensors file")
-        self.checkpoint = read_checkpoint(recipe.folder)
-        self._places = {tensor.name: (file, tensor) for file in self.checkpoint.files for tensor in file.tensors}
-        self.model = _skeleton(recipe.folder, self.checkpoint.tensors)
-        try:
-            self._weights = PartialWeights(self.model)
-        except ImportError as error:
-            raise NoStackError(f"this release of transformers loads weights in another way ({error})") from None
-        self.stack = Stack(self.model)
-        name_in_model = renamer(self.model)
-        self._own = {name: name_in_model(name) for name in self._places}
-        self._conversions = self._load_outside()
+        super().__init__(recipe.folder)
         batch = recipe.batches[0]
         self._sample = {name: tensor[:1] for name, tensor in batch.items()}
         self.stack.learn(self._sample)
         self._choose(recipe)
         self._find_tensors(recipe.options.direction)
-        sizes = [0] * len(self.stack.blocks)
-        for name, (_, tensor) in self._places.items():
-            block = self.stack.block_of(self._own[name])
-            if block is not None and tensor.dtype not in _DTYPES:
-                raise NoStackError(f"{name} is stored as {tensor.dtype}")
-            if block is not None:
-                sizes[block] += tensor.nbytes
-        self.largest_block = max(sizes)
         self._try_first_block()
         self.activations = self._try_batches(recipe.batches)
 
@@ -456,48 +396,10 @@ class _Model:
 
         return found
 
-    def tensors_of(self, part: int) -> list[TensorInfo]:
-        """Return the tensors of a part that repairs may change."""
-        return self._changing.get(part, [])
-
-    def load(self, part: int) -> Conversions:
-        """Load the weights of a block; what is outside is there. Return what `stored` needs."""
-        if part == len(self.stack.blocks):
-            return self._conversions
-        names = [name for name, own in self._own.items() if self.stack.block_of(own) == part]
-        found = self._weights.load({name: self._read(name) for name in names})
-        for name, parameter in self.stack.blocks[part].named_parameters():
-            if parameter.is_meta:
-                raise CheckpointError(f"{self.checkpoint.path} has no weights for {self.stack.path}.{part}.{name}")
-        return found
-
-    def unload(self, part: int) -> None:
-        """Forget the weights of a block."""
-        if part < len(self.stack.blocks):
-            self._weights.unload([self.stack.blocks[part]])
-
-    def stored(self, part: int, conversions: Conversions) -> dict[str, NDArray[np.uint8]]:
-        """Return the bytes of the tensors of a part that repairs may change."""
-        block = part if part < len(self.stack.blocks) else None
-        loaded = {
-            name: parameter.detach()
-            for name, parameter in self.model.named_parameters()
-            if self.stack.block_of(name) == block
-        }
-        tensors = self.tensors_of(part)
-        found = self._weights.stored(loaded, [tensor.name for tensor in tensors], conversions)
-        for tensor in tensors:
-            if tuple(found[tensor.name].shape) != tensor.shape:
-                raise ValueError(
-                    f"{tensor.name} cannot be written as it is stored: its shape would be "
-                    f"{tuple(found[tensor.name].shape)}, not {tensor.shape}"
-                )
-        return {tensor.name: _bytes_of(found[tensor.name].to(_DTYPES[tensor.dtype])) for tensor in tensors}
-
     def keeps_dtypes(self, part: int) -> bool:
         """Return whether the model holds the weights of a part in the dtypes in which they are stored."""
         held = {task.weight.dtype for task in self.tasks.get(part, [])}
-        return held == {_DTYPES[tensor.dtype] for tensor in self.tensors_of(part)}
+        return held == {DTYPES[tensor.dtype] for tensor in self.tensors_of(part)}
 
     def multiplying(self, part: int) -> list[nn.Module]:
         """Return the modules of a block that multiply with their weights themselves."""
@@ -507,27 +409,7 @@ class _Model:
     def parameters_of(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
         """Return the parameter that each of these tensors of the checkpoint is, or is part of."""
         found = dict(self.model.named_parameters(remove_duplicate=False))
-        return {name: found[self._own[name]] for name in names}
-
-    def file_of(self, name: str) -> str:
-        """Return the name of the file that holds a tensor."""
-        return self._places[name][0].name
-
-    def _load_outside(self) -> Conversions:
-        """Map the weights outside of the blocks: what is not read takes no memory."""
-        outside = {name for name, own in self._own.items() if self.stack.block_of(own) is None}
-        tensors = {}
-        for file in self.checkpoint.files:
-            names = [tensor.name for tensor in file.tensors if tensor.name in outside]
-            if names:
-                with safe_open(self.checkpoint.folder / file.name, framework="pt") as shard:
-                    tensors.update({name: shard.get_tensor(name) for name in names})
-        found = self._weights.load(tensors)
-        self._weights.tie()
-        for name, parameter in self.model.named_parameters():
-            if parameter.is_meta and self.stack.block_of(name) is None:
-                raise NoStackError(f"the checkpoint has no weights for {name}")
-        return found
+        return {name: found[self.own[name]] for name in names}
 
     def _choose(self, recipe: _Recipe) -> None:
         """Find the weights to prune, by part."""
@@ -571,23 +453,23 @@ class _Model:
         biases = {id(bias): part for part, task in weights.values() for bias in task.biases}
         self.chosen: list[ChosenTensor] = []
         self.biases: list[str] = []
-        self._changing: dict[int, list[TensorInfo]] = {}
+        self.changing: dict[int, list[TensorInfo]] = {}
         found = set()
-        for name, (_, tensor) in self._places.items():
-            place = id(parameters.get(self._own[name]))
+        for name, (_, tensor) in self.places.items():
+            place = id(parameters.get(self.own[name]))
             if place in weights:
                 part, task = weights[place]
                 to = pruned_as(task.layout.transposed, tensor, task.pattern, direction)
                 chosen = ChosenTensor.of(tensor, to)
                 self.chosen.append(chosen)
-                self._changing.setdefault(part, []).append(chosen)
+                self.changing.setdefault(part, []).append(chosen)
             elif place in biases:
                 self.biases.append(name)
-                self._changing.setdefault(biases[place], []).append(tensor)
+                self.changing.setdefault(biases[place], []).append(tensor)
             else:
                 continue
             found.add(place)
-            if tensor.dtype not in _DTYPES:
+            if tensor.dtype not in DTYPES:
                 raise NoStackError(f"{name} is stored as {tensor.dtype}")
         for place in [*weights, *biases]:
             if place not in found:
@@ -624,14 +506,6 @@ class _Model:
         finally:
             self.unload(0)
 
-    def _read(self, name: str) -> Tensor:
-        file, info = self._places[name]
-        found = torch.empty(info.shape, dtype=_DTYPES[info.dtype])
-        path = self.checkpoint.folder / file.name
-        with path.open("rb", buffering=0) as shard:
-            fill(shard, path, info.offset, _bytes_of(found).data)
-        return found
-
 
 # The model that this process has built, of which one thread at a time loads blocks.
 _built: dict[str, _Model] = {}
@@ -646,33 +520,9 @@ def _model_of(recipe: _Recipe) -> _Model:
     return _built[recipe.key]
 
 
-def _skeleton(folder: Path, tensors: Sequence[TensorInfo]) -> nn.Module:
-    stored = next((_DTYPES[each.dtype] for each in tensors if each.dtype in WEIGHT_DTYPES), torch.float32)
-    try:
-        model: Any = model_without_weights(folder, stored)
-    except Exception as error:  # of any kind: it is another library's, and a file's that anybody wrote
-        text = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{folder / 'config.json'} describes no model that transformers has ({type(error).__name__}: {text[:200]})"
-        ) from error
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise NoStackError("its weights are quantized")
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise NoStackError("it has batch norms")
-    # A block's keys and values are for the tokens that come after it, of which there are none.
-    model.config.use_cache = False
-    return model  # type: ignore[no-any-return]
-
-
 def pruned_as(transposed: bool, tensor: TensorInfo, pattern: Pattern, direction: Direction) -> PrunedAs:
     """Return what a tensor of a model's weight is pruned to; of three axes, it is a stack of experts."""
     return PrunedAs(len(tensor.shape) == 3, pattern, across(direction) if transposed else direction)
-
-
-def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
-    """Return the bytes of a tensor, without a copy if they are contiguous."""
-    found: NDArray[np.uint8] = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return found
 
 
 @dataclass(frozen=True)
@@ -688,7 +538,7 @@ class _States:
         found = torch.empty_like(like, memory_format=torch.contiguous_format)
         path = self._path(part, batch)
         with path.open("rb", buffering=0) as file:
-            fill(file, path, 0, _bytes_of(found).data)
+            fill(file, path, 0, bytes_of(found).data)
         return found
 
     def write(self, part: int, batch: int, states: Tensor) -> None:
@@ -697,7 +547,7 @@ class _States:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")
         with unfinished.open("wb", buffering=0) as file:
-            put(file, 0, _bytes_of(states).data)
+            put(file, 0, bytes_of(states).data)
             sync(file)
         unfinished.replace(path)
 
@@ -717,7 +567,7 @@ def _repair(
     recipe: _Recipe, model: _Model, phase: Unfinished, start: float, earlier: Mapping[str, PrunedAs]
 ) -> CheckpointAdaPruneReport:
     """Repair what the journal does not have, and put the reports into the output."""
-    units = _units_of_parts(model, phase.units)
+    units = units_of_parts(model, phase.units)
     states = _States(phase.data / "states")
     dense = _States(phase.data / "dense")
     journal = phase.workspace.read_journal()
@@ -794,26 +644,9 @@ def _repair(
         names = {id(task.weight): task.name in pruned for tasks in model.tasks.values() for task in tasks}
         parameters = model.parameters_of([tensor.name for tensor in model.chosen])
         chosen = [tensor for tensor in model.chosen if names[id(parameters[tensor.name])]]
-        _write(phase.output / RECORD, record_of(chosen, earlier))
-        _write(phase.output / REPORT, json.dumps(found_report.to_dict(), indent=2) + "\n")
+        write_text(phase.output / RECORD, record_of(chosen, earlier))
+        write_text(phase.output / REPORT, json.dumps(found_report.to_dict(), indent=2) + "\n")
     return found_report
-
-
-def _units_of_parts(model: _Model, units: Sequence[Unit]) -> dict[int, dict[int, tuple[Unit, TensorInfo]]]:
-    """Return the units, by number, of the tensors of each part that repairs may change, with these tensors."""
-    places = {}
-    for part in model.parts:
-        for tensor in model.tensors_of(part):
-            places[model.file_of(tensor.name), tensor.offset] = (part, tensor)
-    found: dict[int, dict[int, tuple[Unit, TensorInfo]]] = {part: {} for part in model.parts}
-    current: tuple[int, TensorInfo] | None = None
-    for index, unit in enumerate(units):
-        current = places.get((unit.file, unit.start), current)
-        if current is not None and current[1].offset <= unit.start < current[1].offset + current[1].nbytes:
-            part, tensor = current
-            if model.file_of(tensor.name) == unit.file:
-                found[part][index] = (unit, tensor)
-    return found
 
 
 def _keep_dense_states(
@@ -831,7 +664,7 @@ def _keep_dense_states(
             _pass_on(recipe, model, part, states)
         finally:
             model.unload(part)
-            _return_memory()
+            return_memory()
         if part not in parts:
             states.remove(part)
 
@@ -859,7 +692,7 @@ def _repair_part(
     on_layer: OnLayer,
 ) -> _Repaired:
     """Repair the layers of one part and write them; pass the hidden states on where the next part gets them pruned."""
-    _map_large_tensors()
+    map_large_tensors()
     model = _model_of(recipe)
     stack, blocks = model.stack, len(model.stack.blocks)
     at = 0
@@ -876,7 +709,7 @@ def _repair_part(
         return None
 
     def on_repair(task: Task, text: str) -> None:
-        _return_memory()
+        return_memory()
         on_layer(task, text)
 
     tasks = model.tasks.get(part, [])
@@ -890,7 +723,8 @@ def _repair_part(
         if is_refined:
             _pass_on(recipe, model, part, dense)
         if tasks:
-            _check_unchanged(model, part, conversions, units, fingerprints)
+            if model.keeps_dtypes(part):
+                check_unchanged(model, part, conversions, units, fingerprints)
             modules = [stack.blocks[part]] if part < blocks else [source.module for source in stack.behind]
             with stack.running(min(part, blocks - 1), act):
                 layers, reasons = repair_part(
@@ -912,7 +746,7 @@ def _repair_part(
             _pass_on(recipe, model, part, states)
     finally:
         model.unload(part)
-        _return_memory()
+        return_memory()
     return _Repaired(records, layers, refined, reasons, _peak_memory())
 
 
@@ -960,22 +794,6 @@ def _pass_on(recipe: _Recipe, model: _Model, part: int, states: _States) -> None
             model.stack.run(part, batch, act)
 
 
-def _check_unchanged(
-    model: _Model,
-    part: int,
-    conversions: Conversions,
-    units: Mapping[int, tuple[Unit, TensorInfo]],
-    fingerprints: Sequence[str],
-) -> None:
-    """Refuse weights that are not those of the input, or that their model does not give back as they are stored."""
-    if not model.keeps_dtypes(part):
-        return
-    contents = model.stored(part, conversions)
-    for index, (unit, tensor) in units.items():
-        if hash_of_part(unit, tensor, contents[tensor.name]) != fingerprints[index]:
-            raise CheckpointError(f"the input changed while it was read, or is stored otherwise: {unit.describe()}")
-
-
 def _layer_of(record: Mapping[str, Any]) -> PrunedLayer:
     """Return the record of a layer that a journal holds."""
     conversion = record["conversion"]
@@ -992,33 +810,6 @@ def _layer_of(record: Mapping[str, Any]) -> PrunedLayer:
 def _block_of(record: Mapping[str, Any]) -> RefinedBlock:
     """Return the record of a block that a journal holds."""
     return RefinedBlock(**{**record, "passes": tuple(record["passes"])})
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _map_large_tensors() -> None:
-    """Let the C library map large tensors, where it can: the system then gets them back as soon as they are freed.
-
-    By itself it stops doing so for tensors of up to 32 MiB once one of that size has been freed, and keeps what they
-    leave.
-    """
-    _call_c_library("mallopt", _M_MMAP_THRESHOLD, _LARGE)
-
-
-def _return_memory() -> None:
-    """Give the system back what is free, where the C library can do that: fragments would add up."""
-    _call_c_library("malloc_trim", 0)
-
-
-def _call_c_library(name: str, *arguments: int) -> None:
-    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
-    if function is not None:
-        function(*arguments)
 
 
 def _peak_memory() -> int:

@@ -22,7 +22,7 @@ from masksolve._errors import NotInstalledError
 from masksolve._methods import available_methods, extras_of_methods
 from masksolve._pattern import Pattern
 from masksolve._patterns import PatternsLike, as_patterns
-from masksolve._tiles import DIRECTIONS
+from masksolve._tiles import DIRECTIONS, Direction
 from masksolve._words import counted, one_sided
 from masksolve.diversity._paper_formula import paper_formula
 from masksolve.odds import choose_pattern, group_odds, row_odds, tile_odds
@@ -67,7 +67,7 @@ except (ModuleNotFoundError, NotInstalledError) as error:
     sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
 
 if TYPE_CHECKING:
-    from masksolve.torch import AdaPruneReport
+    from masksolve.torch import AdaPruneReport, PermuteReport
 
 
 class _PatternType(click.ParamType):  # type: ignore[type-arg] # in click 8.2 it takes none
@@ -541,6 +541,70 @@ def _verdicts(result: CheckReport) -> Iterator[str]:
             yield f"1 tensor is {'not ' if bad else ''}{described}"
         else:
             yield f"{f'{bad} of {count} tensors are not' if bad else f'all {count} tensors are'} {described}"
+
+
+@cli.command("permute")
+@click.argument("source", metavar="FOLDER", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--pattern", type=_PatternType(), required=True, help="N entries KEPT of every M of the later masks.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@_direction
+@click.option(
+    "--time-limit",
+    type=_NumberRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="For each axis; what is found then depends on the machine.  [default: none]",
+)
+@click.option(
+    "--escapes",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="How often to go on from a random exchange when nothing gains any more.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@_overwrite
+@_resume
+def permute_folder(
+    source: Path,
+    pattern: Pattern,
+    output: Path,
+    direction: Any,
+    time_limit: float | None,
+    escapes: int,
+    seed: int,
+    overwrite: bool,
+    resume: bool,
+) -> None:
+    """Reorder channels inside a dense model so that its best N:M masks keep more, before `prune` or `adaprune`.
+
+    The model computes what it did: hidden axes of feed-forward blocks and experts, and value channels within heads, are
+    put in another order in all weights that share them, one block in memory at a time; each block is run on random
+    tokens before and after. The report is permute.json in the folder.
+    """
+    with Console(stderr=True).status(f"loading {escape(str(source))}"):
+        try:
+            from masksolve.checkpoint import NoStackError, permute_checkpoint
+        except ModuleNotFoundError as error:
+            raise NotInstalledError(
+                f"masksolve permute needs {error.name}, which is not installed; pip install 'masksolve[torch]'"
+            ) from error
+    try:
+        with _progress() as on_progress, _as_usage_errors():
+            report = permute_checkpoint(
+                source,
+                output,
+                pattern,
+                direction=direction,
+                time_limit=time_limit,
+                escapes=escapes,
+                seed=seed,
+                overwrite=overwrite,
+                resume=resume,
+                on_progress=on_progress,
+            )
+    except NoStackError as error:
+        raise click.UsageError(str(error)) from error
+    _print_permuted(report, output, direction)
 
 
 @cli.command("adaprune")
@@ -1240,6 +1304,25 @@ def _print_adapruned(report: AdaPruneReport, output: Path, pattern: PatternsLike
         _print(table)
     goal = f"{as_patterns(pattern).describe()}{one_sided(report.direction)}"
     click.echo(f"{output}: {counted(len(report.layers), 'layer')} pruned to {goal} in {report.seconds:.1f} s")
+
+
+def _print_permuted(report: PermuteReport, output: Path, direction: Direction) -> None:
+    table = Table("axis", "kind", "length")
+    for heading in ("kept importance", "reordered", "time"):
+        table.add_column(heading, justify="right")
+    table.add_column("left as it was")
+    for axis in report.axes:
+        kept = ("", "") if axis.reason else (f"{axis.kept_before:.2%}", f"{axis.kept_after:.2%}")
+        name, time = Text(printable(axis.name)), f"{axis.seconds:.1f} s"
+        table.add_row(name, axis.kind, str(axis.length), *kept, time, Text(axis.reason or ""))
+    _print(table)
+    moved = [axis for axis in report.axes if axis.reason is None]
+    gain = sum(axis.kept_after - axis.kept_before for axis in moved) / max(1, len(moved))
+    click.echo(
+        f"{output}: {len(moved)} of {len(report.axes)} axes reordered for {report.pattern.describe()}"
+        f"{one_sided(direction)}, mean gain {100 * gain:.2f} points of kept importance; on random tokens the outputs "
+        f"of blocks change by {report.deviation:.1e} of their norm"
+    )
 
 
 _ANY_WIDTH = 1 << 20

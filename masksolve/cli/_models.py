@@ -23,7 +23,8 @@ from torch import nn
 from masksolve._errors import NotInstalledError
 from masksolve._tiles import Direction
 from masksolve._words import counted
-from masksolve.checkpoint._adaprune import REPORT, is_copied, pruned_as
+from masksolve.checkpoint._adaprune import pruned_as
+from masksolve.checkpoint._blocks import REPORT, is_copied
 from masksolve.checkpoint._file import ChosenTensor, PrunedAs
 from masksolve.checkpoint._layout import read_checkpoint
 from masksolve.checkpoint._record import RECORD, read_record, record_of

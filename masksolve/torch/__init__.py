@@ -13,7 +13,8 @@ from masksolve.torch._adaprune.adaprune import adaprune
 from masksolve.torch._adaprune.records import AdaPruneReport, Conversion, PrunedLayer, RefinedBlock
 from masksolve.torch._adaprune.tasks import patterns_from_zeros
 from masksolve.torch._layers import ParameterReport
-from masksolve.torch._permute.permute_model import PermutedAxis, PermuteReport, permute_model
+from masksolve.torch._permute.permute_model import permute_model
+from masksolve.torch._permute.records import PermutedAxis, PermuteReport
 from masksolve.torch._training.adapters import AdapterReport, add_adapters, merge_adapters
 from masksolve.torch._training.decay_search import DecaySearch, find_decay
 from masksolve.torch._training.finalize import finalize

@@ -62,7 +62,7 @@ def test_all_is_the_public_face() -> None:
 
 
 def test_what_needs_pytorch_is_imported_when_it_is_asked_for() -> None:
-    lazily = {"CheckpointAdaPruneReport", "NoStackError", "adaprune_checkpoint"}
+    lazily = {"CheckpointAdaPruneReport", "NoStackError", "adaprune_checkpoint", "permute_checkpoint"}
     assert lazily < set(dir(checkpoint)) - set(checkpoint.__all__)
     code = "import sys, masksolve.checkpoint; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

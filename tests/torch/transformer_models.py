@@ -29,6 +29,7 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_SIZES, **_HEADS, "moe_intermediate_size": 24, "num_experts": 8, "head_dim": 8},
     ),
     "GPT-OSS": ("GptOssForCausalLM", "GptOssConfig", {**_SIZES, **_HEADS, "num_local_experts": 8, "head_dim": 8}),
+    "Phi3": ("Phi3ForCausalLM", "Phi3Config", {**_SIZES, **_HEADS, "pad_token_id": 0}),
     "BERT": ("BertForMaskedLM", "BertConfig", {**_SIZES, "num_attention_heads": 2}),
     "Whisper": (
         "WhisperForConditionalGeneration",

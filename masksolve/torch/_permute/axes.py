@@ -1,8 +1,8 @@
 """Axes of a model whose order changes nothing that it computes, found from the modules' types and the children's names.
 
-The hidden axis of a feed-forward block, the value channels of an attention head, the channels between two layers of an
-nn.Sequential, and those between the convolutions of a residual block. Names promise nothing: whoever reorders has to
-compare what the model computes before and after.
+The hidden axis of a feed-forward block or of an expert, the value channels of an attention head, the channels between
+two layers of an nn.Sequential, and those between the convolutions of a residual block. Names promise nothing: whoever
+reorders has to compare what the model computes before and after.
 """
 
 from __future__ import annotations
@@ -67,22 +67,25 @@ _ELEMENTWISE = (
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A tensor that has the axis: along `dim`, its line k lies at index[k]."""
+    """A tensor that has the axis, or one expert of a stack of them: along `dim`, line k lies at index[k]."""
 
     tensor: Tensor
     dim: int
     index: Tensor
+    expert: int | None = None
 
     def reorder(self, order: Tensor) -> None:
         """Put line order[k] in the place of line k."""
-        index = self.index.to(self.tensor.device)
-        lines = self.tensor.index_select(self.dim, index[order.to(index.device)])
-        self.tensor.index_copy_(self.dim, index, lines)
+        index, own = self.index.to(self.tensor.device), self._own(self.tensor)
+        own.index_copy_(self.dim, index, own.index_select(self.dim, index[order.to(index.device)]))
 
     def matrices(self, values: Tensor) -> list[Tensor]:
         """Return values of the tensor's shape as matrices (lines, others), one for each kernel position."""
-        lines = values.movedim(self.dim, 0)[self.index.to(values.device)]
+        lines = self._own(values).movedim(self.dim, 0)[self.index.to(values.device)]
         return list(lines.flatten(2).unbind(2)) if lines.ndim > 2 else [lines]
+
+    def _own(self, values: Tensor) -> Tensor:
+        return values if self.expert is None else values[self.expert]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +110,13 @@ class Axis:
                 member.reorder(order)
 
 
-def axes_of(model: nn.Module) -> list[Axis]:
-    """Return the axes of a model."""
+def axes_of(model: nn.Module, path: str = "") -> list[Axis]:
+    """Return the axes of a model, or of a part of it, which is at `path`."""
     found: list[Axis] = []
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(prefix=path):
         prefix = f"{name}." if name else ""
         found += _hidden_axes(prefix, module)
+        found += _axes_of_experts(prefix, module)
         found += _value_axes(prefix, module)
         found += _channel_axes(prefix, module)
     return found
@@ -187,6 +191,54 @@ def _hidden_axes(prefix: str, module: nn.Module) -> Iterator[Axis]:
         found = cast(list[_Layer], makers)
         yield _axis(f"{prefix}{last}", "hidden", found, [(taker, torch.arange(taker.inputs))])
         return
+    fused, taker = _layer(_child(module, "gate_up_proj")), _layer(_child(module, "down_proj"))
+    if fused is not None and taker is not None and fused.outputs == 2 * taker.inputs:
+        biases = [] if fused.bias is None else _halves(fused.bias, 0, taker.inputs)
+        lines = torch.arange(taker.inputs)
+        yield Axis(
+            f"{prefix}down_proj",
+            "hidden",
+            taker.inputs,
+            1,
+            _halves(fused.weight, fused.out_dim, taker.inputs),
+            [Member(taker.weight, taker.in_dim, lines)],
+            biases,
+        )
+
+
+def _halves(
+    tensor: Tensor, dim: int, length: int, expert: int | None = None, *, interleaved: bool = False
+) -> list[Member]:
+    """Return the gates' lines and those that they are multiplied with."""
+    lines = torch.arange(length)
+    places = (2 * lines, 2 * lines + 1) if interleaved else (lines, lines + length)
+    return [Member(tensor, dim, index, expert) for index in places]
+
+
+def _axes_of_experts(prefix: str, module: nn.Module) -> Iterator[Axis]:
+    """Yield the hidden axis of each expert of a stack, (experts, ...)."""
+    fused, taker = (module._parameters.get(name) for name in ("gate_up_proj", "down_proj"))
+    if fused is None or taker is None or fused.ndim != 3 or taker.ndim != 3 or len(fused) != len(taker):
+        return
+    # (2 x hidden, in) and (out, hidden), or both transposed.
+    transposed = fused.shape[1] == taker.shape[2] and fused.shape[2] == 2 * taker.shape[1]
+    out_dim, in_dim = (1, 0) if transposed else (0, 1)
+    length = taker.shape[1 + in_dim]
+    if fused.shape[1 + out_dim] != 2 * length:
+        return
+    biases = module._parameters.get("gate_up_proj_bias")
+    # As in GPT-OSS, the only one that has them.
+    interleaved = biases is not None
+    for expert in range(len(fused)):
+        yield Axis(
+            f"{prefix}down_proj.{expert}",
+            "hidden",
+            length,
+            1,
+            _halves(fused, out_dim, length, expert, interleaved=interleaved),
+            [Member(taker, in_dim, torch.arange(length), expert)],
+            [] if biases is None else _halves(biases, 0, length, expert, interleaved=interleaved),
+        )
 
 
 def _value_axes(prefix: str, module: nn.Module) -> Iterator[Axis]:
