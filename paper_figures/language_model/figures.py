@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from paper_figures._figure import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, save, with_table
-from paper_figures.language_model.study import APPROXIMATE, MORE_TEXT, RECIPES, Result
+from paper_figures.language_model.study import APPROXIMATE, MORE_TEXT, PERMUTED, RECIPES, Result
 
 _COLORS = dict(zip(RECIPES, (GREY, BLACK, ORANGE, PURPLE, SKY, BLUE, GREEN, VERMILION), strict=True))
 _PATTERNS = ("2:4", "4:8", "8:16", "16:32")
@@ -45,7 +45,7 @@ def _row(result: Result) -> dict[str, Any]:
 def perplexity_table(found: Found) -> list[dict[str, Any]]:
     """Perplexities, a row for each recipe and direction."""
     table = []
-    for recipe in (*RECIPES, MORE_TEXT, *APPROXIMATE):
+    for recipe in (*RECIPES, MORE_TEXT, *PERMUTED, *APPROXIMATE):
         for direction, words in _DIRECTIONS.items():
             row: dict[str, Any] = {"masks": recipe, "direction": words}
             for pattern in _PATTERNS:
@@ -59,7 +59,7 @@ def perplexity_table(found: Found) -> list[dict[str, Any]]:
 def costs(found: Found) -> list[dict[str, Any]]:
     """Time and memory of each recipe, over all patterns and directions."""
     table = []
-    for recipe in (*RECIPES, MORE_TEXT, *APPROXIMATE):
+    for recipe in (*RECIPES, MORE_TEXT, *PERMUTED, *APPROXIMATE):
         mine = [each for (_, _, name), each in found.items() if name == recipe]
         if mine:
             seconds, memory = [each.seconds for each in mine], [each.mebibytes for each in mine]
@@ -104,6 +104,13 @@ def answers(found: Found) -> list[dict[str, Any]]:
             times = best.perplexity / dense
             answer = f"{best.case.recipe}: {best.perplexity:.4g}, {times:.2f} times the dense model's (target {target})"
             rows.append({"question": f"The best transposable {pattern}", "answer": answer})
+    orders = [
+        f"{pattern}, {plain}: {found[pattern, 'both', plain].perplexity:.4g} -> {each.perplexity:.4g}"
+        for (pattern, _, recipe), each in found.items()
+        if (plain := PERMUTED.get(recipe)) is not None and (pattern, "both", plain) in found
+    ]
+    if orders:
+        rows.append({"question": "What reordering the free axes buys", "answer": "; ".join(orders)})
     prices = []
     for pattern in _PATTERNS:
         pairs = [

@@ -10,7 +10,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from paper_figures.language_model import __main__ as program
 from paper_figures.language_model import figures, text
-from paper_figures.language_model.study import APPROXIMATE, MORE_TEXT, RECIPES, Case, Result, Setting, keep, read
+from paper_figures.language_model.study import (
+    APPROXIMATE,
+    MORE_TEXT,
+    PERMUTED,
+    RECIPES,
+    Case,
+    Result,
+    Setting,
+    keep,
+    read,
+)
 
 pytestmark = [pytest.mark.studies, pytest.mark.filterwarnings("ignore")]
 
@@ -54,16 +64,16 @@ def test_windows_are_different_parts_of_the_text_and_always_the_same(tmp_path: P
 def test_every_recipe_prunes_and_all_is_drawn(tmp_path: Path) -> None:
     setting = Setting(calibrated=9, calibration_length=10, batch=3, evaluated=2, evaluation_length=20)
     study = setting.study(model_in(tmp_path / "model"), text_in(tmp_path / "text"))
-    for recipe in ("magnitude", "admm, refined", MORE_TEXT, "greedy", "tsenor"):
+    for recipe in ("magnitude", "magnitude, permuted", "admm, refined", MORE_TEXT, "greedy", "tsenor"):
         keep(tmp_path, study.run(Case("2:4", "both", recipe)))
     keep(tmp_path, study.run(Case("", "both", "dense")))
     found = read(tmp_path)
-    assert len({each.perplexity for each in found}) > 4
+    assert len({each.perplexity for each in found}) > 5
     assert all((each.error > 0) == bool(each.case.pattern) for each in found)
     for case in program.all_cases():
         if not (tmp_path / f"{case.name}.json").exists():
             keep(tmp_path, Result(case, 20.0, 0.1, 30.0, 2000))
-    assert {each.case.recipe for each in read(tmp_path)} == {"dense", MORE_TEXT, *RECIPES, *APPROXIMATE}
+    assert {each.case.recipe for each in read(tmp_path)} == {"dense", MORE_TEXT, *RECIPES, *PERMUTED, *APPROXIMATE}
     page = tmp_path / "README.md"
     page.write_text((Path(figures.__file__).parent / "README.md").read_text())
     figures.draw(read(tmp_path), tmp_path)
@@ -72,3 +82,4 @@ def test_every_recipe_prunes_and_all_is_drawn(tmp_path: Path) -> None:
         # 2:4 from more text is not among them.
         assert len(list(csv.DictReader(file))) == len(program.all_cases()) + 1
     assert "16:32 1.00 to 1.00" in page.read_text()
+    assert "8:16, magnitude: 20 -> 20" in page.read_text()
