@@ -35,9 +35,10 @@ from masksolve.checkpoint._work import (
     verify_unit,
 )
 from masksolve.torch._adaprune.stack import NoStackError
+from masksolve.torch._outputs import outputs_of
 from masksolve.torch._permute.axes import axes_of
 from masksolve.torch._permute.records import PermutedAxis, PermuteReport
-from masksolve.torch._permute.search import AxisSearch, names_of, outputs_of, permute_axes
+from masksolve.torch._permute.search import AxisSearch, names_of, permute_axes
 
 REPORT = "permute.json"
 # Of the random input on which a block's outputs are compared, so many that they reach most experts.

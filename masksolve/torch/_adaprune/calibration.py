@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.weak import WeakIdKeyDictionary
@@ -21,6 +20,7 @@ from masksolve.torch._adaprune.products import Products, no_fused_recurrence, pl
 from masksolve.torch._adaprune.progress import ProgressBar
 from masksolve.torch._adaprune.replay import Replay
 from masksolve.torch._adaprune.source import Source, called, replaced_forwards, sources_of
+from masksolve.torch._batches import as_batches, call, does_not_run, windows
 
 # Batches on which running the model again is tried: two, as the second shows what the first leaves behind in the model.
 _TRIED = 2
@@ -149,29 +149,15 @@ def input_rows(source: Source, x: Tensor) -> Iterator[Tensor]:
         for chunk in rows.split(max(1, CHUNK // (8 * rows.shape[1]))):
             yield chunk.double().unsqueeze(0)
         return
-    windows = _windows(module, x)
+    found = windows(module, x)
     axes = len(module.kernel_size)
-    size = 8 * math.prod(windows.shape[1:])
-    for chunk in windows.split(max(1, CHUNK // max(1, size))):
+    size = 8 * math.prod(found.shape[1:])
+    for chunk in found.split(max(1, CHUNK // max(1, size))):
         # (B, groups, channels, *places, *kernel) -> (groups, B, *places, channels, *kernel)
         split = chunk.unflatten(1, (module.groups, -1))
         places, kernel = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
         rows = split.permute(1, 0, *places, 2, *kernel)
         yield rows.flatten(2 + axes).flatten(1, 1 + axes).double()
-
-
-def _windows(module: _ConvNd, x: Tensor) -> Tensor:
-    """Return every window under the kernel: a view (B, channels, *places, *kernel) of the padded input."""
-    axes = len(module.kernel_size)
-    batch = x if x.ndim == axes + 2 else x.unsqueeze(0)
-    padding = module._reversed_padding_repeated_twice
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    windows = functional.pad(batch, padding, mode) if any(padding) else batch
-    for axis, (size, step, dilation) in enumerate(
-        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
-    ):
-        windows = windows.unfold(axis, (size - 1) * dilation + 1, step)[..., ::dilation]
-    return windows
 
 
 @dataclass
@@ -284,12 +270,7 @@ class Calibration:
         modules = part.modules if part is not None else [model]
         self._calibrated = dict.fromkeys(each for module in modules for each in module.modules())
         self._names = {module: name for name, module in model.named_modules()}
-        iterates = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
-        if isinstance(batches, (Tensor, Mapping)) or not iterates:
-            raise TypeError(f"calibration is {_described(batches)}; give an iterable of batches, such as [batch]")
-        self._batches = list(batches)
-        if not self._batches:
-            raise ValueError("calibration holds no batch; give a few hundred inputs of the model, in batches")
+        self._batches = as_batches(batches)
         self._replay = Replay(model, {})
         self._sources = [source for source in sources_of(model).values() if source.module in self._calibrated]
         self._multiplying = {source.module for source in self._sources if source.is_multiplied}
@@ -511,32 +492,12 @@ class Calibration:
         self._start(index)
         try:
             with torch.no_grad(), plain_products(self._multiplying), replaced_forwards(multiplied, showing):
-                if isinstance(batch, Mapping):
-                    self.model(**batch)
-                elif isinstance(batch, Sequence):
-                    self.model(*batch)
-                else:
-                    self.model(batch)
+                call(self.model, batch)
         except Stop as stop:
             if stop.error is not None:
                 raise stop.error from None
         except Exception as error:
-            raise ValueError(
-                f"calibration batch {index}, {_described(batch)}, does not run through this "
-                f"{type(self.model).__name__} ({type(error).__name__}: {error}); give what model(batch), "
-                "model(*batch) or model(**batch) takes, on the model's device and without labels; nothing was changed"
-            ) from error
+            raise does_not_run(self.model, index, batch, error) from error
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _described(batch: object) -> str:
-    """Describe a batch in words."""
-    if isinstance(batch, Tensor):
-        return f"a tensor of shape {tuple(batch.shape)}"
-    if isinstance(batch, Mapping):
-        return "{" + ", ".join(f"{name}: {_described(value)}" for name, value in batch.items()) + "}"
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        return "[" + ", ".join(map(_described, batch)) + "]"
-    return f"a {type(batch).__name__}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from masksolve._pattern import PatternLike, as_pattern
 from masksolve._tiles import Direction
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._layers import check_module, masked_attributes
+from masksolve.torch._outputs import evaluated, outputs_of
 from masksolve.torch._permute.axes import axes_of
 from masksolve.torch._permute.records import PermutedAxis, PermuteReport
-from masksolve.torch._permute.search import AxisSearch, names_of, outputs_of, permute_axes
+from masksolve.torch._permute.search import AxisSearch, names_of, permute_axes
 from masksolve.torch._solver.solve import Importance
 
 
@@ -96,7 +96,7 @@ def permute_model(
             f"this {type(model).__name__} has no axis that is known to be free: no feed-forward or attention block of "
             "a known form, and no two layers in a row in an nn.Sequential"
         )
-    with _evaluated(model):
+    with evaluated(model):
         found, deviation = permute_axes(axes, names, search, lambda: _outputs(model, inputs, keywords), model, on_axis)
     touched = {name for line in found if line.reason is None for name in line.weights}
     matrices = (name for name, parameter in model.named_parameters() if parameter.ndim > 1)
@@ -121,18 +121,6 @@ def _names(model: nn.Module) -> dict[int, str]:
             where = "sharded" if is_sharded(parameter) else "on the meta device"
             raise ValueError(f"parameter {name!r} is {where}; permute the whole model, with its values")
     return names_of(model)
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Switch off what is random in training, within the context."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @torch.no_grad()

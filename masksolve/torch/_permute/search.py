@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from masksolve import permute
 from masksolve._inputs import as_count, check_direction, check_seconds
 from masksolve._pattern import Pattern
 from masksolve._tiles import Direction
+from masksolve.torch._outputs import relative_change, rounding
 from masksolve.torch._permute.axes import Axis, Member
 from masksolve.torch._permute.records import PermutedAxis
 from masksolve.torch._solver.solve import Importance, checked_scores
@@ -51,8 +52,8 @@ def permute_axes(
     `names` are those of the tensors by their ids, "" for one that is used in several places.
     """
     before = outputs()
-    allowed = _allowed(module)
-    if not _deviation(before, outputs()) <= allowed:
+    allowed = rounding(module)
+    if not relative_change(before, outputs()) <= allowed:
         raise ValueError(
             "the model returns something else when it is called again, or NaN, so that nothing can be compared; make "
             "it deterministic, or give other inputs"
@@ -69,13 +70,13 @@ def permute_axes(
             found.append(line)
             if on_axis is not None:
                 on_axis(line)
-        deviation = _deviation(before, outputs())
+        deviation = relative_change(before, outputs())
         if not deviation <= allowed:
             _undo(applied, len(applied))
             deviation = 0.0
             for place, axis, order in orders:
                 _apply(axis, order, applied)
-                changed = _deviation(before, outputs())
+                changed = relative_change(before, outputs())
                 if not changed <= allowed:
                     _undo(applied, 1)
                     reason = f"the model computes something else in another order (outputs change by {changed:.1e})"
@@ -107,11 +108,6 @@ def names_of(model: nn.Module) -> dict[int, str]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names[id(parameter)] = "" if id(parameter) in names else name
     return names
-
-
-def outputs_of(value: Any) -> list[Tensor]:
-    """Return all tensors of floats in what a module returns: in tuples, lists and mappings."""
-    return [each.detach().double() for each in _tensors(value) if each.is_floating_point()]
 
 
 def _search(axis: Axis, names: Mapping[int, str], search: AxisSearch) -> tuple[PermutedAxis, Tensor | None]:
@@ -172,23 +168,3 @@ def _matrices(member: Member, names: Mapping[int, str], importance: Importance |
     # NumPy has no bfloat16; float32 holds it exactly.
     whole = values.float() if values.dtype == torch.bfloat16 else values
     return [each.cpu().numpy() for each in member.matrices(whole)]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list, Mapping)):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(each)
-
-
-def _deviation(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """Return the largest change of an output as a share of its norm."""
-    shares = [float((new - old).norm() / old.norm().clamp(min=1e-300)) for old, new in zip(before, after, strict=True)]
-    return max(shares)
-
-
-def _allowed(model: nn.Module) -> float:
-    """Return the change that is taken for rounding: half the digits of the parameters' coarsest dtype."""
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    return float(max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5)
