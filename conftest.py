@@ -32,9 +32,14 @@ settings.load_profile("default")
 # Extras (or tools) that a file cannot do without, or all files of a folder: tests, and modules and pages with doctests.
 # What is not listed here runs with NumPy, Numba, pytest and Hypothesis alone; `make test-core` sees to it.
 NEEDS = {
-    "README.md": ["flow", "lp", "permute", "cli", "torch"],
+    "README.md": ["torch"],
+    "docs/adapters.md": ["torch"],
+    "docs/gpu.md": ["torch"],
+    "docs/language-models.md": ["torch"],
     "docs/loops.md": ["torch", "transformers", "accelerate", "lightning"],
     "docs/packed.md": ["cli"],
+    "docs/permutations.md": ["permute"],
+    "docs/train.md": ["torch"],
     "docs/traps.md": ["cli", "torch"],
     "masksolve/_methods/flow.py": ["flow"],
     "masksolve/_methods/lp.py": ["lp"],

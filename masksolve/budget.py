@@ -77,7 +77,7 @@ class Budget:
 
     @property
     def patterns(self) -> dict[str, Pattern]:
-        """The patterns by globs, of which each matches its layer alone: what takes a `pattern` takes them as it is."""
+        """The patterns by globs, of which each matches its layer alone, for whatever takes a `pattern`."""
         return globs_of_names({layer.name: layer.pattern for layer in self.layers})
 
     @property

@@ -298,7 +298,7 @@ class Sparsifier:
 
     @property
     def direction(self) -> Direction:
-        """The direction of the groups of M: "both", "rows" or "columns"."""
+        """The direction of the groups of M, "both", "rows" or "columns"."""
         return self._direction
 
     @property
@@ -308,7 +308,7 @@ class Sparsifier:
 
     @property
     def report(self) -> tuple[ParameterReport, ...]:
-        """A line for every parameter of the model: sparse, or skipped with the reason."""
+        """A line for every parameter of the model, which is sparse, or skipped with the reason."""
         return self._report
 
     @property
@@ -334,7 +334,7 @@ class Sparsifier:
 
     @property
     def refresh_every(self) -> RefreshEvery:
-        """The schedule of refreshes: steps between them, None, or a callable of the step. Can be set."""
+        """The schedule of refreshes, steps between them, None, or a callable of the step. Can be set."""
         return self._schedule.refresh_every
 
     @refresh_every.setter
