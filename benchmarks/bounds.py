@@ -31,7 +31,7 @@ _CASES = (("gaussian", True), ("gaussian", False), ("int8-valued", True))
 _SIDE = 512
 _KINDS = ("min/max", "vector", "loads", "stores", "spills")
 _A_CLOCK = {"vector": 2, "loads": 2, "stores": 1}
-# What the machine of the README's figures states; cores may run above it for a while.
+# What the machine of the figures in docs/performance.md states; cores may run above it for a while.
 _HERTZ = 2.6e9
 # A function's name and instructions, and the loops in them.
 _BODY = re.compile(r"^(\w+):\n\s*\.cfi_startproc\n(.*?)^\.Lfunc_end", re.MULTILINE | re.DOTALL)

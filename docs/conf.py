@@ -11,7 +11,7 @@ from masksolve import __version__
 
 project = "masksolve"
 author = "The masksolve developers"
-copyright = "the masksolve developers, Apache-2.0"
+project_copyright = "the masksolve developers, Apache-2.0"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "names", "pages"]

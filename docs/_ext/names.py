@@ -42,7 +42,9 @@ def public_names() -> dict[str, str]:
     return {name: full for name, full in found.items() if name not in twice}
 
 
-def name_role(role: str, raw: str, text: str, line: int, inliner: Any, *rest: Any) -> tuple[list[nodes.Node], list[Any]]:
+def name_role(
+    role: str, raw: str, text: str, line: int, inliner: Any, *rest: Any
+) -> tuple[list[nodes.Node], list[Any]]:
     """Link a public name; show everything else as code."""
     names = inliner.document.settings.env.app.masksolve_names
     literal = nodes.literal(raw, text, classes=["name"])

@@ -45,7 +45,7 @@ class TileRecord:
 
     @property
     def badness(self) -> tuple[float, float]:
-        """The key that sorts tiles from the best to the worst, by the gap, then by the share of importance that is lost."""
+        """The key that sorts tiles from the best to the worst, by the gap, then by the share of importance lost."""
         return self.gap, 1 - self.kept / self.importance if self.importance > 0 else 0.0
 
 
