@@ -34,6 +34,7 @@ settings.load_profile("default")
 NEEDS = {
     "README.md": ["torch"],
     "docs/adapters.md": ["torch"],
+    "docs/dynamic.md": ["torch"],
     "docs/gpu.md": ["torch"],
     "docs/language-models.md": ["torch"],
     "docs/loops.md": ["torch", "transformers", "accelerate", "lightning"],

@@ -18,6 +18,7 @@ _MODULES = (
     "masksolve.odds",
     "masksolve.permute",
     "masksolve.torch",
+    "masksolve.torch.dynamic",
 )
 
 

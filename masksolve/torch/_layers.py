@@ -185,6 +185,12 @@ def adapted_attributes(module: nn.Module) -> tuple[str, ...]:
     return found
 
 
+def thresholded_attributes(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of a module's own parameters that have trainable thresholds, which the module's class has."""
+    found: tuple[str, ...] = getattr(type(module), "_thresholded_attributes", ())
+    return found
+
+
 def select(
     model: nn.Module,
     patterns: Patterns,
@@ -409,6 +415,8 @@ def _reason_not_chosen(
             return "already masked by a Sparsifier; finalize it first"
         if other.attribute in adapted_attributes(other.owner):
             return "has an adapter; merge_adapters first"
+        if other.attribute in thresholded_attributes(other.owner):
+            return "has trainable thresholds; finalize its DynamicSparsifier first"
         if isinstance(other.owner, ParametrizationList):
             return f"already parametrized by {type(list(other.owner)[-1]).__name__}; remove that parametrization first"
     parameter = one.parameter

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from masksolve._pattern import PatternLike, as_pattern
 from masksolve._tiles import Direction
 from masksolve.torch._dtensor import is_sharded
-from masksolve.torch._layers import check_module, masked_attributes
+from masksolve.torch._layers import check_module, masked_attributes, thresholded_attributes
 from masksolve.torch._outputs import evaluated, outputs_of
 from masksolve.torch._permute.axes import axes_of
 from masksolve.torch._permute.records import PermutedAxis, PermuteReport
@@ -115,6 +115,11 @@ def _names(model: nn.Module) -> dict[int, str]:
             raise ValueError(
                 f"{masked[0]!r} of a {type(module).__name__} is masked by a Sparsifier; permute the model before, or "
                 "finalize"
+            )
+        if masked := thresholded_attributes(module):
+            raise ValueError(
+                f"{masked[0]!r} of a {type(module).__name__} has trainable thresholds; permute the model before, or "
+                "finalize its DynamicSparsifier"
             )
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if is_sharded(parameter) or parameter.is_meta:
