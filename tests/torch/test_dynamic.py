@@ -21,12 +21,19 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 import masksolve as ms
+import masksolve.torch.dynamic
 from masksolve import odds
 from masksolve.torch import Sparsifier, adaprune, add_adapters, finalize, patterns_from_zeros, permute_model
 from masksolve.torch._dynamic.thresholds import long_tail
 from masksolve.torch.dynamic import DensityReport, DynamicSparsifier
+from tests.torch.test_surroundings import compiling
 
 ALPHA = 0.01
+
+
+def test_the_public_names_are_these_and_documented() -> None:
+    assert masksolve.torch.dynamic.__all__ == ["DensityReport", "DynamicSparsifier", "LayerDensity"]
+    assert all(getattr(masksolve.torch.dynamic, name).__doc__ for name in masksolve.torch.dynamic.__all__)
 
 
 def mlp(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -137,6 +144,16 @@ def test_thresholds_of_zero_keep_what_is_not_zero_and_low_ones_all() -> None:
     dynamic.thresholds()["weight"].data.fill_(-5)
     assert torch.equal(layer(x), expected)
     assert dynamic.report().density == 1
+
+
+def test_a_weight_that_equals_its_threshold_is_pruned() -> None:
+    layer = nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        dense(layer, "weight").copy_(torch.tensor([[0.5, -0.5, -0.5625]]))
+    dynamic = DynamicSparsifier(layer, alpha=ALPHA)
+    dynamic.thresholds()["weight"].data.fill_(0.5)
+    assert layer(torch.ones(1, 3)).tolist() == [[-0.5625]]
+    assert dynamic.report().kept == 1
 
 
 @pytest.mark.parametrize(("kept", "size", "guard"), [(0, 200, 0.0), (2, 200, 0.01), (29, 2900, 0.01), (3, 12, 0.25)])
@@ -305,6 +322,13 @@ def test_an_lstm_sees_every_change_of_weights_and_thresholds() -> None:
     assert not torch.allclose(layer(x)[0], outputs[-1])
 
 
+def test_an_lstm_takes_sequences_of_several_lengths() -> None:
+    layer, x = nn.LSTM(5, 6), data(4, 2, 5)
+    spread(DynamicSparsifier(layer, alpha=ALPHA))
+    _, (last, _) = layer(nn.utils.rnn.pack_padded_sequence(x, [4, 2]))
+    torch.testing.assert_close(last[0], torch.stack([layer(x)[0][3, 0], layer(x)[0][1, 1]]))
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -376,13 +400,18 @@ def test_finalize_leaves_a_plain_model_that_computes_the_same(name: str) -> None
     masks = {each: masked(dense(model, each), t) for each, t in dynamic.thresholds().items()}
     expected, report = model(x), dynamic.report()
     dynamic.finalize()
-    assert torch.equal(model(x), expected)
     assert [type(each) for each in model.modules()] == [type(each) for each in plain.modules()]
     assert list(model.state_dict()) == list(plain.state_dict())
     assert [set(vars(each)) for each in model.modules()] == [set(vars(each)) for each in plain.modules()]
     for each, weight in masks.items():
         assert torch.equal(dense(model, each), weight)
         assert not bool(torch.signbit(dense(model, each)[weight == 0]).any())
+    for layer in (each for each in model.modules() if isinstance(each, nn.RNNBase)):
+        assert all(
+            each is layer._parameters[key]
+            for key, each in zip(layer._flat_weights_names, layer._flat_weights, strict=True)
+        )
+    assert torch.equal(model(x), expected)
     assert report.kept == sum(int(weight.count_nonzero()) for weight in masks.values())
 
 
@@ -594,6 +623,22 @@ def test_the_surroundings_of_a_loop_give_the_same_gradients() -> None:
         assert model(x).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_trains_the_same(backend: str) -> None:
+    found = []
+    for compiled in (False, True):
+        model, dynamic, x = made("mlp")
+        with compiling():
+            run = torch.compile(model, backend=backend, fullgraph=True) if compiled else model
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+            for _ in range(3):
+                optimizer.zero_grad()
+                (run(x).square().mean() + dynamic.penalty()).backward()
+                optimizer.step()
+        found.append([each.detach() for each in model.parameters()])
+    torch.testing.assert_close(*found)
+
+
 def test_an_average_of_the_model_can_be_finalized() -> None:
     model, dynamic, x = made("mlp")
     average = AveragedModel(model)
@@ -681,13 +726,21 @@ def test_sharded_and_wrapped_models_are_refused() -> None:
                 ValueError, match=r"parameter '2.weight' is sharded; dynamic sparse training needs whole"
             ):
                 DynamicSparsifier(model, alpha=ALPHA)
-            model, dynamic, x = made("mlp")
+            model, dynamic, x = cast("tuple[Any, DynamicSparsifier, Tensor]", made("mlp"))
             expected = model(x)
             wrapped = DistributedDataParallel(model)
             (wrapped(x).square().sum() + dynamic.penalty()).backward()
             assert all(bool(values.grad.any()) for values in dynamic.thresholds().values() if values.grad is not None)
             dynamic.finalize(wrapped)
             assert torch.equal(model(x), expected)
+            model, dynamic, _ = made("mlp")
+            weight = dense(model, "2.weight").detach()
+            model[2].weight = nn.Parameter(distribute_tensor(weight, init_device_mesh("cpu", (1,))))
+            with pytest.raises(
+                RuntimeError, match=r"parameter '2.weight' is sharded by fully_shard, which holds on to i"
+            ):
+                dynamic.finalize()
+            assert len(dynamic.thresholds()) == 2
         finally:
             distributed.destroy_process_group()
 
@@ -723,6 +776,21 @@ def test_a_weight_with_thresholds_can_be_neither_taken_away_nor_scripted() -> No
         model[0].weight = torch.ones(24, 16)
     with pytest.raises(RuntimeError, match="the masked parameter 'weight' cannot be read: KeyError"):
         model(data(5, 16))
+
+
+def test_a_module_that_was_given_another_class_is_not_finalized() -> None:
+    model, dynamic, x = made("mlp")
+    layer = cast(nn.Sequential, model)[0]
+    nn.utils.parametrize.register_parametrization(layer, "bias", nn.Tanh())
+    before = model(x)
+    with pytest.raises(
+        RuntimeError, match=r"parameter '0.weight' was given the class ParametrizedThresholdedLinear aft"
+    ):
+        dynamic.finalize()
+    assert torch.equal(model(x), before)
+    nn.utils.parametrize.remove_parametrizations(layer, "bias")
+    dynamic.finalize()
+    torch.testing.assert_close(model(x), before)
 
 
 @pytest.mark.parametrize("use", ["penalty", "thresholds", "report", "record", "finalize"])

@@ -231,8 +231,6 @@ def attach(owner: nn.Module, attribute: str, thresholds: Thresholds) -> None:
     """Put a weight of a module under thresholds, which its home has among its Parameters."""
     base, attributes = vars(type(owner)).get("_unthresholded", (type(owner), ()))
     vars(owner).setdefault(_STATE, {})[attribute] = thresholds
-    # That of nn.RNNBase: a property takes its place.
-    vars(owner).pop("_flat_weights", None)
     owner.__class__ = _thresholded_class(base, (*attributes, attribute))
 
 
@@ -253,4 +251,5 @@ def detach(owner: nn.Module) -> None:
             del owner._parameters[thresholds.name]
     owner.__class__ = cast(Any, type(owner))._unthresholded[0]
     if isinstance(owner, nn.RNNBase):
+        # Its own list is of the Parameters that it had before.
         owner._init_flat_weights()
