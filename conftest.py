@@ -35,6 +35,7 @@ NEEDS = {
     "README.md": ["torch"],
     "docs/adapters.md": ["torch"],
     "docs/dynamic.md": ["torch"],
+    "docs/filters.md": ["torch"],
     "docs/gpu.md": ["torch"],
     "docs/language-models.md": ["torch"],
     "docs/loops.md": ["torch", "transformers", "accelerate", "lightning"],

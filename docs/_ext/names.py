@@ -19,6 +19,7 @@ _MODULES = (
     "masksolve.permute",
     "masksolve.torch",
     "masksolve.torch.dynamic",
+    "masksolve.torch.filters",
 )
 
 
