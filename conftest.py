@@ -29,6 +29,9 @@ settings.register_profile(
 settings.register_profile("fuzz", parent=settings.get_profile("default"), derandomize=False, max_examples=3000)
 settings.load_profile("default")
 
+# Pages have examples; what builds the site has none, and needs Sphinx.
+collect_ignore_glob = ["docs/*.py", "docs/_ext/*", "docs/from/*"]
+
 # Extras (or tools) that a file cannot do without, or all files of a folder: tests, and modules and pages with doctests.
 # What is not listed here runs with NumPy, Numba, pytest and Hypothesis alone; `make test-core` sees to it.
 NEEDS = {
@@ -37,10 +40,12 @@ NEEDS = {
     "docs/dynamic.md": ["torch"],
     "docs/filters.md": ["torch"],
     "docs/gpu.md": ["torch"],
+    "docs/gradients.md": ["torch"],
     "docs/language-models.md": ["torch"],
     "docs/loops.md": ["torch", "transformers", "accelerate", "lightning"],
     "docs/packed.md": ["cli"],
     "docs/permutations.md": ["permute"],
+    "docs/soft.md": ["torch"],
     "docs/train.md": ["torch"],
     "docs/traps.md": ["cli", "torch"],
     "masksolve/_methods/flow.py": ["flow"],

@@ -16,6 +16,8 @@ PAGES = {
     "CONTRIBUTING.md": "from/contributing.md",
     "CHANGELOG.md": "from/changelog.md",
     "SECURITY.md": "from/security.md",
+    "RELEASING.md": "from/releasing.md",
+    "examples/README.md": "from/examples.md",
     "benchmarks/README.md": "from/benchmarks.md",
     "paper_figures/README.md": "from/figures.md",
     **{
