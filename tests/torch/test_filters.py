@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -103,6 +104,18 @@ class Tokens(nn.Module):
         return self.norm(tokens + self.down(functional.silu(self.up(tokens))))  # type: ignore[no-any-return]
 
 
+class Normed(nn.Module):
+    """Two layers with the same norm, whose outputs are read apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.norm = nn.Linear(6, 20), nn.Linear(6, 20), nn.BatchNorm1d(20)
+        self.left, self.right = nn.Linear(20, 2), nn.Linear(20, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.left(self.norm(self.one(x)).relu()), self.right(self.norm(self.two(x)).tanh())
+
+
 def mlp() -> nn.Module:
     layers = [nn.Linear(12, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 30), nn.PReLU(30), nn.Dropout(0.5)]
     return nn.Sequential(*layers, nn.Linear(30, 5))
@@ -131,6 +144,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[tuple[str
     ),
     "dense": (Dense, (3, 6, 6), [("a", "up"), ("b", "up"), ("down",)]),
     "shared": (Shared, (6,), [("first", "again")]),
+    "normed": (Normed, (6,), [("one", "two")]),
     "tokens": (Tokens, (4, 8), [("up",)]),
 }
 
@@ -146,6 +160,10 @@ def made(name: str, points: int = 12) -> tuple[nn.Module, Tensor]:
             nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
     return model.eval(), torch.randn(points, *shape)
+
+
+def joined(outputs: Any) -> Tensor:
+    return torch.cat(outputs, 1) if isinstance(outputs, tuple) else outputs
 
 
 def parameters(model: nn.Module) -> int:
@@ -192,9 +210,13 @@ def check_sizes(model: nn.Module, report: FilterReport) -> None:
         if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
             assert norm.num_features == len(norm.weight) == len(norm.running_mean)  # type: ignore[arg-type]
     for group in report.groups:
-        outputs = {line.name: line for line in report.layers}
-        assert sum(outputs[group.layers[0]].outputs_after for _ in range(1)) >= group.kept >= 1
-        assert len(group.scores) == group.channels
+        assert 1 <= group.kept <= group.channels == len(group.scores)
+    for line in report.layers:
+        own = [group for group in report.groups if line.name in group.layers]
+        assert bool(own) == (line.reason is None)
+        if own:
+            assert sum(group.kept for group in own) == line.outputs_after
+            assert sum(group.channels for group in own) == line.outputs_before
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -206,11 +228,12 @@ def test_the_smaller_model_computes_what_the_larger_does_with_channels_at_zero(n
     check_sizes(model, report)
     assert parameters(model) < parameters(big)
     assert [group.layers for group in report.groups] == MODELS[name][2]
+    assert report.layers[0].inputs_after == report.layers[0].inputs_before
     other = torch.randn_like(x)
     oracle = scaled(big, model, report)
-    torch.testing.assert_close(model(other), oracle(other), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(joined(model(other)), joined(oracle(other)), rtol=1e-3, atol=1e-4)
     if method == "l1":
-        assert not torch.allclose(model(other), big(other), atol=1e-3)
+        assert not torch.allclose(joined(model(other)), joined(big(other)), atol=1e-3)
     if method not in ("pfp-random", "pfp-top"):
         for line in report.layers:
             own = big.get_submodule(line.name).weight[list(line.kept_outputs)][:, list(line.kept_inputs)]  # type: ignore[index]
@@ -226,7 +249,7 @@ def test_what_is_left_trains(name: str) -> None:
     losses = []
     for _ in range(8):
         optimizer.zero_grad()
-        loss = (model(x) - 0.5).square().mean()
+        loss = (joined(model(x)) - 0.5).square().mean()
         loss.backward()
         assert all(each.grad is not None and each.grad.shape == each.shape for each in model.parameters())
         optimizer.step()
@@ -275,6 +298,21 @@ def test_the_best_channels_of_each_group_are_kept(name: str, method: Any) -> Non
             filters = torch.cat([big.get_parameter(f"{each}.weight").flatten(1) for each in group.layers], 1)
             norms = torch.linalg.vector_norm(filters.double(), 1 if method == "l1" else 2, dim=1)
             torch.testing.assert_close(scores, norms)
+
+
+def test_numbers_of_channels_follow_from_the_error_of_the_report() -> None:
+    """By the formulas of the authors' code, from places and from numbers that are read of one channel."""
+    model, x = made("lenet")
+    report = prune_filters(model, [x], 0.3, delta=1)
+    assert report.epsilon is not None
+    for group, places, kernel in zip(report.groups, (16, 1, 1), (9, 4, 1), strict=True):
+        s = torch.tensor(group.scores).double()
+        scale = 6 * math.log(8 * (places + 1) * kernel) * float(s.sum())
+        draws = math.ceil(3 * (6 + 2 * report.epsilon) * scale / report.epsilon**2)
+        expected = float((1 - (1 - s / s.sum()) ** draws).sum())
+        # One more where that comes nearer to the share.
+        assert group.kept in (math.ceil(expected), math.ceil(expected) + 1)
+    assert all(group.kept < group.channels for group in report.groups)
 
 
 def test_norms_keep_one_ratio_of_all_groups() -> None:
@@ -451,7 +489,57 @@ def test_one_empty_filter_empties_those_that_read_or_fed_nothing_else() -> None:
     torch.testing.assert_close(model(x), expected)
     lost = [set(range(6)) - set(line.kept_outputs) for line in report.layers[:3]]
     assert lost == [{1}, {2, 4}, {3, 5}]
-    assert report.note == "whole channels allow none nearer at one error for all groups"
+    assert report.note == "empty filters were more than what was to go"
+
+
+class Twice(nn.Module):
+    """What two layers make goes through the same layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(self.one(x).relu()) + self.last(self.two(x).relu())
+        return found
+
+
+class Scaled(nn.Module):
+    """Every channel is multiplied by an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.one(x).relu() * x[:, :1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [Twice, Scaled])
+@pytest.mark.parametrize("bias", [0.5, -0.5])
+def test_what_is_not_known_to_be_one_constant_stays(make: Callable[[], nn.Module], bias: float) -> None:
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(6, 5)
+    with torch.no_grad():
+        for name in ("one", "two") if isinstance(model, Twice) else ("one",):
+            model.get_parameter(f"{name}.weight")[3] = 0
+            model.get_parameter(f"{name}.bias")[3] = bias
+            bias *= 2
+    expected = model(x)
+    report = prune_filters(model, [x[:1]], 1.0)
+    torch.testing.assert_close(model(x), expected)
+    assert report.groups[0].kept == 8
+
+
+def test_the_last_channel_of_a_group_stays_though_it_is_empty() -> None:
+    torch.manual_seed(0)
+    model, x = sequential(), torch.randn(4, 16)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    expected = model(x)
+    report = prune_filters(model, [x], 1.0)
+    assert (report.groups[0].kept, report.groups[0].emptied) == (1, 23)
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_what_cutting_leaves_empty_goes_too_and_counts() -> None:
@@ -653,6 +741,26 @@ def test_parameters_stay_the_same_objects_and_frozen_ones_stay_frozen() -> None:
     assert all(after[name] is before[name] for name in before)
     assert not model.get_parameter("conv2.weight").requires_grad
     assert all(each.grad is None or each.grad.shape == each.shape for each in model.parameters())
+
+
+def test_an_optimizer_from_before_trains_or_fails_aloud() -> None:
+    for momentum in (0.0, 0.9):
+        model, x = made("lenet")
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=momentum)
+        # The graph of the step before is held while the model is cut.
+        loss = model(x).square().mean()
+        loss.backward(retain_graph=True)
+        optimizer.step()
+        prune_filters(model, [x], 0.5)
+        before = snapshot(model)
+        model(x).square().mean().backward()
+        if momentum:
+            with pytest.raises(RuntimeError, match="must match the size"):
+                optimizer.step()
+        else:
+            optimizer.step()
+            assert all(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert float(loss.detach()) > 0
 
 
 def test_the_report_becomes_a_dictionary_and_prints_on_a_line() -> None:

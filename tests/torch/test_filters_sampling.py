@@ -189,6 +189,8 @@ def test_a_search_ends_as_near_to_the_target_as_single_channels_allow() -> None:
         grid = [allocation.counts(k / 400) for k in range(401)]
         assert abs(size(counts) - target) <= min(abs(size(each) - target) for each in grid)
         assert np.abs(np.subtract(counts, allocation.counts(at))).max() <= 1
+    # Half of each group, and one of the others: no ratio does that.
+    assert search(size, allocation, [20, 20, 10], size([10, 10, 5]) + 7)[1] in ([11, 10, 5], [10, 11, 5])
     assert search(size, allocation, [20, 20, 10], 5000)[1] == [20, 20, 10]
     assert search(size, allocation, [20, 20, 10], 1)[1] == [1, 1, 1]
 
@@ -205,9 +207,11 @@ def test_factors_have_a_mean_of_one(method: str) -> None:
     # Rounded up to a whole number of draws, more channels are expected than asked for, but not one more.
     assert 4 - 0.05 < kept.sum(1).mean() < 5
     if method == "pfp-top":
-        always = kept.all(0)
-        assert 0 < always.sum() < 4
-        assert (factors[:, always] == 1).all()
+        p = scores / scores.sum()
+        certain = p >= 1 / least_draws(p, 4)
+        assert 0 < certain.sum() < 4
+        assert (factors[:, certain] == 1).all()
+        assert not kept[:, ~certain].all(0).any()
 
 
 def test_equal_channels_are_drawn_equally_often() -> None:

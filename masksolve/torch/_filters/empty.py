@@ -35,8 +35,9 @@ def drop_empty(surgery: Surgery, show: Show) -> int:
     while True:
         made, read = _used(channels)
         live = channels.free & ~surgery.gone
-        biases, kept = _folded(channels, live & read & ~made & ~channels.mixed, show)
-        empty = live & (~read | (~made & ~channels.mixed & ~kept))
+        constant = live & read & ~made & ~channels.mixed
+        biases, kept = _folded(channels, constant, show)
+        empty = live & ~read | constant & ~kept
         for group in channels.groups:
             own = group.classes[~surgery.gone[group.classes]]
             if empty[own].all():

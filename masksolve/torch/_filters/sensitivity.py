@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -98,14 +98,6 @@ def input_rows(layer: Layer, x: Tensor) -> Iterator[Tensor]:
     found = windows(layer.module, x).movedim(1, 1 + axes)
     for point in found:
         yield point.flatten(axes).flatten(0, axes - 1)
-
-
-def largest_of_readers(found: Sequence[Sensitivity], classes: int) -> NDArray[np.float64]:
-    """Return the sensitivity of each class: the largest that it has for one of the layers that read it."""
-    largest = np.zeros(classes)
-    for each in found:
-        np.maximum.at(largest, each.classes, each.result())
-    return largest
 
 
 def _with_zero(values: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ class _Walk(fx.Interpreter):
             return self._pooled(node, found, int(pool[3]), words)
         if _TOGETHER.fullmatch(name):
             return self._together(node, found, words)
-        if name in ("cat", "concat"):
+        if name in ("cat", "concat", "concatenate"):
             return self._concatenated(node, found, words)
         if name in _RESHAPES:
             return self._reshaped(node, found, words)
@@ -214,7 +214,8 @@ class _Walk(fx.Interpreter):
             if isinstance(module, nn.Flatten):
                 return self._reshaped(node, found, words)
         if isinstance(module, (nn.Linear, _ConvNd)):
-            self._others[name] = f"{words.removeprefix(f'what goes into {name}, ')}, which is left whole"
+            what = words.removeprefix(f"what goes into {name}, ")
+            self._others[name] = f"{what}, which is left whole" if own is not None else "its weight is no parameter"
         return self._hold(node, words)
 
     def _layer(self, node: fx.Node, found: Tensor, name: str, module: nn.Module) -> _Value:
@@ -276,7 +277,7 @@ class _Walk(fx.Interpreter):
 
     def _concatenated(self, node: fx.Node, found: Any, words: str) -> _Value:
         parts = node.args[0] if node.args else node.kwargs.get("tensors")
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
         if not isinstance(parts, (tuple, list)) or not isinstance(dim, int):
             return self._hold(node, words)
         dim %= found.ndim
