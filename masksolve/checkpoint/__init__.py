@@ -25,9 +25,9 @@ from masksolve.checkpoint._check import CheckReport, TensorCheck, check_checkpoi
 from masksolve.checkpoint._compare import Comparison, TensorComparison, compare_checkpoints
 from masksolve.checkpoint._executors import WorkerLostError, dask_executor
 from masksolve.checkpoint._file import CheckpointError, ChosenTensor, PrunedAs, TensorInfo
-from masksolve.checkpoint._html import page
 from masksolve.checkpoint._masks import read_masks
 from masksolve.checkpoint._pack import PackedTensor, PackReport, pack_checkpoint, unpack_checkpoint
+from masksolve.checkpoint._pages import page
 from masksolve.checkpoint._plan import CheckpointPlan, PatternPlan, plan_checkpoint
 from masksolve.checkpoint._prune import apply_masks, prune_checkpoint
 from masksolve.checkpoint._quality import TileRecord

@@ -1,13 +1,15 @@
-"""The report of a prune as one self-contained HTML page: charts as inline SVG, no script, nothing from a network."""
+"""The parts of a report as one self-contained HTML page: charts as inline SVG, nothing from a network.
+
+Without its script the page shows all that it has; the script sorts and filters tables.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from masksolve._words import one_sided
-from masksolve.checkpoint._report import PrunedTensor, PruneReport, WorstTile
+# A text, or a text and the number that it stands for.
+Cell = str | tuple[str, float]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --faint: #6a737d; --line: #d8dee4; --bar: #2f6fba; --rest: #e7ebef;
@@ -29,123 +31,88 @@ svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-ser
 .tiles { display: flex; flex-wrap: wrap; gap: 1.2rem; } figure { margin: 0; width: 13rem; } figcaption {
   font-size: .8rem; overflow-wrap: anywhere; }
 .kept { stroke: var(--bar); stroke-width: 1.5; } .cell { fill: var(--ink); }
-code { font-size: .85rem; overflow-wrap: anywhere; }
+.find { display: flex; gap: .8rem; align-items: baseline; margin: .4rem 0; color: var(--faint); } .find input {
+  font: inherit; color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 4px;
+  padding: .2rem .5rem; width: 18rem; max-width: 100%; }
+th button { all: unset; cursor: pointer; font-weight: bold; } th button:focus-visible { outline: 2px solid var(--bar); }
+th[aria-sort=ascending] button::after { content: " ▲"; } th[aria-sort=descending] button::after { content: " ▼"; }
+.pale { fill: var(--faint); } code { font-size: .85rem; overflow-wrap: anywhere; }
 """
-_GAP_LABELS = ("0, proven optimal", "up to 0.01 %", "up to 0.1 %", "up to 1 %", "up to 10 %", "more than 10 %")
+_SCRIPT = """
+for (const table of document.querySelectorAll("table.data")) {
+  const body = table.tBodies[0], rows = [...body.rows];
+  if (rows.length < 2) continue;
+  const value = (row, column) => {
+    const cell = row.cells[column];
+    return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent;
+  };
+  for (const [column, head] of [...table.tHead.rows[0].cells].entries()) {
+    const button = document.createElement("button");
+    button.textContent = head.textContent;
+    head.replaceChildren(button);
+    button.onclick = () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const sorted = [...rows].sort((a, b) => {
+        const x = value(a, column), y = value(b, column);
+        const order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y));
+        return down ? -order : order;
+      });
+      body.replaceChildren(...sorted);
+    };
+  }
+  const find = document.createElement("div"), input = document.createElement("input");
+  const count = document.createElement("span");
+  find.className = "find";
+  input.type = "search";
+  input.placeholder = "filter, such as q_proj";
+  input.setAttribute("aria-label", "filter the rows of this table");
+  const filter = () => {
+    const words = input.value.toLowerCase();
+    let shown = 0;
+    for (const row of rows) {
+      row.hidden = !row.textContent.toLowerCase().includes(words);
+      shown += !row.hidden;
+    }
+    count.textContent = words ? `${shown} of ${rows.length}` : `${rows.length} rows`;
+  };
+  input.oninput = filter;
+  filter();
+  find.append(input, count);
+  table.before(find);
+}
+"""
 
 
-def page(report: PruneReport) -> str:
-    """Return the report as HTML: one page that loads nothing else.
-
-    Parameters
-    ----------
-    report : PruneReport
-        What `prune_checkpoint` or `apply_masks` returned.
-
-    Returns
-    -------
-    str
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> import numpy as np
-    >>> from safetensors.numpy import save_file
-    >>> from masksolve.checkpoint import prune_checkpoint
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> source, target = Path(folder.name, "in.safetensors"), Path(folder.name, "out.safetensors")
-    >>> save_file({"w": np.arange(64.0).reshape(8, 8)}, source)
-    >>> page(prune_checkpoint(source, target, "2:4")).startswith("<!doctype html>")
-    True
-    >>> folder.cleanup()
-    """
-    target = report.output or report.masks or ""
-    proof = "every tile is proven optimal" if report.optimal else "not every tile is optimal"
-    title = " and ".join(f"{pattern}{one_sided(direction)}" for pattern, direction in report.goals)
-    goals = [
-        f"{pattern.describe()}, {'transposable' if direction == 'both' else f'one-sided, along {direction} only'}"
-        for pattern, direction in report.goals
-    ]
-    weights = sum(math.prod(tensor.shape) for tensor in report.tensors)
-    parts = [
+def document(title: str, parts: Iterable[str]) -> str:
+    """Return a page of these parts."""
+    head = [
         "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
-        f"<title>{escape(target)}, {title}</title>",
+        f"<title>{escape(title)}</title>",
         f"<style>{_STYLE}</style>\n</head>\n<body>",
-        f"<h1>{escape(target)}</h1>",
-        f"<p class=note>{escape('; '.join(goals))}; {proof}</p>",
-        f"<p class=note>Tensors were identified by {escape(report.identified_by)}.</p>",
-        _numbers(
-            {
-                "mean kept importance": f"{report.mean_kept_importance:.2%}",
-                "tensors pruned": f"{len(report.tensors):,}",
-                "weights in them": f"{weights:,}",
-                "tensors passed through": f"{len(report.skipped):,}",
-                "time of this run": f"{report.seconds:,.1f} s",
-            }
-        ),
-        "<h2>Kept importance per tensor</h2>",
-        "<p class=note>The sum of |weights| that is kept, as a share of all, in the order of the checkpoint.</p>",
-        _kept_chart(report.tensors),
-        "<h2>Gaps of the certificates</h2>",
-        "<p class=note>How far a tile may be from the best that any mask keeps; bars grow with the logarithm.</p>",
-        _gap_chart([sum(counts) for counts in zip(*(tensor.tile_gaps for tensor in report.tensors), strict=True)]),
-        "<h2>The worst tiles</h2>",
-        "<p class=note>Those with the largest gaps and, among equals, those that lose the largest share of their "
-        "importance. The darker, the larger the weight; what is kept is framed.</p>",
-        "<div class=tiles>" + "".join(map(_tile, report.worst_tiles)) + "</div>",
-        "<h2>Pruned tensors</h2>",
-        _table(
-            ["tensor", "dtype", "shape", "kept importance", "gap", "solving", "certifying"],
-            [
-                [
-                    tensor.name,
-                    tensor.dtype,
-                    _shape(tensor.shape),
-                    f"{tensor.kept_importance:.2%}",
-                    "0 (optimal)" if tensor.optimal else f"{tensor.gap:.2e}",
-                    f"{tensor.solve_seconds:.2f} s",
-                    f"{tensor.certify_seconds:.2f} s",
-                ]
-                for tensor in report.tensors
-            ],
-            numbers=4,
-        ),
-        "<h2>Tensors passed through</h2>",
-        _table(
-            ["tensor", "dtype", "shape", "reason"],
-            [[tensor.name, tensor.dtype, _shape(tensor.shape), tensor.reason] for tensor in report.skipped],
-        ),
-        "<h2>Run it again</h2>",
-        f"<p><code>{escape(report.command)}</code></p>",
-        _table(["what", "which"], [*report.versions.items(), ("hash of the input (xxh3_128)", report.input_hash)]),
-        "</body>\n</html>\n",
     ]
-    return "\n".join(parts)
+    return "\n".join([*head, *parts, f"<script>{_SCRIPT}</script>", "</body>\n</html>\n"])
 
 
-def _numbers(numbers: dict[str, str]) -> str:
+def section(title: str, note: str = "") -> str:
+    """Return a heading, and a note below it."""
+    return f"<h2>{escape(title)}</h2>" + (f"\n<p class=note>{escape(note)}</p>" if note else "")
+
+
+def shape_of(shape: Sequence[int]) -> str:
+    """Return a shape in words."""
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def headline(numbers: dict[str, str]) -> str:
+    """Return numbers in large type, each with its name."""
     items = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in numbers.items())
     return f"<div class=numbers>{items}</div>"
 
 
-def _kept_chart(tensors: Sequence[PrunedTensor]) -> str:
-    rows = [(tensor.name, tensor.kept_importance, f"{tensor.kept_importance:.2%}", "bar") for tensor in tensors]
-    return _bars(rows, "kept importance of each pruned tensor")
-
-
-def _gap_chart(counts: Sequence[int]) -> str:
-    longest = math.log10(max(counts) + 1)
-    classes = ["good", "bar", "bar", "bar", "bad", "bad"]
-    rows = [
-        (label, math.log10(count + 1) / longest if count else 0.0, f"{count:,} tiles", kind)
-        for label, count, kind in zip(_GAP_LABELS, counts, classes, strict=True)
-    ]
-    return _bars(rows, "number of tiles by the gap of their certificate")
-
-
-def _bars(rows: Iterable[tuple[str, float, str, str]], title: str) -> str:
+def bars(rows: Iterable[tuple[str, float, str, str]], title: str) -> str:
     """Draw horizontal bars from rows of label, length as a share, value in words, class."""
     lines = []
     y = 0
@@ -161,41 +128,21 @@ def _bars(rows: Iterable[tuple[str, float, str, str]], title: str) -> str:
     return f"<svg viewBox='0 0 880 {y}' width=880 role=img aria-label='{escape(title)}'>{''.join(lines)}</svg>"
 
 
-def _tile(worst: WorstTile) -> str:
-    tile = worst.tile
-    size = max(len(tile.mask), len(tile.mask[0]))
-    step = 200 / size
-    largest = max(abs(weight) for row in worst.weights for weight in row) or 1.0
-    cells = []
-    for i, (row, line) in enumerate(zip(worst.weights, tile.mask, strict=True)):
-        for j, (weight, kept) in enumerate(zip(row, line, strict=True)):
-            frame = " kept" if kept == "1" else ""
-            cells.append(
-                f"<rect class='cell{frame}' x={j * step + 1:.2f} y={i * step + 1:.2f} width={step - 2:.2f} "
-                f"height={step - 2:.2f} fill-opacity={abs(weight) / largest:.3f}><title>{weight:.6g}</title></rect>"
-            )
-    share = tile.kept / tile.importance if tile.importance > 0 else 1.0
-    where = f", matrix {', '.join(map(str, tile.matrix))}" if tile.matrix else ""
-    return (
-        f"<figure><svg viewBox='0 0 200 200' width=200 role=img aria-label='a tile'>{''.join(cells)}</svg>"
-        f"<figcaption>{escape(worst.tensor)}<br>row {tile.row}, column {tile.column}{where}<br>"
-        f"keeps {share:.2%}, gap {tile.gap:.2e}</figcaption></figure>"
-    )
+def table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], numbers: int = 0) -> str:
+    """Return a table whose last columns are numbers; the page's script lets readers sort and filter it.
 
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 0) -> str:
-    """Return a table whose last columns are numbers."""
+    A cell is a text, or a text and the number that it is sorted by.
+    """
     first = len(headings) - numbers
 
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=number' if index >= first else ''}>{escape(cell)}</{tag}>"
-            for index, cell in enumerate(cells)
-        )
+    def cell(value: Cell, index: int) -> str:
+        text, number = value if isinstance(value, tuple) else (value, None)
+        attributes = " class=number" if index >= first else ""
+        if number is not None:
+            attributes += f" data-value={number!r}"
+        return f"<td{attributes}>{escape(text)}</td>"
 
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f"<table><thead><tr>{line(headings, 'th')}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) or "scalar"
+    kinds = ["" if index < first else " class=number" for index in range(len(headings))]
+    heads = "".join(f"<th{kind}>{escape(head)}</th>" for kind, head in zip(kinds, headings, strict=True))
+    body = "".join(f"<tr>{''.join(cell(each, index) for index, each in enumerate(row))}</tr>" for row in rows)
+    return f"<table class=data><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"

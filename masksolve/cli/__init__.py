@@ -46,6 +46,7 @@ try:
         CheckpointBudget,
         CheckpointError,
         CheckReport,
+        Comparison,
         PrunedTensor,
         PruneReport,
         SkippedTensor,
@@ -67,6 +68,7 @@ except (ModuleNotFoundError, NotInstalledError) as error:
     sys.exit(f"the masksolve command needs {error.name}, which is not installed; pip install 'masksolve[cli]'")
 
 if TYPE_CHECKING:
+    from masksolve.checkpoint import CheckpointAdaPruneReport
     from masksolve.torch import AdaPruneReport, PermuteReport
 
 
@@ -218,6 +220,7 @@ _resume = click.option("--resume", is_flag=True, help="Continue a run that was n
 _report = click.option(
     "--report", type=click.Path(path_type=Path), help="Write a report, as a page (.html) or as data (.json)."
 )
+_REPORTS = (".html", ".json")
 _json_report = click.option(
     "--report", type=click.Path(path_type=Path), help="Write a report of every tensor, as data (.json)."
 )
@@ -303,7 +306,7 @@ def prune(
     """
     if output is None and masks is None:
         raise click.UsageError("nothing to write: pass --output, --masks, or both")
-    _check_path("report", report, [source, output, masks], overwrite, (".html", ".json"))
+    _check_path("report", report, [source, output, masks], overwrite, _REPORTS)
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = prune_checkpoint(
             source,
@@ -352,7 +355,7 @@ def apply(
 
     INPUT is a .safetensors file, or a folder of them with an index. The file of masks says the pattern and direction.
     """
-    _check_path("report", report, [source, output, masks], overwrite, (".html", ".json"))
+    _check_path("report", report, [source, output, masks], overwrite, _REPORTS)
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = apply_masks(
             source,
@@ -666,6 +669,7 @@ def permute_folder(
     help="pruned: re-fit layers on inputs from the model as pruned so far; dense: from the dense model, several blocks "
     "at a time.",
 )
+@_report
 @_overwrite
 @_resume
 @_workers
@@ -688,6 +692,7 @@ def adaprune_model(
     length: int,
     batch: int,
     inputs: Any,
+    report: Path | None,
     overwrite: bool,
     resume: bool,
     workers: int | None,
@@ -703,6 +708,7 @@ def adaprune_model(
     in other formats, the report adaprune.json, and masksolve.json, which says for `masksolve check` what was pruned.
     After Ctrl-C --resume continues; of a model that is loaded whole, what is finished is written.
     """
+    _check_path("report", report, [output, *calibration], overwrite, _REPORTS)
     # The status is shown before torch is imported: that and the model take a while.
     with Console(stderr=True).status(f"loading {escape(source)}"):
         try:
@@ -761,6 +767,8 @@ def adaprune_model(
         except NoStackError as error:
             click.echo(f"{source} is not pruned block by block but loaded as a whole: {error.__cause__}", err=True)
         else:
+            if report is not None:
+                _write_report(report, streamed)
             _print_adapruned(streamed.report, output, pattern)
             click.echo(
                 f"peak memory {_size(streamed.peak)}; the weights of the largest block are "
@@ -774,10 +782,12 @@ def adaprune_model(
             loaded = load_folder(Path(source), tokenizer) if is_folder else call_factory(source)
             batches = batches if is_folder else read(None)
         with _as_usage_errors():
-            report = adaprune(loaded.model, batches, pattern, sequential=inputs == "pruned", progress=True, **options)
-        save_model(loaded, report, direction, folder)
-    _print_adapruned(report, output, pattern)
-    if report.interrupted:
+            found = adaprune(loaded.model, batches, pattern, sequential=inputs == "pruned", progress=True, **options)
+        save_model(loaded, found, direction, folder)
+    if report is not None:
+        _write_report(report, found)
+    _print_adapruned(found, output, pattern)
+    if found.interrupted:
         click.echo("masksolve: interrupted; the layers above are done, the others as they were", err=True)
         raise click.exceptions.Exit(130)
 
@@ -970,13 +980,26 @@ def _print_chosen(result: CheckpointBudget) -> None:
 @cli.command()
 @click.argument("first", metavar="A", type=click.Path(path_type=Path))
 @click.argument("second", metavar="B", type=click.Path(path_type=Path))
+@_report
+@click.option("--overwrite", is_flag=True, help="Replace a report that exists.")
 @_workers
 @_scheduler
 @_timeout
-def compare(first: Path, second: Path, workers: int | None, scheduler: str | None, timeout: float | None) -> None:
+def compare(
+    first: Path,
+    second: Path,
+    report: Path | None,
+    overwrite: bool,
+    workers: int | None,
+    scheduler: str | None,
+    timeout: float | None,
+) -> None:
     """Show what differs between the checkpoints A and B."""
+    _check_path("report", report, [first, second], overwrite, _REPORTS)
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = compare_checkpoints(first, second, workers=engine, on_progress=on_progress)
+    if report is not None:
+        _write_report(report, result)
     changed = [tensor for tensor in result.tensors if not tensor.is_same]
     if changed:
         table = Table("tensor", "difference")
@@ -1144,6 +1167,11 @@ def _check_path(
         raise click.UsageError(f"the {what} {path} is not writable")
 
 
+def _write_report(path: Path, result: PruneReport | Comparison | CheckpointAdaPruneReport | AdaPruneReport) -> None:
+    """Write a report as its name says, as a page or as data."""
+    _write_whole(path, page(result) if path.suffix == ".html" else json.dumps(result.to_dict(), indent=2) + "\n")
+
+
 def _write_whole(path: Path, content: str) -> None:
     """Write a file that has its name only when all of it is on the disk."""
     unfinished = path.with_name(f".{path.name}.tmp")
@@ -1232,8 +1260,7 @@ def _show(result: PruneReport, report: Path | None) -> None:
 
 def _write_and_print(result: PruneReport, report: Path | None) -> None:
     if report is not None:
-        content = page(result) if report.suffix == ".html" else json.dumps(result.to_dict(), indent=2) + "\n"
-        _write_whole(report, content)
+        _write_report(report, result)
     _print_skipped(result.skipped)
     _print_pruned(result.tensors)
     _print_identified(result.identified_by)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Parsed(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
         self.tags.append(tag)
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: object) -> None:
@@ -65,17 +66,20 @@ class Parsed(HTMLParser):
 
 def test_the_page_needs_nothing_but_itself(report: PruneReport) -> None:
     content = page(report)
-    assert not re.search(r"https?:|//|<script|<link|<img|@import|url\(", content.replace("</", ""))
+    assert not re.search(r"https?:|//|<link|<img|@import|url\(|fetch|XMLHttp|import\(", content.replace("</", ""))
+    # The page's own, and none of a tensor's name.
+    assert content.count("<script") == 1
 
 
 def test_the_page_is_well_formed_and_tells_everything(report: PruneReport) -> None:
     parsed = Parsed(page(report))
     assert parsed.open == []
-    assert "script" not in parsed.tags
+    assert parsed.tags.count("script") == 1
     text = "\n".join(parsed.texts)
     for tensor in report.tensors:
         assert tensor.name in text
         assert f"{tensor.kept_importance:.2%}" in text
+        assert str(tensor.pattern) in text
     for skipped in report.skipped:
         assert skipped.reason in text
     assert HOSTILE in text
@@ -110,26 +114,77 @@ def test_the_data_say_what_the_page_says(report: PruneReport) -> None:
     assert len(record["skipped"]) == len(report.skipped)
 
 
-def test_a_browser_draws_the_page(report: PruneReport, tmp_path: Path) -> None:
+def browse(path: Path, *options: str) -> str:
+    """What a real browser makes of a page, at its end."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium is installed")
-    from matplotlib.image import imread
-
-    (tmp_path / "report.html").write_text(page(report), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1100,1600"]
-    shot = tmp_path / "shot.png"
-    subprocess.run(
-        [browser, *options, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", "report.html"],
-        cwd=tmp_path,
+    plain = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1100,1600"]
+    done = subprocess.run(
+        [browser, *plain, f"--user-data-dir={path.parent / 'profile'}", *options, path.as_uri()],
         capture_output=True,
         check=True,
         timeout=60,
     )
+    return done.stdout.decode()
+
+
+def test_a_browser_draws_the_page(report: PruneReport, tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    path, shot = tmp_path / "report.html", tmp_path / "shot.png"
+    path.write_text(page(report), encoding="utf-8")
+    browse(path, f"--screenshot={shot}")
     pixels = np.round(imread(shot)[..., :3] * 255).astype(int)
     for colour in ((0x2F, 0x6F, 0xBA), (0xE7, 0xEB, 0xEF), (0x2E, 0x85, 0x40)):
         # A bar of each kind is hundreds of pixels.
         assert (np.abs(pixels - colour).max(axis=-1) <= 2).sum() > 300
+
+
+def test_a_browser_sorts_and_filters_the_tables(report: PruneReport, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    # A reader's clicks, and what is then to be seen.
+    clicks = """<script>
+      const table = [...document.querySelectorAll("table.data")].find(t => t.textContent.includes("kept importance"));
+      const names = () => [...table.tBodies[0].rows].filter(r => !r.hidden).map(r => r.cells[0].textContent);
+      const buttons = [...table.tHead.querySelectorAll("button")], input = table.previousSibling.firstChild;
+      const kept = buttons.find(b => b.textContent === "kept importance"), seen = [names()];
+      kept.click(); seen.push(names());
+      kept.click(); seen.push(names());
+      buttons[0].click(); seen.push(names());
+      input.value = "LAYERS.1"; input.oninput(); seen.push(names());
+      const note = table.previousSibling.lastChild.textContent;
+      document.title = JSON.stringify([...seen, [note]]);
+    </script>"""
+    path.write_text(page(report).replace("</body>", f"{clicks}</body>"), encoding="utf-8")
+    title = re.search("<title>(.*?)</title>", browse(path, "--dump-dom"), re.DOTALL)
+    assert title is not None
+    first, up, down, by_name, filtered, (note,) = json.loads(unescape(title[1]))
+    kept = {tensor.name: tensor.kept_importance for tensor in report.tensors}
+    assert first == list(kept)
+    assert [kept[name] for name in up] == sorted(kept.values())
+    assert [kept[name] for name in down] == sorted(kept.values(), reverse=True)
+    assert sorted(by_name) == sorted(kept)
+    assert by_name.index("layers.0.weight") < by_name.index("layers.1.weight")
+    assert filtered == [name for name in by_name if "layers.1" in name]
+    assert note == f"{len(filtered)} of {len(kept)}"
+
+
+def test_a_comparison_has_a_page(report: PruneReport) -> None:
+    assert report.output is not None
+    compared = compare_checkpoints(report.input, report.output)
+    parsed = Parsed(page(compared))
+    assert parsed.open == []
+    text = "\n".join(parsed.texts)
+    for tensor in compared.tensors:
+        assert (tensor.name in text) == (not tensor.is_same)
+    changed = {tensor.name for tensor in compared.tensors if not tensor.is_same}
+    assert len(changed) > 5
+    assert all(f"{each.kept_importance:.2%}" in text for each in report.tensors if each.name in changed)
+    assert parsed.tags.count("script") == 1
+    assert all(file in text for file in compared.files)
+    same = Parsed(page(compare_checkpoints(report.input, report.input)))
+    assert "all are the same" in same.texts
 
 
 def test_the_plan_is_what_is_done(report: PruneReport) -> None:

@@ -94,8 +94,11 @@ def test_a_model_from_code_is_pruned_and_reported(run: Run, tmp_path: Path) -> N
 
 def test_blocks_are_refined_and_reported(run: Run, tmp_path: Path) -> None:
     options = ("--calibration", "x.npy", "--batch", 10, "--refine", "block", "--all-layers")
-    code, out, _ = run("zoo_of_tests:blocks", *CODE[1:], *options)
+    code, out, _ = run("zoo_of_tests:blocks", *CODE[1:], *options, "--report", "report.html")
     assert code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "Refined blocks" in page
+    assert all(f"<td>{name}.weight</td>" in page for name in ("0.0", "0.1", "1.0", "1.1"))
     assert re.search(r"refined block\W+error\W+refined\W+time", out)
     record = json.loads((tmp_path / "out" / "adaprune.json").read_text())
     assert [block["name"] for block in record["blocks"]] == ["0", "1"]
@@ -382,9 +385,13 @@ def test_a_folder_is_pruned_block_by_block_and_the_memory_is_reported(run: Run, 
     bert(tmp_path / "bert")
     (tmp_path / "text").write_text("a few words\nno meaning\n" * 20)
     options = ("--calibration", "text", "--pattern", "2:4", "--importance", "wanda", "--output", "out")
-    code, out, err = run("bert", *options)
+    code, out, err = run("bert", *options, "--report", "report.html")
     assert code == 0
     assert "as a whole" not in err
+    page = (tmp_path / "report.html").read_text()
+    for layer in json.loads((tmp_path / "out" / "adaprune.json").read_text())["layers"]:
+        assert f"<td>{layer['name']}</td>" in page
+        assert f">{layer['error_after']:.2%}</td>" in page
     assert "bert.encoder.layer.1.output.dense.weight: error" in err
     *_, done, memory = out.splitlines()
     assert done.startswith("out: 13 layers pruned to 2:4")

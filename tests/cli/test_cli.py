@@ -457,6 +457,15 @@ def test_a_comparison_shows_what_pruning_changed(run: Run, checkpoint: Path, tmp
     assert code == 0
     assert re.search(r"layer\.weight +│ values +│ +75\.00% │ +75\.00% │ +0\.00% │ +75\.00% │", out)
     assert "1 of 10 tensors differ, and 0 files beside them" in out
+    page, data = tmp_path / "report.html", tmp_path / "report.json"
+    for report in (page, data):
+        assert run("compare", checkpoint, output, "--report", report)[0] == 0
+    assert "layer.weight" in page.read_text()
+    assert [each["zeroed"] > 0 for each in json.loads(data.read_text())["tensors"]].count(True) == 1
+    code, _, err = run("compare", checkpoint, output, "--report", page)
+    assert code == 2
+    assert "exists; name another file, or pass --overwrite" in err
+    assert run("compare", checkpoint, output, "--report", page, "--overwrite")[0] == 0
 
 
 def test_names_are_printed_as_they_are(run: Run, tmp_path: Path) -> None:
