@@ -21,13 +21,17 @@ def as_batches(calibration: Iterable[Any]) -> list[Any]:
     return batches
 
 
-def call(model: nn.Module, batch: Any) -> Any:
-    """Return what a model makes of a batch: one tensor, a sequence of arguments or a mapping of keyword arguments."""
+def arguments(batch: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Return the arguments in a batch: one tensor, a sequence of arguments or a mapping of keyword arguments."""
     if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, Sequence):
-        return model(*batch)
-    return model(batch)
+        return (), batch
+    return (batch if isinstance(batch, Sequence) else (batch,)), {}
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Return what a model makes of a batch."""
+    args, kwargs = arguments(batch)
+    return model(*args, **kwargs)
 
 
 def does_not_run(model: nn.Module, index: int, batch: Any, error: Exception) -> ValueError:

@@ -1,4 +1,4 @@
-"""Filters cut out of a model, so that it is smaller and dense: Provable Filter Pruning, and norms."""
+"""Filters cut out of a model, so that it is smaller and dense: Provable Filter Pruning, and norms. Needs `torch`."""
 
 from masksolve.torch._filters.bound import enough_draws
 from masksolve.torch._filters.prune import prune_filters

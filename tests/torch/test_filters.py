@@ -722,6 +722,39 @@ def test_batches_are_what_the_model_is_called_with(batch: str) -> None:
     assert reports[0].groups == reports[1].groups
 
 
+class Optioned(nn.Module):
+    """Arguments that are no tensors decide what it does; a tensor of its own is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 20), nn.Linear(20, 3)
+
+    def forward(
+        self, x: Tensor, raw: bool = False, *more: Tensor, sizes: tuple[int, int] = (1, 2), mode: str = "a", **rest: Any
+    ) -> dict[str, Tensor]:
+        y = self.first(x).relu() * torch.full((1,), 2.0)
+        for each in more:
+            y = y * each
+        if raw:
+            return {"raw": y}
+        return {"out": self.last(y) * (sizes[0] if mode == "a" else 0) + rest.get("shift", 0)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[False], [False, torch.rand(4, 1), torch.rand(4, 1)], {"sizes": (2, 1), "shift": torch.rand(3)}, {"mode": "a"}],
+)
+def test_only_tensors_are_traced_and_the_model_gets_no_attributes(options: Any) -> None:
+    torch.manual_seed(0)
+    model, x = Optioned(), torch.randn(4, 6)
+    names = set(vars(model))
+    report = prune_filters(model, [{"x": x, **options} if isinstance(options, dict) else [x, *options]], 0.5)
+    assert [group.layers for group in report.groups] == [("first",)]
+    assert set(vars(model)) == names
+    with pytest.raises(ValueError, match=r"can be cut \(first: an output of the model"):
+        prune_filters(model, [(x, True)], 0.5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_weights_of_other_floats_keep_their_dtype(dtype: torch.dtype) -> None:
     model, x = made("lenet")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from masksolve.torch._batches import call, does_not_run
+from masksolve.torch._batches import arguments, call, does_not_run
 from masksolve.torch._outputs import outputs_of, relative_change, rounding
 
 # Functions that see the inputs of modules.
@@ -83,5 +83,5 @@ class Runner:
 
 def _points(batch: Any) -> int:
     """Return how many inputs a batch holds."""
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
-    return next((len(each) for each in values if isinstance(each, Tensor) and each.ndim), 0)
+    args, kwargs = arguments(batch)
+    return next((len(each) for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and each.ndim), 0)

@@ -6,7 +6,6 @@ alike hand the numbers on, sums and products tie those that meet, and whatever i
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from masksolve.torch._batches import arguments
 from masksolve.torch._filters.channels import ChannelMap, Follower, Labels, Layer, Ties, channel_map
 from masksolve.torch._outputs import outputs_of, relative_change, rounding
 
@@ -59,11 +60,29 @@ _Value = _Channels | _Plain
 
 
 class _Tracer(fx.Tracer):
-    """Also leaves subclasses of layers whole, as they may compute something else."""
+    """Traces one call: tensors among its arguments are placeholders, and everything else is what it is."""
+
+    def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._leaves, self._form = tree_flatten((tuple(args), dict(kwargs)))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the placeholders stand for."""
+        return [each for each in self._leaves if isinstance(each, Tensor)]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # Subclasses of layers are left whole too, as they may compute something else.
         is_layer = isinstance(m, (nn.Linear, _ConvNd, _BatchNorm, nn.PReLU))
         return is_layer or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        values = [
+            self.create_proxy("placeholder", f"input_{place}", (), {}) if isinstance(each, Tensor) else each
+            for place, each in enumerate(self._leaves)
+        ]
+        args, kwargs = tree_unflatten(values, self._form)
+        return (lambda *given: root_fn(self.root, *given, **kwargs)), list(args)
 
 
 def trace(model: nn.Module, batch: Any, expected: Sequence[Tensor], left: Callable[[str], str | None]) -> ChannelMap:
@@ -71,25 +90,20 @@ def trace(model: nn.Module, batch: Any, expected: Sequence[Tensor], left: Callab
 
     `left` gets the name of a weight, and returns the reason if its filters have to stay.
     """
-    signature = inspect.signature(model.forward)
-    positional = () if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else (batch,)
-    given = signature.bind(*positional, **(batch if isinstance(batch, Mapping) else {})).arguments
-    defaults = {
-        name: each.default
-        for name, each in signature.parameters.items()
-        if name not in given and each.default is not inspect.Parameter.empty
-    }
-    kind = type(model).__name__
+    tracer = _Tracer(*arguments(batch))
+    kind, attributes = type(model).__name__, set(vars(model))
     try:
-        graph = _Tracer().trace(model, defaults)
+        graph = tracer.trace(model)
+        walk = _Walk(model, graph, iter(tracer.tensors))
     except Exception as error:
         raise ValueError(
             f"this {kind} cannot be traced by torch.fx ({_first_line(error)}); its forward must not depend on "
             "values of tensors. Prune a part of it that can be traced, such as its convolutions, by itself"
         ) from error
-    # Defaults are placeholders too, under other names.
-    values = {**given, **defaults}
-    walk = _Walk(model, graph, iter([values[name] for name in signature.parameters if name in values]))
+    finally:
+        # Tensors that the forward makes by itself, which torch.fx hangs on the model.
+        for name in set(vars(model)) - attributes:
+            delattr(model, name)
     try:
         change = relative_change(expected, outputs_of(walk.run()))
         complaint = "" if change <= rounding(model) else f"computes something else (outputs differ by {change:.1e})"
