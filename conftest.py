@@ -75,6 +75,7 @@ NEEDS = {
     "tests/studies/test_adaprune.py": ["cli", "lp", "torch", "matplotlib"],
     "tests/studies/test_figures.py": ["cli", "lp", "matplotlib"],
     "tests/studies/test_language_model.py": ["torch", "transformers", "matplotlib"],
+    "tests/studies/test_neighbours.py": ["torch", "matplotlib"],
     "tests/studies/test_permutation.py": ["cli", "lp", "permute", "torch", "transformers", "matplotlib"],
     "tests/studies/test_pretraining.py": ["lp", "torch", "matplotlib"],
     "tests/studies/test_training.py": ["lp", "torch", "matplotlib"],

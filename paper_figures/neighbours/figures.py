@@ -1,0 +1,148 @@
+"""Accuracy against density, and against parameters; densities by layer; what survives both."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from paper_figures._figure import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, save, with_table
+from paper_figures.neighbours.models import MODELS
+from paper_figures.neighbours.recipes import METHODS, Recipe
+from paper_figures.neighbours.run import Run
+
+_LINES = {"dynamic": BLUE, "magnitude": ORANGE, "sr-ste": GREEN}
+_FILTERS = dict(zip(METHODS, (BLUE, ORANGE, GREEN, SKY, PURPLE), strict=True))
+
+
+def draw(runs: Sequence[Run], into: Path) -> None:
+    """Write the figures as PNG and CSV, and the tables on the page if that is there."""
+    rows = [{**asdict(each), "recipe": each.recipe.name, "layers": _densities(each.layers)} for each in runs]
+    save(_figure(runs, _LINES, "density"), rows, "density", into, table=density_table(runs))
+    save(_figure(runs, _FILTERS, "parameters kept"), rows, "filters", into, table=filter_table(runs))
+    page = into / "README.md"
+    if page.exists():
+        page.write_text(with_table(page.read_text(), "both", both_table(runs)))
+
+
+def _densities(layers: Sequence[float]) -> str:
+    return " ".join(f"{each:.3g}" for each in layers)
+
+
+def _of(runs: Sequence[Run], model: str, wanted: Callable[[Recipe], bool]) -> dict[Recipe, list[Run]]:
+    """Return the runs of a model's recipes, by recipe."""
+    found: dict[Recipe, list[Run]] = {}
+    for each in runs:
+        if each.model == model and wanted(each.recipe):
+            found.setdefault(each.recipe, []).append(each)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _percent(values: Sequence[float]) -> str:
+    error = f" ± {100 * statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{100 * _mean(values):.2f}{error}"
+
+
+def density_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a row for each way to sparse weights: density, accuracy, and the densities of layers."""
+    table = []
+    for model in MODELS:
+        found = _of(runs, model, lambda recipe: recipe.kind in ("dense", *_LINES) and _plain(recipe))
+        for recipe, mine in found.items():
+            layers = [_mean([each.layers[place] for each in mine]) for place in range(len(mine[0].layers))]
+            table.append(
+                {
+                    "model": model,
+                    "recipe": recipe.name,
+                    "density, %": f"{100 * _mean([each.density for each in mine]):.2f}",
+                    "accuracy, %": _percent([each.accuracy for each in mine]),
+                    "densities of layers": _densities(layers),
+                    "seeds": len(mine),
+                }
+            )
+    return table
+
+
+def filter_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a row for each way to cut filters: weights kept, accuracy before and after training again."""
+    table = []
+    for model in MODELS:
+        for recipe, mine in _of(runs, model, lambda recipe: recipe.kind in METHODS and not recipe.pattern).items():
+            table.append(
+                {
+                    "model": model,
+                    "recipe": recipe.name,
+                    "weights kept, %": f"{100 * _mean([each.density for each in mine]):.2f}",
+                    "before, %": _percent([each.before or 0.0 for each in mine]),
+                    "accuracy, %": _percent([each.accuracy for each in mine]),
+                    "seeds": len(mine),
+                }
+            )
+    return table
+
+
+def both_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return a row for each model that N:M masks follow on."""
+    table = []
+    for model in MODELS:
+        for recipe, mine in _of(runs, model, lambda recipe: recipe.kind != "sr-ste" and bool(recipe.pattern)).items():
+            table.append(
+                {
+                    "model": model,
+                    "recipe": recipe.name,
+                    "weights left, %": f"{100 * _mean([each.density for each in mine]):.2f}",
+                    "accuracy before N:M, %": _percent([each.before or 0.0 for each in mine]),
+                    "accuracy, %": _percent([each.accuracy for each in mine]),
+                    "seeds": len(mine),
+                }
+            )
+    return table
+
+
+def _plain(recipe: Recipe) -> bool:
+    """Whether nothing follows it."""
+    return not recipe.pattern or recipe.kind == "sr-ste"
+
+
+def _figure(runs: Sequence[Run], colors: dict[str, str], what: str) -> Figure:
+    figure = Figure(figsize=(14, 5))
+    for axes, model in zip(figure.subplots(1, len(MODELS)), MODELS, strict=True):
+        _panel(axes, runs, model, colors)
+        axes.set(title=model, xlabel=what)
+        axes.set_xscale("log")
+    figure.axes[0].set_ylabel("accuracy, %")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def _panel(axes: Axes, runs: Sequence[Run], model: str, colors: dict[str, str]) -> None:
+    dense = [each.accuracy for each in runs if each.model == model and each.recipe.kind == "dense"]
+    if dense:
+        axes.axhline(100 * _mean(dense), color=GREY, linestyle="--", label="dense")
+    for kind, color in colors.items():
+        found = _of(runs, model, lambda recipe, kind=kind: recipe.kind == kind and _plain(recipe))
+        points = _points(found)
+        axes.plot(*zip(*points, strict=True) if points else ([], []), "o-", color=color, label=kind)
+    for kind, color, marker in (("dynamic", BLACK, "s"), (METHODS[0], VERMILION, "D")):
+        if kind in colors:
+            found = _of(runs, model, lambda recipe, kind=kind: recipe.kind == kind and bool(recipe.pattern))
+            points = _points(found)
+            label = f"{kind}, then N:M"
+            axes.plot(*zip(*points, strict=True) if points else ([], []), marker, color=color, label=label)
+
+
+def _points(found: dict[Recipe, list[Run]]) -> list[tuple[float, float]]:
+    """Return densities and accuracies in per cent, by density."""
+    groups = found.values()
+    return sorted(
+        (_mean([run.density for run in group]), 100 * _mean([run.accuracy for run in group])) for group in groups
+    )
