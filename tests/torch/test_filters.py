@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from masksolve.torch import Sparsifier, add_adapters, filters
 from masksolve.torch._filters.sampling import METHODS
+from masksolve.torch.dynamic import DynamicSparsifier
 from masksolve.torch.filters import FilterReport, prune_filters
 
 
@@ -861,6 +862,12 @@ def replaced() -> nn.Module:
     return model
 
 
+def thresholded() -> nn.Module:
+    model = sequential()
+    DynamicSparsifier(model, alpha=0.1)
+    return model
+
+
 def masked() -> nn.Module:
     model = sequential()
     Sparsifier(model, "2:4")
@@ -895,6 +902,7 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], type[Exception
     ),
     (Counting, [X], {}, ValueError, r"computes something else than the larger one with these channels at zero \(out"),
     (masked, [X], {}, ValueError, r"'weight' of '0' is masked by a Sparsifier; prune filters before, or finalize"),
+    (thresholded, [X], {}, ValueError, r"'weight' of '0' has trainable thresholds; finalize its DynamicSparsifier"),
     (adapted, [X], {}, ValueError, r"of '0' has an adapter; merge_adapters first"),
     (lambda: sequential().to("meta"), [X], {}, ValueError, r"parameter '0.weight' is on the meta device"),
     (

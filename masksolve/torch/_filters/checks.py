@@ -12,7 +12,7 @@ from masksolve._globs import matches, none_of
 from masksolve._kinds import each_reason_once
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._filters.channels import ChannelMap
-from masksolve.torch._layers import adapted_attributes, check_module, masked_attributes
+from masksolve.torch._layers import adapted_attributes, check_module, masked_attributes, thresholded_attributes
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ def check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if masked := masked_attributes(module):
             raise ValueError(f"{masked[0]!r} of {name!r} is masked by a Sparsifier; prune filters before, or finalize")
+        if thresholded := thresholded_attributes(module):
+            raise ValueError(
+                f"{thresholded[0]!r} of {name!r} has trainable thresholds; finalize its DynamicSparsifier first"
+            )
         if adapted := adapted_attributes(module):
             raise ValueError(f"{adapted[0]!r} of {name!r} has an adapter; merge_adapters first")
     for name, parameter in model.named_parameters():
