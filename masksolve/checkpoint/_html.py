@@ -36,7 +36,7 @@ svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-ser
   padding: .2rem .5rem; width: 18rem; max-width: 100%; }
 th button { all: unset; cursor: pointer; font-weight: bold; } th button:focus-visible { outline: 2px solid var(--bar); }
 th[aria-sort=ascending] button::after { content: " ▲"; } th[aria-sort=descending] button::after { content: " ▼"; }
-.pale { fill: var(--faint); } code { font-size: .85rem; overflow-wrap: anywhere; }
+.pale { fill: var(--faint); } .wide { overflow-x: auto; } code { font-size: .85rem; overflow-wrap: anywhere; }
 """
 _SCRIPT = """
 for (const table of document.querySelectorAll("table.data")) {
@@ -145,4 +145,4 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], numbers: int 
     kinds = ["" if index < first else " class=number" for index in range(len(headings))]
     heads = "".join(f"<th{kind}>{escape(head)}</th>" for kind, head in zip(kinds, headings, strict=True))
     body = "".join(f"<tr>{''.join(cell(each, index) for index, each in enumerate(row))}</tr>" for row in rows)
-    return f"<table class=data><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class=wide><table class=data><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
