@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 # Read when the libraries load: every process gets one thread.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
+from paper_figures._results import make
 from paper_figures.adaprune import convnet, figures, minilm, text
 from paper_figures.adaprune.runs import Setting, Sources, convnet_study, minilm_study, run_case
 from paper_figures.training import data
@@ -93,10 +92,7 @@ def run_all(sources: Sources, setting: Setting, processes: int) -> None:
     """Do the cases that are missing."""
     cases = [*convnet_cases(setting), *minilm_cases(setting)]
     missing = [case for case in cases if not (sources.results / f"{case.name}.json").exists()]
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run_case, case, sources, setting) for case in missing]
-        for done, future in enumerate(as_completed(futures), 1):
-            print(f"{done}/{len(missing)}  {future.result()}", flush=True)
+    make(run_case, [(case, sources, setting) for case in missing], processes)
 
 
 if __name__ == "__main__":

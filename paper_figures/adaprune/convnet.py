@@ -15,6 +15,7 @@ from torch.nn.utils import prune
 
 from masksolve import Pattern
 from masksolve.torch import adaprune, patterns_from_zeros
+from paper_figures import _results
 from paper_figures.training.data import Data
 from paper_figures.training.models import ARCHITECTURES
 from paper_figures.training.recipes import Recipe
@@ -141,11 +142,8 @@ class Study:
 
 
 def keep(folder: Path, result: Result) -> None:
-    """Write a result; one that is there is complete."""
-    path = folder / f"{result.case.name}.json"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(result)))
-    unfinished.replace(path)
+    """Keep a result."""
+    _results.keep(folder / f"{result.case.name}.json", asdict(result))
 
 
 def read(folder: Path) -> list[Result]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from masksolve.torch import AdaPruneReport, adaprune
+from paper_figures import _results
 
 LONGEST = 48
 INCLUDE = ("encoder.*.dense.weight", "encoder.*.query.weight", "encoder.*.key.weight", "encoder.*.value.weight")
@@ -126,11 +127,8 @@ def _nearest(embeddings: Tensor) -> Tensor:
 
 
 def keep(folder: Path, result: Result) -> None:
-    """Write a result; one that is there is complete."""
-    path = folder / f"{result.case.name}.json"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(result)))
-    unfinished.replace(path)
+    """Keep a result."""
+    _results.keep(folder / f"{result.case.name}.json", asdict(result))
 
 
 def read(folder: Path) -> list[Result]:

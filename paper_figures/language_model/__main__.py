@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 # Read when the libraries load: every process gets one thread.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
+from paper_figures._results import make
 from paper_figures.language_model import figures, text
 from paper_figures.language_model.study import (
     APPROXIMATE,
@@ -77,11 +76,7 @@ def main() -> None:
 def run_all(study: Study, cases: list[Case], results: Path, processes: int) -> None:
     """Do the cases that are missing, each in a process of its own, whose memory is then the case's."""
     missing = [case for case in cases if not (results / f"{case.name}.json").exists()]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = [pool.submit(run_case, study, case, results) for case in missing]
-        for done, future in enumerate(as_completed(futures), 1):
-            print(f"{done}/{len(missing)}  {future.result()}", flush=True)
+    make(run_case, [(study, case, results) for case in missing], processes, alone=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import masksolve as ms
 from benchmarks import tiling
 from benchmarks.peers import tsenor
 from masksolve.torch import AdaPruneReport, adaprune, permute_model
+from paper_figures import _results
 from paper_figures.language_model import text
 
 # What `adaprune` gets. Least squares wherever nothing else is said.
@@ -171,11 +172,8 @@ def run_case(study: Study, case: Case, results: Path) -> str:
 
 
 def keep(folder: Path, result: Result) -> None:
-    """Write a result; one that is there is complete."""
-    path = folder / f"{result.case.name}.json"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(result)))
-    unfinished.replace(path)
+    """Keep a result."""
+    _results.keep(folder / f"{result.case.name}.json", asdict(result))
 
 
 def read(folder: Path) -> list[Result]:

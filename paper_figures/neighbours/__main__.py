@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 # Read when the libraries load: every run gets one thread, in this process and in those that it starts.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
+from paper_figures._results import make
 from paper_figures.neighbours import figures
 from paper_figures.neighbours.models import MODELS
 from paper_figures.neighbours.recipes import Recipe, recipes_of
@@ -50,14 +49,9 @@ def train_all(results: Path, wanted: list[Task], setting: Setting, folder: Path,
     """Do the runs that are missing, the dense ones first."""
     data.load(folder)  # complains before anything is started
     missing = [task for task in wanted if not path_of(results, *task).exists()]
-    first = [task for task in missing if task[1].kind == "dense"]
-    done = 0
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for part in (first, [task for task in missing if task[1].kind != "dense"]):
-            futures = [pool.submit(run_from_folder, results, *task, setting, folder) for task in part]
-            for future in as_completed(futures):
-                done += 1
-                print(f"{done}/{len(missing)}  {future.result()}", flush=True)
+    for is_dense in (True, False):
+        part = [task for task in missing if (task[1].kind == "dense") == is_dense]
+        make(run_from_folder, [(results, *task, setting, folder) for task in part], processes)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch.nn import functional
 from masksolve.torch import Sparsifier, adaprune
 from masksolve.torch.dynamic import DynamicSparsifier
 from masksolve.torch.filters import prune_filters
+from paper_figures._results import keep
 from paper_figures.neighbours.models import MODELS
 from paper_figures.neighbours.recipes import Recipe
 from paper_figures.training.data import Data, load
@@ -94,11 +95,7 @@ def run(folder: Path, name: str, recipe: Recipe, seed: int, epochs: int, data: D
     )
     if recipe.kind == "dense":
         torch.save(model.state_dict(), dense)
-    # What is there is complete: the next start goes on after it.
-    path = path_of(folder, name, recipe, seed)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(found)))
-    unfinished.replace(path)
+    keep(path_of(folder, name, recipe, seed), asdict(found))
     return found
 
 

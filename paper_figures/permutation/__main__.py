@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 # Read when the libraries load: every process gets one thread.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
+from paper_figures._results import make
 from paper_figures.permutation import figures
 from paper_figures.permutation.study import FREE, PATTERNS, Case, Study, read, run_case
 
@@ -65,10 +64,7 @@ def main() -> None:
 def run_all(study: Study, cases: list[Case], results: Path, processes: int) -> None:
     """Do the cases that are missing."""
     missing = [case for case in cases if not (results / f"{case.name}.json").exists()]
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run_case, study, case, results) for case in missing]
-        for done, future in enumerate(as_completed(futures), 1):
-            print(f"{done}/{len(missing)}  {future.result()}", flush=True)
+    make(run_case, [(study, case, results) for case in missing], processes)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import masksolve as ms
 from masksolve.permute import search
+from paper_figures._results import keep
 
 PATTERNS = ("2:4", "4:8", "8:16", "16:32")
 AXES = ("rows", "columns", "both")
@@ -178,10 +179,7 @@ def _largest(lines: Matrix, n: int, m: int) -> float:
 def run_case(study: Study, case: Case, results: Path) -> str:
     """Do it and keep the result; what to tell about it."""
     gains = study.run(case)
-    path = results / f"{case.name}.json"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"case": asdict(case), "gains": [asdict(each) for each in gains]}))
-    unfinished.replace(path)
+    keep(results / f"{case.name}.json", {"case": asdict(case), "gains": [asdict(each) for each in gains]})
     best = max(each.after - each.before for each in gains)
     return f"{case.name}: {100 * best:.2f} points"
 

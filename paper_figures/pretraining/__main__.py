@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 # Read when the libraries load: every run gets one thread, in this process and in those that it starts.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
+from paper_figures._results import make
 from paper_figures.language_model import text
 from paper_figures.pretraining import figures
 from paper_figures.pretraining.models import Images, Problem, Text
@@ -76,11 +75,7 @@ def train_all(results: Path, problems: Mapping[str, Problem], wanted: list[Task]
     for problem in problems.values():
         next(problem.tested())
     missing = [task for task in wanted if not path_of(results, *task).exists()]
-    # Processes that are started afresh: a fork would copy the threads' locks.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run, results, problems, *task) for task in missing]
-        for done, future in enumerate(as_completed(futures), 1):
-            print(f"{done}/{len(missing)}  {future.result()}", flush=True)
+    make(run, [(results, problems, *task) for task in missing], processes)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from masksolve.torch import RefreshRecord
+from paper_figures._results import keep
 from paper_figures.pretraining.models import Problem
 from paper_figures.pretraining.recipes import Recipe
 
@@ -52,11 +53,7 @@ def run(folder: Path, problems: Mapping[str, Problem], name: str, recipe: Recipe
     """Train, test and save; return a line about it."""
     torch.set_num_threads(1)
     found = train(name, problems[name], recipe, seed)
-    path = path_of(folder, name, recipe, seed)
-    # What is there is complete: the next start goes on after it.
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(found)))
-    unfinished.replace(path)
+    keep(path_of(folder, name, recipe, seed), asdict(found))
     return f"{name}, {recipe.name}, seed {seed}: loss {found.losses[-1][1]:.4f} in {found.seconds:.0f} s of one core"
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 # Read when the libraries load: every run gets one thread, in this process and in those that it starts.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
+from paper_figures._results import make
 from paper_figures.training import data, figures
 from paper_figures.training.models import ARCHITECTURES
 from paper_figures.training.recipes import RECIPES
@@ -49,14 +48,9 @@ def main() -> None:
 def train_all(results: Path, setting: Setting, folder: Path, processes: int) -> None:
     """Do the runs that are missing; those that start from dense weights after those that make them."""
     tasks = [(name, recipe, seed) for seed in range(setting.seeds) for name in ARCHITECTURES for recipe in RECIPES]
-    # Processes that are started afresh: a fork would copy the threads' locks.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        for retrains in (False, True):
-            missing = [task for task in tasks if task[1].retrains == retrains and not path_of(results, *task).exists()]
-            futures = [pool.submit(run_from_folder, results, *task, setting, folder) for task in missing]
-            for done, future in enumerate(as_completed(futures), 1):
-                print(f"{done}/{len(missing)}  {future.result()}", flush=True)
+    for retrains in (False, True):
+        missing = [task for task in tasks if task[1].retrains == retrains and not path_of(results, *task).exists()]
+        make(run_from_folder, [(results, *task, setting, folder) for task in missing], processes)
 
 
 if __name__ == "__main__":

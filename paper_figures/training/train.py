@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from paper_figures._results import keep
 from paper_figures.training.data import Data, load
 from paper_figures.training.models import ARCHITECTURES
 from paper_figures.training.recipes import Recipe
@@ -124,11 +124,7 @@ def run(folder: Path, name: str, recipe: Recipe, seed: int, epochs: int, data: D
     )
     if recipe == Recipe("dense"):
         torch.save(model.state_dict(), dense)
-    # What is there is complete: the next start goes on after it.
-    path = path_of(folder, name, recipe, seed)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(found)))
-    unfinished.replace(path)
+    keep(path_of(folder, name, recipe, seed), asdict(found))
     return found
 
 

@@ -1,0 +1,27 @@
+"""Code that the studies share: results that are kept one by one, and processes that make those that are missing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+
+def keep(path: Path, record: object) -> None:
+    """Write a result as JSON; one that is there is complete, so that the next start goes on after it."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(record))
+    unfinished.replace(path)
+
+
+def make(work: Callable[..., str], calls: Sequence[tuple[Any, ...]], processes: int, *, alone: bool = False) -> None:
+    """Call `work` in several processes, and print the line that each call returns; `alone`, each in one of its own."""
+    # Processes that are started afresh: a fork would copy the threads' locks.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1 if alone else None) as pool:
+        futures = [pool.submit(work, *call) for call in calls]
+        for done, future in enumerate(as_completed(futures), 1):
+            print(f"{done}/{len(calls)}  {future.result()}", flush=True)
