@@ -24,14 +24,11 @@ highlight_language = "none"
 # Sphinx's own page of search, in a theme that is light or dark as the reader's system is.
 html_theme = "furo"
 html_title = "masksolve"
-html_static_path = ["_static"]
-html_css_files = ["site.css"]
 html_theme_options = {"source_repository": "https://github.com/masksolve/masksolve/", "source_directory": "docs/"}
 html_copy_source = False
 
-# Sections have links of their names, two levels deep.
+# Sections have links of their names.
 myst_heading_anchors = 3
-myst_enable_extensions = ["attrs_block", "colon_fence", "deflist"]
 
 # Signatures without types: docstrings say them, with shapes.
 autodoc_typehints = "none"

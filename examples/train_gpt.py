@@ -6,7 +6,6 @@ The text is the source code of Python's own library, byte by byte. Attention get
 from __future__ import annotations
 
 import argparse
-import argparse as source_of_text
 import inspect
 import json
 import logging
@@ -57,7 +56,7 @@ class GPT(nn.Module):
 
 def windows() -> Tensor:
     """Return windows of text, one byte longer than the model reads."""
-    modules = (inspect, json, logging, source_of_text, tempfile, typing)
+    modules = (argparse, inspect, json, logging, tempfile, typing)
     text = "".join(inspect.getsource(module) for module in modules).encode()
     tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
     return tokens[: len(tokens) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
@@ -83,7 +82,7 @@ def train(model: GPT, sparsifier: Sparsifier, optimizer: torch.optim.Optimizer, 
         optimizer.step()
         sparsifier.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return sum(losses[-20:]) / len(losses[-20:])
 
 

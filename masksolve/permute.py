@@ -175,12 +175,7 @@ def search(
     >>> np.array_equal(found.undo(found.apply(weights)), weights)
     True
     """
-    try:
-        import scipy.optimize  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise NotInstalledError(
-            "masksolve.permute needs scipy, which is not installed; pip install 'masksolve[permute]'", name="scipy"
-        ) from error
+    require_scipy()
     pattern = as_pattern(pattern)
     check_choice(axes, "axes", get_args(Axes))
     check_direction(direction)
@@ -203,6 +198,16 @@ def search(
     end = math.inf if time_limit is None else time.monotonic() + time_limit
     found = _Search(matrices, pattern, direction, groups, threads, generator, end)
     return found.run(axes, escapes, on_progress)
+
+
+def require_scipy() -> None:
+    """Refuse to begin what would need it later."""
+    try:
+        import scipy.optimize  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise NotInstalledError(
+            "masksolve.permute needs scipy, which is not installed; pip install 'masksolve[permute]'", name="scipy"
+        ) from error
 
 
 def _importance(weights: Any, scores: Any) -> list[Scores]:

@@ -7,7 +7,21 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+
+class Named(Protocol):
+    """A recipe, by its name."""
+
+    @property
+    def name(self) -> str:
+        """As rows have it."""
+        ...
+
+
+def path_of(folder: Path, model: str, recipe: Named, seed: int) -> Path:
+    """Where the result of a run is kept."""
+    return folder / f"{model} {recipe.name} seed {seed}.json".replace(" ", "_").replace(":", "-")
 
 
 def keep(path: Path, record: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import Any
 
 from docutils import nodes
@@ -25,15 +26,12 @@ _MODULES = (
 
 def public_names() -> dict[str, str]:
     """Return the full name of every public name, by itself and by its last part where that is the only one."""
-    from importlib import import_module
-
     found: dict[str, str] = {}
     twice: set[str] = set()
     for path in _MODULES:
         module = import_module(path)
-        # Some names are imported when they are asked for.
-        names = {*module.__all__, *getattr(module, "_WITH_TORCH", ())} if path != "masksolve.odds" else module.__all__
-        for name in names:
+        # Some names of `checkpoint` are imported when they are asked for.
+        for name in (*module.__all__, *getattr(module, "_WITH_TORCH", ())):
             full = f"{path}.{name}"
             if full in _MODULES:
                 continue

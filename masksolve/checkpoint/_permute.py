@@ -35,6 +35,7 @@ from masksolve.checkpoint._work import (
     verify_unit,
 )
 from masksolve.torch._adaprune.stack import NoStackError
+from masksolve.torch._model_weights import Conversions
 from masksolve.torch._outputs import outputs_of
 from masksolve.torch._permute.axes import axes_of
 from masksolve.torch._permute.records import PermutedAxis, PermuteReport
@@ -157,13 +158,15 @@ class _Model(BlockModel):
                 f"{folder}: no block of this {type(self.model).__name__} has an axis that is known to be free"
             )
 
-    def load_widened(self, part: int) -> Any:
-        """Load a block with float32 for narrower weights, so that rounding hides nothing."""
-        conversions = self.load(part)
-        block = self.stack.blocks[part]
-        if any(each.is_floating_point() and each.dtype != torch.float64 for each in block.parameters()):
-            block.float()
-        return conversions
+    def load_widened(self, part: int) -> Conversions:
+        """Load a block in float32, or float64, so that rounding hides nothing and what is stored is held exactly."""
+        stored = {
+            tensor.dtype for name, (_, tensor) in self.places.items() if self.stack.block_of(self.own[name]) == part
+        }
+        dtype = torch.float64 if "F64" in stored else torch.float32
+        # Still without values: parameters get those of the checkpoint in the dtype that they have.
+        self.stack.blocks[part].to(dtype)
+        return self.load(part)
 
     def outputs(self, part: int) -> list[Tensor]:
         """Run a block on what the model calls it with for the random tokens."""
@@ -177,7 +180,7 @@ class _Model(BlockModel):
         model: Any = self.model
         try:
             embeddings = model.get_input_embeddings()
-        except (AttributeError, NotImplementedError):
+        except NotImplementedError:  # transformers' word for a model that has none
             embeddings = None
         if not isinstance(embeddings, nn.Embedding):
             raise NoStackError("it does not take tokens")
@@ -293,13 +296,14 @@ def _permute_part(
         check_unchanged(model, part, conversions, units, phase.fingerprints)
         axes = axes_of(block, f"{model.stack.path}.{part}")
         names = names_of(model.model)
-        for axis in axes:
-            for member in (*axis.makers, *axis.takers):
-                if not bool(torch.isfinite(member.tensor).all()):
-                    raise CheckpointError(
-                        f"{names[id(member.tensor)]} holds NaN or infinities, which have no importance; replace them "
-                        "first"
-                    )
+        # Experts share a tensor.
+        weights = {id(each.tensor): each.tensor for axis in axes for each in (*axis.makers, *axis.takers)}
+        for place, weight in weights.items():
+            if not bool(torch.isfinite(weight).all()):
+                raise CheckpointError(
+                    f"{names[place] or 'a tied weight'} holds NaN or infinities, which have no importance; replace "
+                    "them first"
+                )
         found, deviation = permute_axes(axes, names, search, lambda: model.outputs(part), block)
         contents = model.stored(part, conversions)
         records = {

@@ -16,10 +16,11 @@ from torch.nn.utils import prune
 from masksolve import Pattern
 from masksolve.torch import adaprune, patterns_from_zeros
 from paper_figures import _results
+from paper_figures._results import path_of
 from paper_figures.training.data import Data
 from paper_figures.training.models import ARCHITECTURES
 from paper_figures.training.recipes import Recipe
-from paper_figures.training.train import path_of, run, test
+from paper_figures.training.train import run, test
 
 NAME = "residual convnet"
 INCLUDE = tuple(glob if glob.endswith("weight") else f"{glob}weight" for glob in ARCHITECTURES[NAME].include)

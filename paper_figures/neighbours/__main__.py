@@ -9,12 +9,13 @@ from pathlib import Path
 # Read when the libraries load: every run gets one thread, in this process and in those that it starts.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
-from paper_figures._results import make
+from paper_figures._results import make, path_of
 from paper_figures.neighbours import figures
 from paper_figures.neighbours.models import MODELS
 from paper_figures.neighbours.recipes import Recipe, recipes_of
-from paper_figures.neighbours.run import Setting, path_of, read, run_from_folder
+from paper_figures.neighbours.run import read, run_from_folder
 from paper_figures.training import data
+from paper_figures.training.train import Setting
 
 PAGE = Path(__file__).parent
 FULL = Setting(seeds=3, epochs=5, images=60_000, tested=10_000)

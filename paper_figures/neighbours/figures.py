@@ -73,39 +73,28 @@ def density_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def filter_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return a row for each way to cut filters: weights kept, accuracy before and after training again."""
-    table = []
-    for model in MODELS:
-        for recipe, mine in _of(runs, model, lambda recipe: recipe.kind in METHODS and not recipe.pattern).items():
-            table.append(
-                {
-                    "model": model,
-                    "recipe": recipe.name,
-                    "weights kept, %": f"{100 * _mean([each.density for each in mine]):.2f}",
-                    "before, %": _percent([each.before or 0.0 for each in mine]),
-                    "accuracy, %": _percent([each.accuracy for each in mine]),
-                    "seeds": len(mine),
-                }
-            )
-    return table
+    """Return a row for each way to cut filters: weights left, accuracy before and after training again."""
+    return _two_steps(runs, "trained again", lambda recipe: recipe.kind in METHODS and not recipe.pattern)
 
 
 def both_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return a row for each model that N:M masks follow on."""
-    table = []
-    for model in MODELS:
-        for recipe, mine in _of(runs, model, lambda recipe: recipe.kind != "sr-ste" and bool(recipe.pattern)).items():
-            table.append(
-                {
-                    "model": model,
-                    "recipe": recipe.name,
-                    "weights left, %": f"{100 * _mean([each.density for each in mine]):.2f}",
-                    "accuracy before N:M, %": _percent([each.before or 0.0 for each in mine]),
-                    "accuracy, %": _percent([each.accuracy for each in mine]),
-                    "seeds": len(mine),
-                }
-            )
-    return table
+    return _two_steps(runs, "N:M", lambda recipe: recipe.kind != "sr-ste" and bool(recipe.pattern))
+
+
+def _two_steps(runs: Sequence[Run], second: str, wanted: Callable[[Recipe], bool]) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": model,
+            "recipe": recipe.name,
+            "weights left, %": f"{100 * _mean([each.density for each in mine]):.2f}",
+            "accuracy before, %": _percent([each.before or 0.0 for each in mine]),
+            f"accuracy, {second}, %": _percent([each.accuracy for each in mine]),
+            "seeds": len(mine),
+        }
+        for model in MODELS
+        for recipe, mine in _of(runs, model, wanted).items()
+    ]
 
 
 def _plain(recipe: Recipe) -> bool:

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,11 +15,11 @@ from torch.nn import functional
 from masksolve.torch import Sparsifier, adaprune
 from masksolve.torch.dynamic import DynamicSparsifier
 from masksolve.torch.filters import prune_filters
-from paper_figures._results import keep
+from paper_figures._results import keep, path_of
 from paper_figures.neighbours.models import MODELS
 from paper_figures.neighbours.recipes import Recipe
 from paper_figures.training.data import Data, load
-from paper_figures.training.train import test
+from paper_figures.training.train import Setting, test
 
 BATCH = 64
 CALIBRATED = 1024
@@ -44,31 +43,11 @@ class Run:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How much is trained and tested; retraining takes as many epochs as training."""
-
-    seeds: int
-    epochs: int
-    images: int
-    tested: int
-
-
-def path_of(folder: Path, model: str, recipe: Recipe, seed: int) -> Path:
-    """Where the result of a run is kept."""
-    return folder / f"{model} {recipe.name} seed {seed}.json".replace(" ", "_").replace(":", "-")
-
-
 def run_from_folder(results: Path, name: str, recipe: Recipe, seed: int, setting: Setting, folder: Path) -> str:
     """One run in a process of its own, on the data of a folder; returns a line about it."""
     torch.set_num_threads(1)
-    found = run(results, name, recipe, seed, setting.epochs, _data(folder).first(setting.images, setting.tested))
+    found = run(results, name, recipe, seed, setting.epochs, load(folder).first(setting.images, setting.tested))
     return f"{name}, {recipe.name}, seed {seed}: {found.accuracy:.2%} at {found.density:.2%}, {found.seconds:.0f} s"
-
-
-@cache
-def _data(folder: Path) -> Data:
-    return load(folder)
 
 
 def run(folder: Path, name: str, recipe: Recipe, seed: int, epochs: int, data: Data) -> Run:

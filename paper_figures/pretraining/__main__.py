@@ -10,12 +10,12 @@ from pathlib import Path
 # Read when the libraries load: every run gets one thread, in this process and in those that it starts.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
-from paper_figures._results import make
+from paper_figures._results import make, path_of
 from paper_figures.language_model import text
 from paper_figures.pretraining import figures
 from paper_figures.pretraining.models import Images, Problem, Text
 from paper_figures.pretraining.recipes import FEW, RECIPES, WITHOUT_RIVALS, Recipe
-from paper_figures.pretraining.run import path_of, read, run
+from paper_figures.pretraining.run import read, run
 from paper_figures.training import data
 
 PAGE = Path(__file__).parent

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from masksolve.torch import RefreshRecord
-from paper_figures._results import keep
+from paper_figures._results import keep, path_of
 from paper_figures.pretraining.models import Problem
 from paper_figures.pretraining.recipes import Recipe
 
@@ -42,11 +42,6 @@ class Run:
     flips: float | None
     seconds: float
     in_masks: float
-
-
-def path_of(folder: Path, model: str, recipe: Recipe, seed: int) -> Path:
-    """Where the result of a run is kept."""
-    return folder / f"{model} {recipe.name} seed {seed}.json".replace(" ", "_").replace(":", "-")
 
 
 def run(folder: Path, problems: Mapping[str, Problem], name: str, recipe: Recipe, seed: int) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 # Read when the libraries load: every run gets one thread, in this process and in those that it starts.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 
-from paper_figures._results import make
+from paper_figures._results import make, path_of
 from paper_figures.training import data, figures
 from paper_figures.training.models import ARCHITECTURES
 from paper_figures.training.recipes import RECIPES
-from paper_figures.training.train import Setting, path_of, run_from_folder
+from paper_figures.training.train import Setting, run_from_folder
 
 FULL = Setting(seeds=3, epochs=5, images=60_000, tested=10_000)
 FAST = Setting(seeds=1, epochs=1, images=6_400, tested=2_000)

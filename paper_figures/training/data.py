@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,9 @@ class Data:
         return Data(self.images[:count], self.labels[:count], self.test_images[:tested], self.test_labels[:tested])
 
 
+@cache
 def load(folder: Path = DEBIAN) -> Data:
-    """Read the four files, gzipped or not."""
+    """Read the four files, gzipped or not, once in a process."""
     paths = [path if (path := folder / f"{name}.gz").exists() else folder / name for name in FILES]
     missing = [path.name for path in paths if not path.exists()]
     if missing:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paper_figures._results import keep
+from paper_figures._results import keep, path_of
 from paper_figures.training.data import Data, load
 from paper_figures.training.models import ARCHITECTURES
 from paper_figures.training.recipes import Recipe
@@ -53,21 +52,11 @@ class Run:
     seconds: float
 
 
-def path_of(folder: Path, model: str, recipe: Recipe, seed: int) -> Path:
-    """Where the result of a run is kept."""
-    return folder / f"{model} {recipe.name} seed {seed}.json".replace(" ", "_").replace(":", "-")
-
-
 def run_from_folder(results: Path, name: str, recipe: Recipe, seed: int, setting: Setting, folder: Path) -> str:
     """One run in a process of its own, on the data of a folder; returns a line about it."""
     torch.set_num_threads(1)
-    found = run(results, name, recipe, seed, setting.epochs, _data(folder).first(setting.images, setting.tested))
+    found = run(results, name, recipe, seed, setting.epochs, load(folder).first(setting.images, setting.tested))
     return f"{name}, {recipe.name}, seed {seed}: {found.accuracy:.2%} in {found.seconds:.0f} s"
-
-
-@cache
-def _data(folder: Path) -> Data:
-    return load(folder)
 
 
 def run(folder: Path, name: str, recipe: Recipe, seed: int, epochs: int, data: Data) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from masksolve import NotInstalledError  # noqa: E402
 from masksolve.checkpoint import (  # noqa: E402
     CheckpointError,
     NoStackError,
@@ -69,6 +71,31 @@ def test_the_model_is_the_same_and_its_masks_keep_more(name: str, dtype: torch.d
     of_changed = [key for key in kept[source] if key in changed]
     assert sum(kept[target][key] for key in of_changed) > sum(kept[source][key] for key in of_changed)
     assert json.loads((target / "permute.json").read_text()) == json.loads(json.dumps(report.to_dict()))
+
+
+def test_weights_wider_than_the_config_says_keep_every_bit(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "in")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    for path in source.glob("*.safetensors"):
+        tensors = load_file(path)
+        # One of each block in float64.
+        wide = {name: each.double() * (1 + 2**-40) if "down_proj" in name else each for name, each in tensors.items()}
+        save_file(wide, path, {"format": "pt"})
+    permute_checkpoint(source, tmp_path / "out", "1:2")
+    before, after = weights_in(source), weights_in(tmp_path / "out")
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype
+        assert torch.equal(after[name].flatten().sort().values, tensor.flatten().sort().values)
+    assert any(not torch.equal(before[name], after[name]) for name in before if "down_proj" in name)
+
+
+def test_without_scipy_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = folder_of(tmp_path / "in")
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(NotInstalledError, match=r"pip install 'masksolve\[permute\]'"):
+        permute_checkpoint(source, tmp_path / "out", "1:2")
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
 
 
 def test_it_has_the_weights_of_the_model_that_is_permuted_in_memory(tmp_path: Path) -> None:

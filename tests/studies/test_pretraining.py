@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 import masksolve as ms
+from paper_figures._results import path_of
 from paper_figures.language_model import text
 from paper_figures.pretraining import __main__ as program
 from paper_figures.pretraining import figures
 from paper_figures.pretraining.models import GPT, Images, Text
 from paper_figures.pretraining.recipes import RECIPES, Recipe
 from paper_figures.pretraining.rivals import DECAY, DoublyMasked
-from paper_figures.pretraining.run import Run, path_of, read, run, train
+from paper_figures.pretraining.run import Run, read, run, train
 from paper_figures.training.data import FILES
 from tests import oracle
 from tests.studies.test_training import write_idx

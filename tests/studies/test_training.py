@@ -12,11 +12,12 @@ import torch
 
 import masksolve as ms
 from masksolve.torch import Sparsifier
+from paper_figures._results import path_of
 from paper_figures.training import figures
 from paper_figures.training.data import FILES, Data, load
 from paper_figures.training.models import ARCHITECTURES
 from paper_figures.training.recipes import RECIPES, Recipe
-from paper_figures.training.train import Run, path_of, run
+from paper_figures.training.train import Run, run
 
 pytestmark = pytest.mark.studies
 

@@ -33,6 +33,7 @@ class AxisSearch:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        permute.require_scipy()
         check_direction(self.direction)
         as_count(self.escapes, "escapes", 0)
         check_seconds(self.time_limit, "time_limit")
@@ -166,5 +167,5 @@ def _matrices(member: Member, names: Mapping[int, str], importance: Importance |
         name = names[id(member.tensor)]
         values = checked_scores(importance(name, member.tensor), name, member.tensor)
     # NumPy has no bfloat16; float32 holds it exactly.
-    whole = values.float() if values.dtype == torch.bfloat16 else values
-    return [each.cpu().numpy() for each in member.matrices(whole)]
+    dtype = torch.float32 if values.dtype == torch.bfloat16 else values.dtype
+    return [each.to("cpu", dtype).numpy() for each in member.matrices(values)]
