@@ -7,6 +7,7 @@ set -euo pipefail
 
 model=${1:?give the folder of a model}
 output=${2:-$(mktemp -d)}
+mkdir -p "$output"
 masksolve=${MASKSOLVE:-masksolve}
 
 echo "== what fits which pattern, and what it will take"
