@@ -27,7 +27,7 @@ LANGUAGE_MODEL := build/smollm2/model
 # `make language-model` takes a quarter of an hour, `make language-model-full` about three (estimated), and goes on where it was stopped. Both want the
 # text of Debian's package python3-doc.
 
-# `make permutation` takes two minutes, `make permutation-full` two hours (estimated), and goes on where it was stopped.
+# `make permutation` takes two minutes, `make permutation-full` an hour and a half (estimated), and goes on where it was stopped.
 
 # `make neighbours` takes two minutes, `make neighbours-full` two hours (estimated), and goes on where it was stopped. Both
 # want the data of dataset-fashion-mnist.

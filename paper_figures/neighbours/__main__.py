@@ -18,7 +18,7 @@ from paper_figures.training import data
 from paper_figures.training.train import Setting
 
 PAGE = Path(__file__).parent
-FULL = Setting(seeds=3, epochs=5, images=60_000, tested=10_000)
+FULL = Setting(seeds=3, epochs=3, images=30_000, tested=10_000)
 FAST = Setting(seeds=1, epochs=1, images=640, tested=500)
 Task = tuple[str, Recipe, int]
 

@@ -15,7 +15,7 @@ from paper_figures.permutation.study import FREE, PATTERNS, Case, Study, read, r
 
 PAGE = Path(__file__).parent
 # Seconds for an axis: of every matrix; of those of one block, and Gaussian ones; of those that are free together.
-SHORT, LONG, FREE_SECONDS = 1.5, 30.0, 5.0
+SHORT, LONG, FREE_SECONDS = 1.5, 10.0, 5.0
 BLOCKS = {"MiniLM": "encoder.layer.3.", "SmolLM2": "model.layers.15."}
 
 
@@ -45,7 +45,7 @@ def some_cases(study: Study) -> list[Case]:
 def main() -> None:
     """Parse the arguments, do what is missing, draw."""
     parser = argparse.ArgumentParser(prog="python -m paper_figures.permutation", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="all of it: two hours on two cores (estimated)")
+    parser.add_argument("--full", action="store_true", help="all of it: an hour and a half on two cores (estimated)")
     parser.add_argument("--minilm", type=Path, help="its .safetensors file (`make permutation` has it)")
     parser.add_argument("--smollm2", type=Path, help="its folder (`make permutation-full` has it)")
     parser.add_argument("--results", type=Path, help="folder of the results; default: build/permutation/full or fast")
