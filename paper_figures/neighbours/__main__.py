@@ -12,7 +12,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 from paper_figures._results import make, path_of
 from paper_figures.neighbours import figures
 from paper_figures.neighbours.models import MODELS
-from paper_figures.neighbours.recipes import Recipe, recipes_of
+from paper_figures.neighbours.recipes import RECIPES, Recipe
 from paper_figures.neighbours.run import read, run_from_folder
 from paper_figures.training import data
 from paper_figures.training.train import Setting
@@ -25,7 +25,7 @@ Task = tuple[str, Recipe, int]
 
 def tasks(seeds: int) -> list[Task]:
     """List the runs, all of a seed before the next."""
-    return [(name, recipe, seed) for seed in range(seeds) for name in MODELS for recipe in recipes_of(name)]
+    return [(name, recipe, seed) for seed in range(seeds) for name in MODELS for recipe in RECIPES]
 
 
 def main() -> None:

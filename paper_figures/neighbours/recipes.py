@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ALPHAS = {
-    "LeNet-300-100": (1e-5, 1e-4, 5e-4, 1e-3, 3e-3),
-    "LeNet-5": (1e-5, 1e-4, 5e-4, 1e-3, 3e-3),
-    "residual convnet": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-}
+ALPHAS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 # The α that the pipeline into N:M starts from.
-ALPHA = {"LeNet-300-100": 1e-4, "LeNet-5": 1e-4, "residual convnet": 1e-4}
+ALPHA = 1e-3
 DENSITIES = (0.5, 0.25, 0.1, 0.05, 0.02)
 SR_STE = ("4:8", "2:8", "1:8")
 METHODS = ("pfp", "l1", "l2", "pfp-random", "pfp-top")
@@ -37,7 +33,9 @@ class Recipe:
     @property
     def name(self) -> str:
         """A file's, and a row's."""
-        amount = "" if self.kind in ("dense", "sr-ste") else f" {self.amount:g}"
+        if self.kind == "sr-ste":
+            return f"{self.kind} {self.pattern}"
+        amount = "" if self.kind == "dense" else f" {self.amount:g}"
         return f"{self.kind}{amount}{f' then {self.pattern}' if self.pattern else ''}"
 
     @property
@@ -46,12 +44,14 @@ class Recipe:
         return self.kind == "magnitude" or self.kind in METHODS
 
 
-def recipes_of(model: str) -> list[Recipe]:
-    """List the recipes of a model, dense first, as others start from it."""
-    found = [Recipe("dense"), *(Recipe("dynamic", alpha) for alpha in ALPHAS[model])]
-    found += [Recipe("dynamic", ALPHA[model], pattern) for pattern in PATTERNS]
-    found += [Recipe("magnitude", density) for density in DENSITIES]
-    found += [Recipe("sr-ste", pattern=pattern) for pattern in SR_STE]
-    found += [Recipe(method, kept) for method in METHODS[:3] for kept in KEPT]
-    found += [Recipe(method, PIPED) for method in METHODS[3:]]
-    return found + [Recipe(METHODS[0], PIPED, pattern) for pattern in PATTERNS]
+# Dense first, as others start from it.
+RECIPES = (
+    Recipe("dense"),
+    *(Recipe("dynamic", alpha) for alpha in ALPHAS),
+    *(Recipe("dynamic", ALPHA, pattern) for pattern in PATTERNS),
+    *(Recipe("magnitude", density) for density in DENSITIES),
+    *(Recipe("sr-ste", pattern=pattern) for pattern in SR_STE),
+    *(Recipe(method, kept) for method in METHODS[:3] for kept in KEPT),
+    *(Recipe(method, PIPED) for method in METHODS[3:]),
+    *(Recipe(METHODS[0], PIPED, pattern) for pattern in PATTERNS),
+)

@@ -15,7 +15,7 @@ from paper_figures.permutation.study import FREE, PATTERNS, Case, Study, read, r
 
 PAGE = Path(__file__).parent
 # Seconds for an axis: of every matrix; of those of one block, and Gaussian ones; of those that are free together.
-SHORT, LONG, FREE_SECONDS = 1.5, 10.0, 5.0
+SHORT, LONG, FREE_SECONDS = 1.0, 10.0, 5.0
 BLOCKS = {"MiniLM": "encoder.layer.3.", "SmolLM2": "model.layers.15."}
 
 
