@@ -29,7 +29,7 @@ ENCODER := build/mpnet/all-mpnet-base-v2
 # `make language-model` takes a quarter of an hour, `make language-model-full` about three (estimated), and goes on where it was stopped. Both want the
 # text of Debian's package python3-doc.
 
-# `make permutation` takes two minutes, `make permutation-full` an hour and a half (estimated), and goes on where it was stopped.
+# `make permutation` takes two minutes, `make permutation-full` an hour and a quarter, and goes on where it was stopped.
 
 # `make neighbours` takes two minutes, `make neighbours-full` two hours (estimated), and goes on where it was stopped. Both
 # want the data of dataset-fashion-mnist.

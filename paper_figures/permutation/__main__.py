@@ -45,7 +45,7 @@ def some_cases(study: Study) -> list[Case]:
 def main() -> None:
     """Parse the arguments, do what is missing, draw."""
     parser = argparse.ArgumentParser(prog="python -m paper_figures.permutation", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="all of it: an hour and a half on two cores (estimated)")
+    parser.add_argument("--full", action="store_true", help="all of it: an hour and a quarter on two cores")
     parser.add_argument("--minilm", type=Path, help="its .safetensors file (`make permutation` has it)")
     parser.add_argument("--smollm2", type=Path, help="its folder (`make permutation-full` has it)")
     parser.add_argument("--results", type=Path, help="folder of the results; default: build/permutation/full or fast")
