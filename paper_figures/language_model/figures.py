@@ -26,6 +26,7 @@ def draw(results: Sequence[Result], into: Path) -> None:
     page = into / "README.md"
     if page.exists():
         text = with_table(page.read_text(), "costs", costs(found))
+        text = with_table(text, "orders", orders(found))
         page.write_text(with_table(text, "answers", answers(found)))
 
 
@@ -68,6 +69,20 @@ def costs(found: Found) -> list[dict[str, Any]]:
     return table or [{"masks": "-", "seconds of one core": "-", "MiB": "-"}]
 
 
+def orders(found: Found) -> list[dict[str, Any]]:
+    """What is left of perplexity and errors where the free axes were reordered first."""
+    table = []
+    for (pattern, direction, recipe), each in found.items():
+        plain = found.get((pattern, direction, PERMUTED.get(recipe, "")))
+        if plain is not None:
+            row = {"pattern": pattern, "masks": plain.case.recipe}
+            row["perplexity"] = f"{plain.perplexity:.4g} -> {each.perplexity:.4g}"
+            row["error of layers"] = f"{plain.error:.4f} -> {each.error:.4f}"
+            table.append(row)
+    table.sort(key=lambda row: (row["masks"], _PATTERNS.index(row["pattern"])))
+    return table or [{"pattern": "-", "masks": "-", "perplexity": "-", "error of layers": "-"}]
+
+
 def _range(values: Sequence[float]) -> str:
     low, high = round(min(values)), round(max(values))
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
@@ -104,13 +119,6 @@ def answers(found: Found) -> list[dict[str, Any]]:
             times = best.perplexity / dense
             answer = f"{best.case.recipe}: {best.perplexity:.4g}, {times:.2f} times the dense model's (target {target})"
             rows.append({"question": f"The best transposable {pattern}", "answer": answer})
-    orders = [
-        f"{pattern}, {plain}: {found[pattern, 'both', plain].perplexity:.4g} -> {each.perplexity:.4g}"
-        for (pattern, _, recipe), each in found.items()
-        if (plain := PERMUTED.get(recipe)) is not None and (pattern, "both", plain) in found
-    ]
-    if orders:
-        rows.append({"question": "What reordering the free axes buys", "answer": "; ".join(orders)})
     prices = []
     for pattern in _PATTERNS:
         pairs = [

@@ -82,7 +82,7 @@ def test_every_recipe_prunes_and_all_is_drawn(tmp_path: Path) -> None:
         # 2:4 from more text is not among them.
         assert len(list(csv.DictReader(file))) == len(program.all_cases()) + 1
     assert "16:32 1.00 to 1.00" in page.read_text()
-    assert "8:16, magnitude: 20 -> 20" in page.read_text()
+    assert "| 8:16 | magnitude | 20 -> 20 | 0.1000 -> 0.1000 |" in page.read_text()
 
 
 def test_an_encoder_is_compared_by_its_embeddings(tmp_path: Path) -> None:
