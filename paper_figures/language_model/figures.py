@@ -70,7 +70,7 @@ def costs(found: Found) -> list[dict[str, Any]]:
 
 
 def orders(found: Found) -> list[dict[str, Any]]:
-    """What is left of perplexity and errors where the free axes were reordered first."""
+    """Compare perplexity and errors where the free axes were reordered first with those where they were not."""
     table = []
     for (pattern, direction, recipe), each in found.items():
         plain = found.get((pattern, direction, PERMUTED.get(recipe, "")))
