@@ -25,6 +25,7 @@ from masksolve.torch import adaprune
 from paper_figures import _results
 from paper_figures._figure import BLACK, BLUE, GREY, SKY, save
 from paper_figures.language_model import text
+from paper_figures.language_model.figures import DIRECTIONS
 from paper_figures.language_model.study import RECIPES, TIMES, Case, Setting, Study
 
 PAGE = Path(__file__).parent
@@ -35,7 +36,6 @@ _LINES = {
     ("magnitude, no repair", "both"): BLACK,
     ("magnitude, no repair", "rows"): GREY,
 }
-_DIRECTIONS = {"both": "transposable", "rows": "one-sided"}
 # No perplexity, so many short texts instead: the nearest of few would say little.
 FULL = Setting(evaluated=256, evaluation_length=64)
 FAST = Setting(calibrated=4, batch=2, evaluated=32, evaluation_length=64)
@@ -98,14 +98,14 @@ def draw(results: Sequence[Closeness], into: Path) -> None:
     axes = figure.subplots()
     table = []
     for (recipe, direction), color in _LINES.items():
-        row = {"masks": recipe, "direction": _DIRECTIONS[direction]}
+        row = {"masks": recipe, "direction": DIRECTIONS[direction]}
         mine = {pattern: found.get((recipe, direction, pattern)) for pattern in PATTERNS}
         for pattern, each in mine.items():
             row[pattern] = "-" if each is None else f"{each.cosine:.3f}, {each.agreement:.0%}"
         table.append(row)
         heights = [each.cosine for each in mine.values() if each is not None]
         places = [place for place, each in enumerate(mine.values()) if each is not None]
-        axes.plot(places, heights, "o-", color=color, label=f"{recipe}, {_DIRECTIONS[direction]}")
+        axes.plot(places, heights, "o-", color=color, label=f"{recipe}, {DIRECTIONS[direction]}")
     axes.set_xticks(range(len(PATTERNS)), PATTERNS)
     axes.set_ylabel("cosine of embeddings, pruned and dense")
     axes.legend()

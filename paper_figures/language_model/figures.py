@@ -13,7 +13,7 @@ from paper_figures.language_model.study import APPROXIMATE, MORE_TEXT, PERMUTED,
 
 _COLORS = dict(zip(RECIPES, (GREY, BLACK, ORANGE, PURPLE, SKY, BLUE, GREEN, VERMILION), strict=True))
 _PATTERNS = ("2:4", "4:8", "8:16", "16:32")
-_DIRECTIONS = {"both": "transposable", "rows": "one-sided"}
+DIRECTIONS = {"both": "transposable", "rows": "one-sided"}
 
 Found = dict[tuple[str, str, str], Result]
 
@@ -34,7 +34,7 @@ def _row(result: Result) -> dict[str, Any]:
     case = result.case
     return {
         "pattern": case.pattern,
-        "direction": _DIRECTIONS[case.direction] if case.pattern else "",
+        "direction": DIRECTIONS[case.direction] if case.pattern else "",
         "recipe": case.recipe,
         "perplexity": result.perplexity,
         "error": result.error,
@@ -47,7 +47,7 @@ def perplexity_table(found: Found) -> list[dict[str, Any]]:
     """Perplexities, a row for each recipe and direction."""
     table = []
     for recipe in (*RECIPES, MORE_TEXT, *PERMUTED, *APPROXIMATE):
-        for direction, words in _DIRECTIONS.items():
+        for direction, words in DIRECTIONS.items():
             row: dict[str, Any] = {"masks": recipe, "direction": words}
             for pattern in _PATTERNS:
                 mine = found.get((pattern, direction, recipe))
@@ -92,7 +92,7 @@ def perplexity_figure(found: Found) -> Figure:
     """Perplexity over that of the dense model by pattern, a panel for each direction."""
     figure = Figure(figsize=(14, 6))
     dense = found["", "both", "dense"].perplexity
-    for axes, (direction, words) in zip(figure.subplots(1, 2, sharey=True), _DIRECTIONS.items(), strict=True):
+    for axes, (direction, words) in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS.items(), strict=True):
         for recipe, color in _COLORS.items():
             mine = [
                 (place, found[pattern, direction, recipe].perplexity / dense)
