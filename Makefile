@@ -26,7 +26,7 @@ ENCODER := build/mpnet/all-mpnet-base-v2
 
 # `make adaprune` takes four minutes, `make adaprune-full` an hour; they also want the text of Debian's package fortunes.
 
-# `make language-model` takes a quarter of an hour, `make language-model-full` about three (estimated), and goes on where it was stopped. Both want the
+# `make language-model` takes a quarter of an hour, `make language-model-full` nearly four (estimated), and goes on where it was stopped. Both want the
 # text of Debian's package python3-doc.
 
 # `make permutation` takes two minutes, `make permutation-full` an hour and a quarter, and goes on where it was stopped.

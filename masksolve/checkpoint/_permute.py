@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from masksolve._pattern import PatternLike, as_pattern
 from masksolve._tiles import Direction
@@ -177,14 +177,11 @@ class _Model(BlockModel):
         return outputs_of(found)
 
     def _vocabulary(self) -> int:
-        model: Any = self.model
-        try:
-            embeddings = model.get_input_embeddings()
-        except NotImplementedError:  # transformers' word for a model that has none
-            embeddings = None
-        if not isinstance(embeddings, nn.Embedding):
+        config: Any = self.model.config
+        size: int | None = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+        if size is None:
             raise NoStackError("it does not take tokens")
-        return embeddings.num_embeddings
+        return size
 
     def _length(self) -> int:
         config: Any = self.model.config

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from masksolve.torch import AdaPruneReport, adaprune
 from paper_figures import _results
+from paper_figures._embeddings import closeness
 
 LONGEST = 48
 INCLUDE = ("encoder.*.dense.weight", "encoder.*.query.weight", "encoder.*.key.weight", "encoder.*.value.weight")
@@ -113,17 +114,10 @@ class Study:
             alternations=case.alternations,
             **REPAIRS[case.repair],
         )
-        found = self._embeddings(model)
-        cosine = float((found * self._expected).sum(1).mean())
-        agreement = float((_nearest(found) == _nearest(self._expected)).float().mean())
+        cosine, agreement = closeness(self._embeddings(model), self._expected)
         errors = [layer.error_after for layer in report.layers]
         seconds = sum(layer.seconds for layer in report.layers)
         return Result(case, sum(errors) / len(errors), cosine, agreement, seconds)
-
-
-def _nearest(embeddings: Tensor) -> Tensor:
-    """For each sentence the most similar other one."""
-    return (embeddings @ embeddings.T).fill_diagonal_(-2).argmax(1)
 
 
 def keep(folder: Path, result: Result) -> None:

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from masksolve.torch import adaprune
 from paper_figures import _results
+from paper_figures._embeddings import closeness
 from paper_figures._figure import BLACK, BLUE, GREY, SKY, save
 from paper_figures.language_model import text
 from paper_figures.language_model.figures import DIRECTIONS
@@ -72,9 +73,7 @@ def run_case(study: Study, case: Case, results: Path) -> str:
     batches = study.calibration[: len(study.calibration) // TIMES]
     report = adaprune(model, batches, case.pattern, direction=case.direction, **RECIPES[case.recipe])  # type: ignore[arg-type]
     seconds = time.process_time() - start
-    found = embeddings(model, study.evaluation)
-    cosine = float((found * expected).sum(1).mean())
-    agreement = float((_nearest(found) == _nearest(expected)).float().mean())
+    cosine, agreement = closeness(embeddings(model, study.evaluation), expected)
     error = sum(layer.error_after for layer in report.layers) / len(report.layers)
     _results.keep(results / f"{case.name}.json", asdict(Closeness(case, cosine, agreement, error, seconds)))
     return f"{case.name}: cosine {cosine:.3f} in {seconds:.0f} s of one core"
@@ -84,11 +83,6 @@ def run_case(study: Study, case: Case, results: Path) -> str:
 def embeddings(model: nn.Module, windows: Tensor) -> Tensor:
     """Return a unit vector for each window: the mean over its tokens."""
     return functional.normalize(torch.cat([model(part)[0].mean(1) for part in windows.split(16)]))
-
-
-def _nearest(found: Tensor) -> Tensor:
-    """For each window the most similar other one."""
-    return (found @ found.T).fill_diagonal_(-2).argmax(1)
 
 
 def draw(results: Sequence[Closeness], into: Path) -> None:
@@ -125,7 +119,7 @@ def read(folder: Path) -> list[Closeness]:
 def main() -> None:
     """Parse the arguments, do what is missing, draw."""
     parser = argparse.ArgumentParser(prog="python -m paper_figures.language_model.encoder", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="all of it: an hour and a half on two cores (estimated)")
+    parser.add_argument("--full", action="store_true", help="all of it: forty minutes on two cores (estimated)")
     parser.add_argument("--model", type=Path, required=True, help="its folder (`make language-model-full` has it)")
     parser.add_argument("--text", type=Path, default=text.debian(), help="folder of the sources of Python's documents")
     parser.add_argument("--results", type=Path, help="folder of the results; default: build/encoder/full or fast")
