@@ -22,12 +22,17 @@ _FILTERS = dict(zip(METHODS, (BLUE, ORANGE, GREEN, SKY, PURPLE), strict=True))
 
 def draw(runs: Sequence[Run], into: Path) -> None:
     """Write the figures as PNG and CSV, and the tables on the page if that is there."""
-    rows = [{**asdict(each), "recipe": each.recipe.name, "layers": _densities(each.layers)} for each in runs]
-    save(_figure(runs, _LINES, "density"), rows, "density", into, table=density_table(runs))
-    save(_figure(runs, _FILTERS, "parameters kept"), rows, "filters", into, table=filter_table(runs))
+    of_weights = [each for each in runs if each.recipe.kind not in METHODS]
+    of_filters = [each for each in runs if each.recipe.kind in METHODS]
+    save(_figure(runs, _LINES, "density"), _rows(of_weights), "density", into, table=density_table(runs))
+    save(_figure(runs, _FILTERS, "parameters kept"), _rows(of_filters), "filters", into, table=filter_table(runs))
     page = into / "README.md"
     if page.exists():
         page.write_text(with_table(page.read_text(), "both", both_table(runs)))
+
+
+def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    return [{**asdict(each), "recipe": each.recipe.name, "layers": _densities(each.layers)} for each in runs]
 
 
 def _densities(layers: Sequence[float]) -> str:

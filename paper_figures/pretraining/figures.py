@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ _MARKERS = {"2:4": "o", "4:8": "s", "8:16": "D", "16:32": "P", "-": "*"}
 def draw(runs: Sequence[Run], into: Path) -> None:
     """Write both figures as PNG and CSV, and the tables on the page if that is there."""
     rows = [row for recipe in RECIPES if (row := _row(recipe, runs))]
-    save(work_figure(runs), rows, "loss", into)
+    of_runs = [{**asdict(run), "losses": f"{run.losses[-1][1]:.5f}"} for run in runs]
+    save(work_figure(runs), of_runs, "loss", into, table=rows)
     curves = [
-        {"model": run.model, "masks": run.recipe, "seed": run.seed, "step": step, "loss": loss}
+        {"model": run.model, "recipe": run.recipe, "seed": run.seed, "step": step, "loss": f"{loss:.5f}"}
         for run in runs
         for step, loss in run.losses
     ]
