@@ -119,7 +119,7 @@ def read(folder: Path) -> list[Closeness]:
 def main() -> None:
     """Parse the arguments, do what is missing, draw."""
     parser = argparse.ArgumentParser(prog="python -m paper_figures.language_model.encoder", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="all of it: forty minutes on two cores (estimated)")
+    parser.add_argument("--full", action="store_true", help="all of it: half an hour on two cores")
     parser.add_argument("--model", type=Path, required=True, help="its folder (`make language-model-full` has it)")
     parser.add_argument("--text", type=Path, default=text.debian(), help="folder of the sources of Python's documents")
     parser.add_argument("--results", type=Path, help="folder of the results; default: build/encoder/full or fast")
