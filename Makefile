@@ -16,7 +16,7 @@ ENCODER := build/mpnet/all-mpnet-base-v2
 
 .PHONY: demo test test-core test-docs test-oldest test-newest test-slow test-gpu dist build coverage lint format types
 .PHONY: docs drawings examples tables figures training training-full pretraining pretraining-full adaprune adaprune-full language-model language-model-full permutation permutation-full neighbours neighbours-full agree clean
-.PHONY: bench bench-targets bench-bounds bench-training bench-growth bench-checkpoints bench-gpu bench-gpu-operations
+.PHONY: bench bench-targets bench-bounds bench-training bench-growth bench-ties bench-checkpoints bench-gpu bench-gpu-operations
 
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
@@ -168,6 +168,9 @@ bench-training: $(VENV)/.bench
 
 bench-growth: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.growth $(BENCH) --write docs/performance.md
+
+bench-ties: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.ties --write docs/performance.md
 
 bench-gpu: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.gpu

@@ -40,6 +40,23 @@ def bfloat16_valued(rng: np.random.Generator, shape: tuple[int, ...]) -> Matrix:
     return (gaussian(rng, shape).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
+def int4_valued(rng: np.random.Generator, shape: tuple[int, ...]) -> Matrix:
+    """Gaussian weights rounded to the 15 values of a symmetric int4 quantisation, largest at three sigma."""
+    return np.clip(np.rint(gaussian(rng, shape) * (7 / 3)), -7, 7)
+
+
+def int4_scaled(rng: np.random.Generator, shape: tuple[int, ...]) -> Matrix:
+    """Those as a checkpoint holds them that was quantised in groups of 32, and made float32 again: a scale for each."""
+    rows, columns = shape
+    scales = np.repeat(rng.uniform(0.01, 0.02, (rows, -(-columns // 32))).astype(np.float32), 32, axis=1)
+    return int4_valued(rng, shape) * scales[:, :columns]
+
+
+def ternary(rng: np.random.Generator, shape: tuple[int, ...]) -> Matrix:
+    """Gaussian weights rounded to -1, 0 and 1."""
+    return np.clip(np.rint(gaussian(rng, shape)), -1, 1)
+
+
 def constant(rng: np.random.Generator, shape: tuple[int, ...]) -> Matrix:
     """One value everywhere, so that every mask is optimal."""
     return np.ones(shape, np.float32)
@@ -52,11 +69,12 @@ RANDOM: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Matrix]] = {
     "half-zero": half_zero,
 }
 MORE_TIES = {"bfloat16-valued": bfloat16_valued, "constant": constant}
+FEW_BITS = {"int4-valued": int4_valued, "int4-scaled": int4_scaled, "ternary": ternary}
 
 
 def random_matrix(family: str, size: int) -> Matrix:
     """Draw a square matrix of a family; the same one in every run."""
-    return (RANDOM | MORE_TIES)[family](np.random.default_rng(SEED), (size, size))
+    return (RANDOM | MORE_TIES | FEW_BITS)[family](np.random.default_rng(SEED), (size, size))
 
 
 def encoder_as_one(path: Path) -> Matrix:

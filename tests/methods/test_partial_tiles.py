@@ -40,7 +40,7 @@ def solve(tiles: Weights, margins: Margins) -> Weights:
 
 def are_optimal(tiles: Weights, masks: Weights, margins: Margins) -> bool:
     """Whether masks are optimal, as the solver in integers judges them."""
-    _, _, verdict = solve_importance(abs(tiles.astype(np.float64)), margins, judged=masks)
+    _, _, verdict = solve_importance(abs(tiles.astype(np.float64)), margins, given=masks)
     return bool(verdict.all())
 
 

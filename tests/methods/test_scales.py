@@ -111,6 +111,21 @@ def test_a_tile_is_solved_and_judged_exactly_from_any_start(
             judged[rows] = judged[rows[::-1]]
 
 
+@pytest.mark.parametrize(("shape", "exact_rows", "exact_columns"), TILES)
+def test_a_tile_is_solved_from_what_is_no_mask(shape: tuple[int, int], exact_rows: bool, exact_columns: bool) -> None:
+    rng = np.random.default_rng(3)
+    for n in (1, 3, 5):
+        weights = rng.integers(0, 4, shape).astype(np.float64)
+        start, given = any_start(rng, weights), rng.random(shape) < 0.7
+        found, *_ = solve_importance(
+            weights[np.newaxis, np.newaxis],
+            Margins(n, exact_rows, exact_columns),
+            start[np.newaxis, np.newaxis],
+            given[np.newaxis, np.newaxis],
+        )
+        assert oracle.is_optimal_tile(weights, found[0, 0], n, exact_rows, exact_columns)
+
+
 @pytest.mark.parametrize("direction", ["both", "rows", "columns"])
 @pytest.mark.parametrize("saturated", [True, False], ids=["exactly", "at-most"])
 @pytest.mark.parametrize("family", FAMILIES)

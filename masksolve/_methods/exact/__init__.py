@@ -248,7 +248,9 @@ def _solve_remaining(
     _logger.debug("%d of %d tiles left to augmenting paths", len(remaining.where), len(tiles) * tiles.shape[1])
     where = remaining.where >> 32, remaining.where & 0xFFFFFFFF
     start = remaining.potentials[np.newaxis, :, : tiles.shape[3]]
-    solved, ends, _ = solve_importance(importance_of(tiles[where])[np.newaxis], margins, start)
+    # What the lanes chose last, by these potentials, for the perturbed tile: near an optimum where much ties.
+    chosen = masks[where][np.newaxis]
+    solved, ends, _ = solve_importance(importance_of(tiles[where])[np.newaxis], margins, start, chosen)
     masks[where] = solved[0]
     if potentials is not None:
         with np.errstate(all="ignore"):  # beyond the ends of float32; `solve_matrix` clips what it returns
@@ -259,26 +261,26 @@ def solve_importance(
     importance: NDArray[np.float64],
     margins: Margins,
     start: NDArray[np.floating[Any]] | None = None,
-    judged: NDArray[np.bool_] | None = None,
+    given: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_]]:
     """Solve tiles of importance (p, q, r, c) one at a time, by augmenting paths.
 
     Returns optimal masks (p, q, r, c), column potentials (p, q, c) of an optimal dual solution, rounded to float64,
-    and whether the masks `judged` (p, q, r, c), which are the optimal ones if none are given, are optimal (p, q).
-    `start` (p, q, c) are potentials to start from.
+    and whether the masks `given` (p, q, r, c), if they have at most `kept` ones in a line, are optimal (p, q).
+    `start` (p, q, c) are potentials to start from, as those masks are.
     """
     shape = importance.shape
-    if judged is None:
+    if given is None:
         # Of equal entries a row keeps those it has; this spreads the ties of a constant tile evenly.
         spread = (np.arange(shape[3]) - np.arange(shape[2])[:, np.newaxis]) % shape[3] < margins.kept
         masks = np.broadcast_to(spread, shape).copy()
     else:
-        masks = judged.copy()
+        masks = given.copy()
     potentials = np.zeros((*shape[:2], shape[3])) if start is None else start.astype(np.float64)
     optimal = np.zeros(shape[:2], np.bool_)
     sums = margins.kept, margins.exact_rows, margins.exact_columns
     for piece in pieces_of(shape, _WEIGHTS_ONE_BY_ONE):
-        to_judge = masks[piece] if judged is None else judged[piece]
+        to_judge = masks[piece] if given is None else given[piece]
         part = importance[piece], *sums, to_judge, masks[piece], potentials[piece], optimal[piece]
         memory = new_memory(*shape[2:])
         while not solve_tiles(*part, memory):

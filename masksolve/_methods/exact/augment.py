@@ -25,6 +25,9 @@ from masksolve._translated import inner, translated_with_vectors
 # both is less than this.
 _UNREACHED = 1 << 59
 _BITS_OF_PATHS = 58
+# Bits to begin with, of tiles up to a size: paths that differ in later bits alone tie so far, and one search finds
+# many. Measured: 14 to 18 do as well, and larger tiles, most of which were not tried before, take longer so.
+_LEADING_BITS, _LARGEST_OF_LEADING_BITS = 18, 64
 # The reduced cost of entries that no path may use any more, and of those that do not exist, with a sign. Between two
 # calls of `_append_bits` potentials move by less than 2**_BITS_OF_PATHS, so that it stays above _UNREACHED. Only rows
 # that hold nothing but decided entries (or nothing at all, where `kept` is 0) move further, by 1 or 2 times this: then
@@ -92,8 +95,8 @@ def solve_tiles(importance, kept, exact_rows, exact_columns, judged, masks, pote
     judged
         bool (p, q, r, c), with at most `kept` ones in a line; the masks themselves if there is nothing to judge.
     masks, potentials
-        bool (p, q, r, c), with at most `kept` ones in a row, and float64 (p, q, c): what to start from; any will do,
-        good ones save work. Potentials are, on return, those of an optimal dual solution, rounded.
+        bool (p, q, r, c) and float64 (p, q, c): what to start from; any will do, good ones save work. Potentials are,
+        on return, those of an optimal dual solution, rounded.
     optimal
         bool (p, q): is filled with whether the judged masks satisfy the constraint and are optimal.
     memory
@@ -158,7 +161,7 @@ def _start_from(mask, kept, exact_rows, network):
     for i in range(rows):
         remaining = kept
         for j in range(cols):
-            if mask[i, j]:
+            if mask[i, j] and remaining > 0:
                 flow[i, j] = 1
                 remaining -= 1
         j = 0
@@ -185,7 +188,7 @@ def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, ne
     # An optimum of the whole weights keeps entries whose reduced cost is at least the number of lines (lemma 4).
     decided_bits = _bit_length(rows + cols + 2)
     has_unused = not (exact_rows and exact_columns)
-    first = max(lowest, highest - bits)
+    first = max(lowest, highest - (min(bits, _LEADING_BITS) if cols <= _LARGEST_OF_LEADING_BITS else bits))
 
     if memory[_PLACE] == _UNTOUCHED:
         _begin(mantissas, exponents, first, bits, exact_rows, exact_columns, potentials, network)
@@ -230,13 +233,18 @@ def _span(mantissas, exponents):
             if mantissa == 0:
                 continue
             highest = max(highest, exponent + 53)
-            # Most weights stop here: bits are counted only where they might be the lowest.
-            while exponent < lowest:
-                if mantissa & 1:
-                    lowest = exponent
-                mantissa >>= 1
-                exponent += 1
+            # Most weights stop here: bits are counted only where one is lower.
+            if lowest - exponent > 0 and mantissa & _ones_below(lowest - exponent) != 0:
+                while mantissa & 1 == 0:
+                    mantissa >>= 1
+                    exponent += 1
+                lowest = exponent
     return (lowest, highest) if highest > -2000 else (0, 0)
+
+
+@inner
+def _ones_below(bit):
+    return (1 << min(bit, 62)) - 1
 
 
 @inner

@@ -349,13 +349,13 @@ _RELAXATIONS = {
     128: Relaxations(first=1.2, growth=0.07, largest=1.75, clamped=1.7),
 }
 _PERTURBED_ROUNDS = {
-    4: PerturbedRounds(first_check=3, last=40, between_checks=2),
-    8: PerturbedRounds(first_check=4, last=60, between_checks=2),
-    16: PerturbedRounds(first_check=6, last=80, between_checks=3),
-    32: PerturbedRounds(first_check=8, last=120, between_checks=4),
-    64: PerturbedRounds(first_check=16, last=160, between_checks=5),
+    4: PerturbedRounds(first_check=3, last=40, between_checks=2, patience=19),
+    8: PerturbedRounds(first_check=4, last=60, between_checks=2, patience=29),
+    16: PerturbedRounds(first_check=6, last=80, between_checks=3, patience=2),
+    32: PerturbedRounds(first_check=8, last=120, between_checks=4, patience=1),
+    64: PerturbedRounds(first_check=16, last=160, between_checks=5, patience=1),
     # Here augmenting paths soon take less time than rounds.
-    128: PerturbedRounds(first_check=12, last=30, between_checks=6),
+    128: PerturbedRounds(first_check=12, last=30, between_checks=6, patience=1),
 }
 _PERTURBED_RELAXATIONS = {4: 1.4, 8: 1.4, 16: 1.4, 32: 1.65, 64: 1.6, 128: 1.75}
 # Of 16-bit passes: the first, those that are finer, and the rounds of the first if it starts warm.

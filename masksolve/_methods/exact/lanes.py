@@ -250,12 +250,19 @@ def store_proven(code, task, vectors, tiles, first, proven, clamp, least, roundi
 def _store(code, task, vectors, tile, lane, lowest):
     """Store the mask of a lane, and its column potentials less `lowest`."""
     at, grid = task.at, task.grid
-    mask = grid.masks + _place(tile, grid.masks_down, grid.masks_across)
-    call(code.store, vectors, mask, grid.masks_row, lane, 0.0)
+    store_choice(code, task, vectors, tile, lane)
     if len(task.potentials) > 0:
         where = _place(tile, grid.tiles_across, 1)
         for j in range(task.m):
             task.potentials[where, j] = vectors.numbers[at.v + j, lane] - lowest
+
+
+@inner
+def store_choice(code, task, vectors, tile, lane):
+    """Write the choice of a lane as its tile's mask."""
+    grid = task.grid
+    mask = grid.masks + _place(tile, grid.masks_down, grid.masks_across)
+    call(code.store, vectors, mask, grid.masks_row, lane, 0.0)
 
 
 @inner

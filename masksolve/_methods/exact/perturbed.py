@@ -22,6 +22,7 @@ from masksolve._methods.exact.lanes import (
     move_columns,
     move_rows,
     shift_to_at_most,
+    store_choice,
     store_proven,
     strict_lanes,
 )
@@ -56,11 +57,15 @@ _SMALLEST_TOP, _LARGEST_TOP = 2.0**-900, 2.0**1000
 
 
 class PerturbedRounds(NamedTuple):
-    """Rounds of perturbed tiles: the first that is checked, the last, and how many from one check to the next."""
+    """Rounds of perturbed tiles: the first that is checked, the last, and how many from one check to the next.
+
+    After `patience` checks in a row that prove no tile of a group, what is left of it takes less time one at a time.
+    """
 
     first_check: int
     last: int
     between_checks: int
+    patience: int
 
 
 @translated
@@ -129,8 +134,10 @@ def equilibrate_perturbed(
             _choose_perturbation(task, vectors, clamp)
             _add_perturbation(code, task, vectors, shares_address)
 
+            stalled = 0
             for round_ in range(rounds.last + 1):
-                if count_bits(waiting) <= (STRAGGLERS * at.lanes if defer_stragglers else 0):
+                least = STRAGGLERS * at.lanes if defer_stragglers else 0
+                if stalled == rounds.patience or count_bits(waiting) <= least:
                     break
                 move_rows(moves, task, vectors, relaxation if round_ > 0 else 1.0)
                 move_columns(moves, task, vectors, relaxation)
@@ -138,6 +145,7 @@ def equilibrate_perturbed(
                     continue
                 choose(moves, task, vectors)
                 candidates = strict_lanes(task, vectors, waiting)
+                stalled += 1
                 if candidates == 0:
                     continue
                 call(moves.weigh, vectors, shares_address, 0, grid.rows, 0.0)
@@ -146,6 +154,8 @@ def equilibrate_perturbed(
                 certain = _proven_unperturbed(task, vectors, candidates, rounding)
                 failed = store_proven(code, task, vectors, batch, first, certain, clamp, THRESHOLD, rounding)
                 waiting &= ~certain
+                if certain != 0:
+                    stalled = 0
                 for lane in range(in_group):
                     if (failed >> lane) & 1:
                         following = TIES_EXACTLY if clamp else TIES_AT_MOST
@@ -156,6 +166,7 @@ def equilibrate_perturbed(
 
             for lane in range(in_group):
                 if (waiting >> lane) & 1:
+                    store_choice(code, task, vectors, batch[first + lane], lane)
                     queued = enqueue(task, vectors, lane, batch[first + lane], after, 0.0, queue, queued)
     return int(queued)
 
