@@ -35,6 +35,7 @@ from masksolve._methods.exact.layout import (
     QUANTUM,
     SMALLEST,
     THRESHOLD,
+    WORST,
     WRONG,
     ZERO,
     ZEROS,
@@ -167,7 +168,10 @@ def equilibrate_perturbed(
             for lane in range(in_group):
                 if (waiting >> lane) & 1:
                     store_choice(code, task, vectors, batch[first + lane], lane)
-                    queued = enqueue(task, vectors, lane, batch[first + lane], after, 0.0, queue, queued)
+                    # Augmenting paths take no potential below zero under "at most n".
+                    is_shifted = at_most and not clamp and after == UNSOLVED
+                    shift = shift_to_at_most(task, vectors, lane, WORST) if is_shifted else 0.0
+                    queued = enqueue(task, vectors, lane, batch[first + lane], after, shift, queue, queued)
     return int(queued)
 
 
