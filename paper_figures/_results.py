@@ -32,10 +32,16 @@ def keep(path: Path, record: object) -> None:
 
 
 def make(work: Callable[..., str], calls: Sequence[tuple[Any, ...]], processes: int, *, alone: bool = False) -> None:
-    """Call `work` in several processes, and print the line that each call returns; `alone`, each in one of its own."""
+    """Call `work` in several processes, and print the line that each call returns; `alone`, each in one of its own.
+
+    A call that fails stops no other; the first error is raised in the end.
+    """
     # Processes that are started afresh: a fork would copy the threads' locks.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1 if alone else None) as pool:
         futures = [pool.submit(work, *call) for call in calls]
         for done, future in enumerate(as_completed(futures), 1):
-            print(f"{done}/{len(calls)}  {future.result()}", flush=True)
+            error = future.exception()
+            print(f"{done}/{len(calls)}  {future.result() if error is None else f'FAILED: {error}'}", flush=True)
+    for future in futures:
+        future.result()

@@ -101,7 +101,7 @@ def _make(model: nn.Module, recipe: Recipe, seed: int, epochs: int, data: Data) 
         adaprune(model, calibration, recipe.pattern, respect_zeros=True, exclude=_ends(model), keep_first_last=False)
         return before
     if recipe.kind == "sr-ste":
-        sparsifier = Sparsifier(model, recipe.pattern, gradient="sr-ste", refresh_every=40, exclude=_ends(model))
+        sparsifier = Sparsifier(model, recipe.pattern, gradient="sr-ste", refresh_every=1, exclude=_ends(model))
         train(model, seed, epochs, data, after_step=sparsifier.step)
         sparsifier.finalize()
         return None
@@ -114,7 +114,7 @@ def _make(model: nn.Module, recipe: Recipe, seed: int, epochs: int, data: Data) 
     before, _ = test(model, data.test_images, data.test_labels)
     # The batches of the first training come in another order.
     if recipe.pattern:
-        sparsifier = Sparsifier(model, recipe.pattern, refresh_every=40, exclude=_ends(model))
+        sparsifier = Sparsifier(model, recipe.pattern, refresh_every=1, exclude=_ends(model))
         train(model, seed + 100, epochs, data, after_step=sparsifier.step)
         sparsifier.finalize()
     else:

@@ -17,7 +17,8 @@ from paper_figures.training.recipes import random
 
 PATTERNS = ("2:4", "4:8", "8:16", "16:32")
 GRADIENTS = ("ste", "sr-ste", "hysteresis", "soft")
-REFRESH_EVERY = 40
+# The paper's number of steps between refreshes, for comparison: all others find their masks again after every step.
+RARELY = 40
 # Of STE with hysteresis: a tile's mask changes for one that keeps this share more.
 HYSTERESIS = 0.05
 
@@ -27,18 +28,20 @@ class Recipe:
     """One row of the table.
 
     `masks` is "dense", "one-sided", "transposable", "random" (transposable, never changed), "bi-mask" or "slope".
-    `thinned` is the pattern of the gradients that the weight's is computed from.
+    `thinned` is the pattern of the gradients that the weight's is computed from, `every` the steps between refreshes.
     """
 
     masks: str
     pattern: str = "-"
     gradient: str = "-"
     thinned: str = "-"
+    every: int = 1
 
     @property
     def name(self) -> str:
         """The name in the table."""
         words = [self.masks, self.pattern, self.gradient, "-" if self.thinned == "-" else f"mvue {self.thinned}"]
+        words += [f"every {self.every}"] if self.every > 1 else []
         return " ".join(word for word in words if word != "-")
 
     @property
@@ -64,11 +67,9 @@ class Recipe:
             return lambda step: None
         if self.masks in ("bi-mask", "slope"):
             return _double(model, ms.Pattern.parse(self.pattern), self.masks == "slope", seed)
-        options: dict[str, Any] = {"refresh_every": REFRESH_EVERY, "gradient": self.gradient}
+        options: dict[str, Any] = {"refresh_every": self.every, "gradient": self.gradient}
         if self.gradient == "hysteresis":
             options.update(gradient="ste", hysteresis=HYSTERESIS)
-        if self.gradient == "soft":
-            options["refresh_every"] = 1
         if self.masks == "random":
             options.update(method=random(seed), refresh_every=None)
         else:
@@ -90,9 +91,8 @@ def _double(model: nn.Module, pattern: ms.Pattern, is_random: bool, seed: int) -
             layers.append(layer)
 
     def step(number: int) -> None:
-        if number % REFRESH_EVERY == 0:
-            for layer in layers:
-                layer.renew(number)
+        for layer in layers:
+            layer.renew(number)
 
     return step
 
@@ -102,6 +102,7 @@ RECIPES = (
     *(Recipe("one-sided", "2:4", gradient) for gradient in ("ste", "sr-ste")),
     *(Recipe("transposable", pattern, gradient) for pattern in PATTERNS for gradient in GRADIENTS),
     *(Recipe("transposable", pattern, "ste", "2:4") for pattern in ("2:4", "16:32")),
+    *(Recipe("transposable", pattern, "ste", every=RARELY) for pattern in ("2:4", "8:16")),
     Recipe("random", "2:4", "ste"),
     Recipe("bi-mask", "2:4"),
     Recipe("slope", "2:4"),

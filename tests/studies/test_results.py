@@ -25,3 +25,11 @@ def test_each_call_is_made_once_and_told_of(alone: bool, capsys: pytest.CaptureF
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["1/3", "2/3", "3/3"]
     assert sorted(line.split()[1] for line in lines) == ["5", "6", "7"]
+
+
+def test_a_call_that_fails_is_told_of_and_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="'a'"):
+        make(int, [("a",), ("1",), ("2",)], processes=2)  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert "FAILED: invalid literal" in out
+    assert out.count("\n") == 3
