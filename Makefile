@@ -31,7 +31,7 @@ ENCODER := build/mpnet/all-mpnet-base-v2
 
 # `make permutation` takes two minutes, `make permutation-full` an hour and a quarter, and goes on where it was stopped.
 
-# `make neighbours` takes two minutes, `make neighbours-full` two hours (estimated), and goes on where it was stopped. Both
+# `make neighbours` takes two minutes, `make neighbours-full` three quarters of an hour, and goes on where it was stopped. Both
 # want the data of dataset-fashion-mnist.
 
 # --full measures for half an hour; --quick for less than two minutes.

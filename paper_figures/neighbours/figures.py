@@ -17,6 +17,7 @@ from paper_figures.neighbours.recipes import METHODS, Recipe
 from paper_figures.neighbours.run import Run
 
 _LINES = {"dynamic": BLUE, "magnitude": ORANGE, "sr-ste": GREEN}
+_TICKS = (2, 5, 10, 20, 50, 100)
 _FILTERS = dict(zip(METHODS, (BLUE, ORANGE, GREEN, SKY, PURPLE), strict=True))
 
 
@@ -111,8 +112,10 @@ def _figure(runs: Sequence[Run], colors: dict[str, str], what: str) -> Figure:
     figure = Figure(figsize=(14, 5))
     for axes, model in zip(figure.subplots(1, len(MODELS)), MODELS, strict=True):
         _panel(axes, runs, model, colors)
-        axes.set(title=model, xlabel=what)
+        axes.set(title=model, xlabel=f"{what}, %")
         axes.set_xscale("log")
+        axes.set_xticks(_TICKS, map(str, _TICKS))
+        axes.minorticks_off()
     figure.axes[0].set_ylabel("accuracy, %")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
     return figure
@@ -135,8 +138,9 @@ def _panel(axes: Axes, runs: Sequence[Run], model: str, colors: dict[str, str]) 
 
 
 def _points(found: dict[Recipe, list[Run]]) -> list[tuple[float, float]]:
-    """Return densities and accuracies in per cent, by density."""
-    groups = found.values()
-    return sorted(
-        (_mean([run.density for run in group]), 100 * _mean([run.accuracy for run in group])) for group in groups
-    )
+    """Return densities and accuracies in per cent, from one amount to the next, as lines connect them."""
+    ordered = sorted(found.items(), key=lambda item: (item[0].amount, item[0].pattern))
+    return [
+        (100 * _mean([run.density for run in group]), 100 * _mean([run.accuracy for run in group]))
+        for _, group in ordered
+    ]
