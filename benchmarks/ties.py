@@ -1,4 +1,4 @@
-"""What ties cost, by the bits of the weights and by M: `python -m benchmarks.ties`."""
+"""The cost of ties, by the bits of the weights and by M: `python -m benchmarks.ties`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def measure(n: int, m: int, side: int = _SIDE) -> list[Cell]:
 
 
 def table(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows: microseconds for a tile."""
+    """Return columns and rows: microseconds per tile."""
     from benchmarks.report import significant
 
     found = {(cell.pattern, cell.family): significant(cell.microseconds_per_tile) for cell in cells}

@@ -33,6 +33,7 @@ _CONSTANTS = {
     "masksolve._methods.exact.lanes": ("FEW", "STRAGGLERS", "FULL_OF_ZEROS"),
     "masksolve._methods.exact.strict": ("_PATIENCE", "_NEARLY_ALL", "_TIED_GROUPS"),
     "masksolve._methods.exact.perturbed": ("_COARSE_GRID", "_ZERO_DELTA", "_REFINE"),
+    "masksolve._methods.exact.augment": ("_LEADING_BITS", "_LARGEST_OF_LEADING_BITS"),
     "masksolve._methods.exact": (
         *("_WEIGHTS_IN_PLACE", "_WEIGHTS_IN_LINES", "_WEIGHTS_IN_LARGE_TILES", "_BYTES_CONVERTED"),
         *("_WEIGHTS_ONE_BY_ONE", "_FEW_WEIGHTS"),
@@ -99,7 +100,13 @@ class Constant:
     @property
     def is_compiled(self) -> bool:
         """Whether kernels are compiled with the value."""
-        return self.size is None and self.module.rpartition(".")[2] in ("lanes", "strict", "perturbed", "passes")
+        return self.size is None and self.module.rpartition(".")[2] in (
+            "augment",
+            "lanes",
+            "strict",
+            "perturbed",
+            "passes",
+        )
 
     def candidates(self) -> list[float]:
         """Values around today's: powers of two by factors of two, others in small steps."""
@@ -107,7 +114,7 @@ class Constant:
         if value and (value < 0.01 or value >= 512):
             return [type(value)(value * factor) for factor in (0.25, 0.5, 2, 4)]
         if isinstance(value, int):
-            return [value + step for step in (-2, -1, 1, 2) if value + step >= (0 if self.field else 1)]
+            return [value + step for step in (-2, -1, 1, 2) if value + step >= (self.field in (None, "patience"))]
         return [round(value + step, 3) for step in (-0.1, -0.05, 0.05, 0.1)]
 
 
@@ -153,7 +160,13 @@ def _calls(constant: Constant) -> dict[str, Callable[[], Any]]:
     from benchmarks.families import random_matrix
 
     patterns = [pair for m, pair in _PATTERNS.items() if constant.size in (None, m) and (constant.size or m <= 32)]
-    families = {"gaussian": True, "gaussian, at most n": False, "int8-valued": True, "half-zero": True}
+    families = {
+        "gaussian": True,
+        "gaussian, at most n": False,
+        "int8-valued": True,
+        "int4-valued": True,
+        "half-zero": True,
+    }
     matrices = {family: random_matrix(family.partition(",")[0], _SIDE) for family in families}
     calls: dict[str, Callable[[], Any]] = {}
     for n, m in patterns:

@@ -39,9 +39,10 @@ def make(work: Callable[..., str], calls: Sequence[tuple[Any, ...]], processes: 
     # Processes that are started afresh: a fork would copy the threads' locks.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1 if alone else None) as pool:
-        futures = [pool.submit(work, *call) for call in calls]
+        futures = {pool.submit(work, *call): call for call in calls}
         for done, future in enumerate(as_completed(futures), 1):
             error = future.exception()
-            print(f"{done}/{len(calls)}  {future.result() if error is None else f'FAILED: {error}'}", flush=True)
+            line = future.result() if error is None else f"FAILED: {error!r} in {futures[future]}"
+            print(f"{done}/{len(calls)}  {line}", flush=True)
     for future in futures:
         future.result()

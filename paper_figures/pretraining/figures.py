@@ -30,7 +30,9 @@ _MARKERS = {"2:4": "o", "4:8": "s", "8:16": "D", "16:32": "P", "-": "*"}
 def draw(runs: Sequence[Run], into: Path) -> None:
     """Write both figures as PNG and CSV, and the tables on the page if that is there."""
     rows = [row for recipe in RECIPES if (row := _row(recipe, runs))]
-    of_runs = [{**asdict(run), "losses": f"{run.losses[-1][1]:.5f}"} for run in runs]
+    of_runs = [{**asdict(run), "loss": f"{run.losses[-1][1]:.5f}"} for run in runs]
+    for each in of_runs:
+        del each["losses"]
     save(work_figure(runs), of_runs, "loss", into, table=rows)
     curves = [
         {"model": run.model, "recipe": run.recipe, "seed": run.seed, "step": step, "loss": f"{loss:.5f}"}

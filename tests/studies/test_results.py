@@ -31,5 +31,6 @@ def test_a_call_that_fails_is_told_of_and_stops_no_other(capsys: pytest.CaptureF
     with pytest.raises(ValueError, match="'a'"):
         make(int, [("a",), ("1",), ("2",)], processes=2)  # type: ignore[arg-type]
     out = capsys.readouterr().out
-    assert "FAILED: invalid literal" in out
+    assert 'FAILED: ValueError("invalid literal' in out
+    assert "in ('a',)" in out
     assert out.count("\n") == 3

@@ -8,10 +8,10 @@ that ties, which are many paths of one length, cost one search). Integers make e
 One more column and one more row stand for "capacity left unused", where lines hold *at most* `kept`: a row may send
 its units to the one, a column may be served by the other, at no importance.
 
-Weights whose bits span more than 64-bit sums can hold are solved from their leading bits down (scaling, as Gabow and
-Tarjan do): solve for the leading bits, append the next ones to the *reduced* costs, and mend the flow. Entries with
-large reduced costs are decided for good, so that this never overflows; docs/proof.md, "One tile, in integers", says
-why the result is optimal.
+Weights are solved from their leading bits down (scaling, as Gabow and Tarjan do), as many at a time as 64-bit sums
+hold, or fewer, of which more tie: solve for the leading bits, append the next ones to the *reduced* costs, and mend the
+flow. Entries with large reduced costs are decided for good, so that this never overflows; docs/proof.md, "One tile, in
+integers", says why the result is optimal.
 """
 
 from typing import NamedTuple
@@ -25,9 +25,10 @@ from masksolve._translated import inner, translated_with_vectors
 # both is less than this.
 _UNREACHED = 1 << 59
 _BITS_OF_PATHS = 58
-# Bits to begin with, of tiles up to a size: paths that differ in later bits alone tie so far, and one search finds
-# many. Measured: 14 to 18 do as well, and larger tiles, most of which were not tried before, take longer so.
-_LEADING_BITS, _LARGEST_OF_LEADING_BITS = 18, 64
+# Bits to begin with, of tiles of so many columns at most: paths that differ in later bits alone tie so far, and one
+# search finds many. Larger tiles, most of which were not equilibrated before and do not tie, take longer so.
+_LEADING_BITS = 18
+_LARGEST_OF_LEADING_BITS = 64
 # The reduced cost of entries that no path may use any more, and of those that do not exist, with a sign. Between two
 # calls of `_append_bits` potentials move by less than 2**_BITS_OF_PATHS, so that it stays above _UNREACHED. Only rows
 # that hold nothing but decided entries (or nothing at all, where `kept` is 0) move further, by 1 or 2 times this: then
@@ -188,7 +189,7 @@ def _solve(mantissas, exponents, kept, exact_rows, exact_columns, potentials, ne
     # An optimum of the whole weights keeps entries whose reduced cost is at least the number of lines (lemma 4).
     decided_bits = _bit_length(rows + cols + 2)
     has_unused = not (exact_rows and exact_columns)
-    first = max(lowest, highest - (min(bits, _LEADING_BITS) if cols <= _LARGEST_OF_LEADING_BITS else bits))
+    first = max(lowest, highest - (_LEADING_BITS if cols <= _LARGEST_OF_LEADING_BITS else bits))
 
     if memory[_PLACE] == _UNTOUCHED:
         _begin(mantissas, exponents, first, bits, exact_rows, exact_columns, potentials, network)
@@ -234,17 +235,12 @@ def _span(mantissas, exponents):
                 continue
             highest = max(highest, exponent + 53)
             # Most weights stop here: bits are counted only where one is lower.
-            if lowest - exponent > 0 and mantissa & _ones_below(lowest - exponent) != 0:
+            if lowest - exponent > 0 and mantissa & ((1 << min(lowest - exponent, 62)) - 1) != 0:
                 while mantissa & 1 == 0:
                     mantissa >>= 1
                     exponent += 1
                 lowest = exponent
     return (lowest, highest) if highest > -2000 else (0, 0)
-
-
-@inner
-def _ones_below(bit):
-    return (1 << min(bit, 62)) - 1
 
 
 @inner

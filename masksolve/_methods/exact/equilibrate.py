@@ -348,9 +348,10 @@ _RELAXATIONS = {
     64: Relaxations(first=1.2, growth=0.07, largest=1.7, clamped=1.6),
     128: Relaxations(first=1.2, growth=0.07, largest=1.75, clamped=1.7),
 }
+# Rounds of small tiles always take less time than augmenting paths: no patience is too much.
 _PERTURBED_ROUNDS = {
-    4: PerturbedRounds(first_check=3, last=40, between_checks=2, patience=19),
-    8: PerturbedRounds(first_check=4, last=60, between_checks=2, patience=29),
+    4: PerturbedRounds(first_check=3, last=40, between_checks=2, patience=40),
+    8: PerturbedRounds(first_check=4, last=60, between_checks=2, patience=60),
     16: PerturbedRounds(first_check=6, last=80, between_checks=3, patience=2),
     32: PerturbedRounds(first_check=8, last=120, between_checks=4, patience=1),
     64: PerturbedRounds(first_check=16, last=160, between_checks=5, patience=1),

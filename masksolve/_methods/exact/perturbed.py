@@ -122,7 +122,8 @@ def equilibrate_perturbed(
         count = dequeue(stage, queue, queued, batch, batch_start)
         queued -= count
         defer_stragglers = number % 2 == 0 and count > FEW
-        after = stage if defer_stragglers else TIES_EXACTLY if clamp and not at_most else UNSOLVED
+        least = STRAGGLERS * at.lanes if defer_stragglers else 0
+        given_up = TIES_EXACTLY if clamp and not at_most else UNSOLVED
 
         for first in range(0, count, at.lanes):
             in_group = min(at.lanes, count - first)
@@ -137,7 +138,6 @@ def equilibrate_perturbed(
 
             stalled = 0
             for round_ in range(rounds.last + 1):
-                least = STRAGGLERS * at.lanes if defer_stragglers else 0
                 if stalled == rounds.patience or count_bits(waiting) <= least:
                     break
                 move_rows(moves, task, vectors, relaxation if round_ > 0 else 1.0)
@@ -165,12 +165,15 @@ def equilibrate_perturbed(
                 if _refine_perturbation(task, vectors, candidates & ~certain):
                     _add_perturbation(code, task, vectors, shares_address)
 
+            after = stage if defer_stragglers and stalled < rounds.patience else given_up
             for lane in range(in_group):
                 if (waiting >> lane) & 1:
-                    store_choice(code, task, vectors, batch[first + lane], lane)
-                    # Augmenting paths take no potential below zero under "at most n".
-                    is_shifted = at_most and not clamp and after == UNSOLVED
-                    shift = shift_to_at_most(task, vectors, lane, WORST) if is_shifted else 0.0
+                    shift = 0.0
+                    if after == UNSOLVED:
+                        store_choice(code, task, vectors, batch[first + lane], lane)
+                        if at_most and not clamp:
+                            # Augmenting paths take no potential below zero.
+                            shift = shift_to_at_most(task, vectors, lane, WORST)
                     queued = enqueue(task, vectors, lane, batch[first + lane], after, shift, queue, queued)
     return int(queued)
 
