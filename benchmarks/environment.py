@@ -37,8 +37,8 @@ def describe(threads: int) -> dict[str, str]:
 
 
 def header(threads: int) -> str:
-    """Return the same as lines."""
-    return "\n".join(f"{key}: {value}" for key, value in describe(threads).items())
+    """Return the same as the lines of a list."""
+    return "\n".join(f"- {key}: {value}" for key, value in describe(threads).items())
 
 
 def _version(package: str) -> str:
