@@ -25,6 +25,8 @@ highlight_language = "none"
 html_theme = "furo"
 html_title = "masksolve"
 html_theme_options = {"source_repository": "https://github.com/masksolve/masksolve/", "source_directory": "docs/"}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 
 # Sections have links of their names.

@@ -45,7 +45,7 @@ def _cells(axes: Axes, mask: NDArray[np.bool_], weights: Matrix, title: str, not
 
 def tile(weights: Matrix) -> Figure:
     """Draw a tile's mask beside that of the transpose, and what is left of the weights."""
-    figure = Figure(figsize=(11, 4.0), layout="constrained")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     mask = ms.solve_block(weights, 4, 8)
     left, middle, right = figure.subplots(1, 3)
     everything = np.ones_like(mask)
