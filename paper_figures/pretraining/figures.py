@@ -103,11 +103,16 @@ def _costs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return table or [{"model": "-"}]
 
 
+def _models(runs: Sequence[Run]) -> list[str]:
+    return [model for model in MODELS if any(run.model == model for run in runs)]
+
+
 def work_figure(runs: Sequence[Run]) -> Figure:
     """Loss against the multiplications that are left, a panel for each model; straight-through gradients."""
-    figure = Figure(figsize=(17, 6))
+    models = _models(runs)
+    figure = Figure(figsize=(2 + 5 * len(models), 6))
     shown = [recipe for recipe in RECIPES if recipe.gradient in ("-", "ste") and recipe.every == 1]
-    for axes, model in zip(figure.subplots(1, 3), MODELS, strict=True):
+    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         for recipe in shown:
             losses = list(final_losses(recipe, model, runs).values())
             if losses:
@@ -124,18 +129,18 @@ def work_figure(runs: Sequence[Run]) -> Figure:
                 )
         axes.set_title(model)
         axes.set_xlabel("multiplications left, share of the dense ones")
-    figure.axes[0].set_ylabel("loss on text held out")
-    figure.axes[1].set_ylabel("loss on images held out")
+        axes.set_ylabel(f"loss on {'text' if model.startswith('gpt') else 'images'} held out")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=11)
     return figure
 
 
 def curve_figure(runs: Sequence[Run]) -> Figure:
     """Loss over the steps, over that of the dense model at the same step; the mean over seeds, transposable masks."""
-    figure = Figure(figsize=(17, 6))
+    models = _models(runs)
+    figure = Figure(figsize=(2 + 5 * len(models), 6))
     colors = dict(zip(PATTERNS, (VERMILION, BLUE, GREEN, PURPLE), strict=True))
     styles = dict(zip(GRADIENTS, ("-", "--", "-.", ":"), strict=True))
-    for axes, model in zip(figure.subplots(1, 3), MODELS, strict=True):
+    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         dense = _mean_curve(Recipe("dense"), model, runs)
         for pattern in PATTERNS:
             for gradient in GRADIENTS:
