@@ -43,7 +43,10 @@ def main() -> None:
     setting = FULL if arguments.full else FAST
     if not arguments.only_draw:
         train_all(results, tasks(setting.seeds), setting, arguments.data, arguments.processes)
-    figures.draw(read(results), arguments.into or (PAGE if arguments.full else results))
+    found = read(results)
+    if not found:
+        parser.error(f"there are no results in {results}: leave out --only-draw to make them")
+    figures.draw(found, arguments.into or (PAGE if arguments.full else results))
 
 
 def train_all(results: Path, wanted: list[Task], setting: Setting, folder: Path, processes: int) -> None:

@@ -25,11 +25,13 @@ def draw(runs: Sequence[Run], into: Path) -> None:
     """Write the figures as PNG and CSV, and the tables on the page if that is there."""
     of_weights = [each for each in runs if each.recipe.kind not in METHODS]
     of_filters = [each for each in runs if each.recipe.kind in METHODS]
-    save(_figure(runs, _LINES, "density"), _rows(of_weights), "density", into, table=density_table(runs))
-    save(_figure(runs, _FILTERS, "parameters kept"), _rows(of_filters), "filters", into, table=filter_table(runs))
-    page = into / "README.md"
-    if page.exists():
-        page.write_text(with_table(page.read_text(), "both", both_table(runs)))
+    if of_weights:
+        save(_figure(runs, _LINES, "density"), _rows(of_weights), "density", into, table=density_table(runs))
+    if of_filters:
+        save(_figure(runs, _FILTERS, "parameters kept"), _rows(of_filters), "filters", into, table=filter_table(runs))
+    page, both = into / "README.md", both_table(runs)
+    if page.exists() and both:
+        page.write_text(with_table(page.read_text(), "both", both))
 
 
 def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

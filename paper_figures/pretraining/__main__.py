@@ -66,7 +66,10 @@ def main() -> None:
     if not arguments.only_draw:
         problems = (full if arguments.full else fast)(arguments.text, arguments.images)
         train_all(results, problems, tasks(SEEDS if arguments.full else 1), arguments.processes)
-    figures.draw(read(results), arguments.into or (PAGE if arguments.full else results))
+    found = read(results)
+    if not found:
+        parser.error(f"there are no results in {results}: leave out --only-draw to make them")
+    figures.draw(found, arguments.into or (PAGE if arguments.full else results))
 
 
 def train_all(results: Path, problems: Mapping[str, Problem], wanted: list[Task], processes: int) -> None:

@@ -82,3 +82,12 @@ def test_all_is_drawn(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.count("90.50 ± 0.50") == len(runs) // 2
     assert "| LeNet-5 | dynamic 0.001 then 8:16 | 30.00 |" in text
+
+
+def test_results_that_are_not_there_are_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["neighbours", "--only-draw", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        program.main()
+    assert f"no results in {tmp_path}" in capsys.readouterr().err

@@ -140,3 +140,12 @@ def test_a_run_is_the_same_from_the_same_seed(tmp_path: Path) -> None:
     recipe = Recipe("transposable", "4:8", "ste", "2:4")
     first, again, other = (train("gpt", small, recipe, seed).losses for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_results_that_are_not_there_are_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pretraining", "--only-draw", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        program.main()
+    assert f"no results in {tmp_path}" in capsys.readouterr().err

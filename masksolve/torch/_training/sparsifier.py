@@ -100,8 +100,8 @@ class Sparsifier:
         Whether to mask matrices whose sides are not multiples of m, with at most n kept in partial groups.
     refresh_every : int, callable or None
         Steps between refreshes; None keeps the first masks; a callable gets the number of the step just done, 1 for
-        the first, and returns whether to refresh. The default is the paper's, of long trainings; in our
-        studies, of few or large steps, 1 trained better.
+        the first, and returns whether to refresh. The default is the paper's, of long trainings; in our studies, of
+        few or large steps, 1 trained better.
     until : int, optional
         The step that begins a final dense phase: from then on nothing is masked.
     sparsity_schedule : callable, optional
