@@ -119,6 +119,14 @@ def test_what_cannot_be_attached_leaves_the_model_as_it_was(
     assert [type(module) for module in model.modules()] == types
 
 
+def test_inference_mode_is_refused_before_anything_is_changed() -> None:
+    model = mlp()
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"made under torch.inference_mode\(\) could not"):
+        Sparsifier(model, "2:4")
+    assert type(model[0]) is nn.Linear
+    Sparsifier(model, "2:4")
+
+
 def test_a_model_is_a_module() -> None:
     with pytest.raises(TypeError, match=r"model must be a torch\.nn.Module, got dict"):
         Sparsifier({}, "2:4")  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -177,6 +178,53 @@ def test_a_model_that_keeps_its_masks_is_tested_under_those_of_a_checkpoint(tmp_
     expected = torch.load(checkpoint, weights_only=True)["state_dict"]["layers.0.weight"]
     assert not torch.equal(before != 0, expected != 0)
     assert torch.equal(model.layers[0].weight, expected)
+
+
+@pytest.mark.parametrize("is_averaged", [False, True])
+def test_a_second_fit_begins_anew(is_averaged: bool, tmp_path: Path) -> None:
+    package = "lightning.pytorch"
+    model, mine = net(package), callback(package, finalize=False, until=STEPS + 1)
+    others = [averaging(package, use_buffers=False)] if is_averaged else []
+    for number in range(2):
+        trainer(package, tmp_path / str(number), mine, *others).fit(model, batches(), batches())
+        assert mine.sparsifier.steps == STEPS
+        assert ms.is_valid_mask((model.layers[0].weight != 0).numpy(), 3, 8)
+    mine.sparsifier.finalize()
+    assert list(model.state_dict()) == list(net(package).state_dict())
+
+
+def test_masks_that_are_given_are_not_replaced_where_weights_are_averaged(tmp_path: Path) -> None:
+    package = "lightning.pytorch"
+    model = net(package)
+    mask = torch.from_numpy(ms.solve_matrix(np.random.default_rng(0).normal(size=(16, 16)), 3, 8))
+    module = importlib.import_module(f"masksolve.torch.integrations.{PACKAGES[package]}")
+    mine = module.SparsifierCallback(
+        "3:8", refresh_every=None, include="layers.0.weight", masks={"layers.0.weight": mask}
+    )
+    trainer(package, tmp_path, mine, averaging(package, use_buffers=False)).fit(model, batches(), batches())
+    assert torch.equal(model.layers[0].weight != 0, mask)
+
+
+def test_the_decay_is_that_of_a_step_however_many_batches_it_takes(tmp_path: Path) -> None:
+    package = "lightning.pytorch"
+    library = importlib.import_module(package)
+    found: list[Tensor] = []
+
+    def note(trainer: Any, module: Any, optimizer: Any) -> None:
+        found.append(held(module.layers[3])[0].grad.clone())  # type: ignore[union-attr]
+
+    for batches_per_step in (1, 4):
+        model, mine = net(package), callback(package, gradient="sr-ste", decay=0.5)
+        library.Trainer(
+            accelerator="cpu",
+            max_steps=1,
+            accumulate_grad_batches=batches_per_step,
+            callbacks=[mine, library.callbacks.LambdaCallback(on_before_optimizer_step=note)],
+            **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
+        ).fit(model, torch.utils.data.DataLoader(torch.zeros(8, 16), batch_size=8 // batches_per_step), batches())
+    # What goes into that layer is zero, so that this is the decay alone.
+    assert bool(found[0].any())
+    torch.testing.assert_close(*found)
 
 
 def test_a_fit_after_a_test_begins_anew(tmp_path: Path) -> None:

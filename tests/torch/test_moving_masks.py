@@ -99,6 +99,27 @@ class TestSparsitySchedule:
             assert np.array_equal(mask_of(layer), mask_of(other))
         assert oracle.is_valid(mask_of(other), 2, 8)
 
+    @pytest.mark.parametrize("saturated", [True, False])
+    def test_to_finalize_on_the_way_warns(self, saturated: bool) -> None:
+        layer = nn.Linear(16, 16)
+        sparsifier = Sparsifier(
+            layer, "3:8", refresh_every=4, sparsity_schedule=cubic_schedule(0, 10), saturated=saturated
+        )
+        for _ in range(10):
+            step(sparsifier, layer)
+        with pytest.warns(UserWarning, match="schedule was at its end: 'weight' is not 3:8: .*; let it"):
+            sparsifier.finalize()
+        assert oracle.is_valid(layer.weight.detach().numpy() != 0, 4, 8, saturated=saturated)
+
+    def test_to_finalize_at_the_end_or_in_a_dense_phase_does_not(self) -> None:
+        for until in (None, 8):
+            layer = nn.Linear(16, 16)
+            sparsifier = Sparsifier(layer, "3:8", refresh_every=4, sparsity_schedule=cubic_schedule(0, 8), until=until)
+            for _ in range(8):
+                step(sparsifier, layer)
+            sparsifier.finalize()
+            assert oracle.is_valid(layer.weight.detach().numpy() != 0, 3, 8) == (until is None)
+
     def test_masks_of_another_m_or_fewer_are_refused_all_the_same(self) -> None:
         schedule = cubic_schedule(0, 6)
         saved = Sparsifier(nn.Linear(16, 16), "1:8", refresh_every=None).state_dict()
@@ -179,6 +200,12 @@ class TestHysteresis:
         for n in (3, 2, 3):
             step(sparsifier, layer)
             assert oracle.is_optimal(weight_of(layer), mask_of(layer), n, 4)
+
+    @pytest.mark.parametrize("method", ["greedy", "two-approx"])
+    def test_masks_of_an_approximation_stay_too(self, method: str) -> None:
+        layer = nn.Linear(64, 64)
+        sparsifier = Sparsifier(layer, "3:8", refresh_every=1, hysteresis=1e9, method=method)
+        assert all(step(sparsifier, layer, 0.1, number).layers[0].sad == 0 for number in range(3))  # type: ignore[union-attr]
 
     def test_every_kernel_position_has_its_own_tiles(self) -> None:
         conv = nn.Conv2d(8, 8, 3)
@@ -270,7 +297,10 @@ class TestGivenMasks:
         model = nn.ModuleDict({"one": nn.Linear(8, 8), "two": nn.Linear(8, 8)})
         model["two"].weight = model["one"].weight
         mask = ms.solve_matrix(np.random.default_rng(0).normal(size=(8, 8)), 2, 4)
-        Sparsifier(model, "2:4", refresh_every=None, masks={"two.weight": mask})
+        with pytest.raises(ValueError, match=r"different ones for 'one.weight' and 'two.weight', which are one param"):
+            Sparsifier(model, "2:4", refresh_every=None, masks={"two.weight": mask, "one.weight": ~mask})
+        mask.flags.writeable = False
+        Sparsifier(model, "2:4", refresh_every=None, masks={"two.weight": mask, "one.weight": mask.copy()})
         assert np.array_equal(mask_of(model["one"]), mask)
 
     @pytest.mark.parametrize(
@@ -298,6 +328,7 @@ class TestGivenMasks:
             (torch.ones(8, 8), r"masks has torch.float32 of shape \(8, 8\) for 'weight'"),
             (torch.ones(4, 8, dtype=torch.bool), r"it takes bools of shape \(8, 8\)"),
             ([[True]], "masks has a list for 'weight'"),
+            (np.ones((8, 8), dtype=object), "masks has a ndarray for 'weight'"),
             (torch.ones(8, 8, dtype=torch.bool), "that is not 2:4: "),
         ],
     )

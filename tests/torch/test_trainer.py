@@ -39,17 +39,16 @@ def trainer(
     folder: Path, model: Any, callback: SparsifierCallback, data: Any = None, others: Any = (), **options: Any
 ) -> Any:
     """Two backwards per step, a refresh at every other step, a checkpoint at every HALF steps."""
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     arguments = transformers.TrainingArguments(
         str(folder),
         max_steps=STEPS,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
         learning_rate=0.05,
         save_steps=HALF,
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
-        **options,
+        **{**sizes, **options},
     )
     data = data or tokens()
     return transformers.Trainer(model, arguments, train_dataset=data, eval_dataset=data, callbacks=[callback, *others])
@@ -207,6 +206,70 @@ def test_other_models_resume_too_and_figures_go_where_they_are_wanted(tmp_path: 
     again = trainer(tmp_path, Loss(1), callback(), data, save_strategy="no")
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{HALF}"))
     assert same(whole.model, again.model)
+
+
+class Interrupt(transformers.TrainerCallback):  # type: ignore[misc]
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_training_that_is_begun_again_counts_from_zero(tmp_path: Path) -> None:
+    model, mine = gpt2(), callback(until=STEPS + 1)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, model, mine, others=[Interrupt()]).train()
+    weight = held(model.transformer.h[0].mlp.c_fc)[0].detach().clone()
+    again = trainer(tmp_path, model, mine, others=[begun := Begun()], save_strategy="no")
+    again.train()
+    assert mine.sparsifier is not None
+    # Masks of the dense weights, of which none was lost.
+    assert torch.equal(begun.weight, weight)
+    assert torch.equal(begun.mask, torch.from_numpy(ms.solve_matrix(weight.numpy().T, 3, 8).T))
+    assert (begun.steps, mine.sparsifier.steps) == (0, STEPS)
+    assert ms.is_valid_mask((model.transformer.h[0].mlp.c_fc.weight != 0).numpy(), 3, 8)
+    assert not model._load_state_dict_pre_hooks
+
+
+class Begun(transformers.TrainerCallback):  # type: ignore[misc]
+    """The first masks."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if state.global_step == 0:
+            self.weight, self.mask = (each.clone() for each in held(rest["model"].transformer.h[0].mlp.c_fc))
+            self.steps = int(rest["model"].state_dict()["transformer.h.0.attn.c_attn.weight_mask_steps"])
+
+
+class Gradients(transformers.TrainerCallback):  # type: ignore[misc]
+    """Those of the first step."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if state.global_step == 0:
+            self.found = held(rest["model"].net[0])[0].grad.clone()  # type: ignore[union-attr]
+
+
+def test_the_decay_is_that_of_a_step_however_many_backwards_it_takes(tmp_path: Path) -> None:
+    data = [{"x": row} for row in torch.randn(16, 16, generator=torch.Generator().manual_seed(0))]
+    found = []
+    for backwards, size in ((1, 4), (2, 2), (4, 1)):
+        seen = Gradients()
+        sizes = {"gradient_accumulation_steps": backwards, "per_device_train_batch_size": size}
+        mine = callback(gradient="sr-ste", decay=0.5)
+        trainer(tmp_path, Loss(0), mine, data, [seen], save_strategy="no", max_grad_norm=0.0, **sizes).train()
+        found.append(seen.found)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+def test_the_decay_goes_with_the_scale_of_the_loss() -> None:
+    grads = []
+    for scaler, backwards in ((torch.amp.GradScaler("cpu", enabled=False), 1), (torch.amp.GradScaler("cpu"), 2)):
+        sparsifier = Sparsifier(model := mlp(), "3:8", gradient="sr-ste", decay=0.5)
+        sparsifier._spread_decay(backwards, scaler)
+        for part in torch.ones(4, 16).chunk(backwards):
+            scaler.scale(model(part).mean() / backwards).backward()
+        scaler.unscale_(torch.optim.SGD(model.parameters(), 0.1))
+        grads.append(held(model[0])[0].grad)
+        sparsifier.decay = 0.25
+    torch.testing.assert_close(*grads)
 
 
 def test_what_a_sparsifier_does_not_take_is_refused_at_once() -> None:

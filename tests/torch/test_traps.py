@@ -4,6 +4,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 
-from masksolve.torch import Sparsifier
+from masksolve import solve_matrix
+from masksolve.torch import Sparsifier, finalize
 from masksolve.torch._training.masking import GRADIENTS, Gradient, masked_parameter
 from tests.torch.masked import held
 
@@ -127,6 +129,22 @@ def test_weights_that_are_meant_to_stand_still_or_change_unseen_are_not_named(
     model = mlp()
     sparsifier = Sparsifier(model, "2:4")
     train(model, make(model), sparsifier, range(3))
+
+
+def test_steps_of_a_fused_optimizer_that_16_bits_round_away_are_not_taken_for_none() -> None:
+    model = mlp().bfloat16()
+    for name, parameter in model.named_parameters():
+        nn.init.ones_(parameter) if name.endswith("weight") else nn.init.zeros_(parameter)
+    sparsifier = Sparsifier(model, "3:8", ragged="allow")
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    for _ in range(2):
+        model(data().bfloat16()).square().mean().backward()
+        optimizer.step()
+        sparsifier.step()
+        optimizer.zero_grad()
+    # Biases moved, unseen by their version; weights, of which the step is below the rounding, stand still.
+    assert bool((model[0].bias != 0).any())
+    assert bool((held(model[0])[0] == 1).all())
 
 
 def test_a_first_step_that_a_scaler_skips_is_not_judged_but_the_next_one_is() -> None:
@@ -476,6 +494,51 @@ def test_a_weight_that_is_used_twice_decays_once(compile_it: bool) -> None:
     torch.testing.assert_close(weight.grad, torch.where(mask, 0, 0.5 * weight.detach()))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_what_is_unfrozen_later_decays_in_a_compiled_model_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    model[0].weight.requires_grad_(False)
+    sparsifier = Sparsifier(model, "3:8", gradient="sr-ste", decay=0.5, refresh_every=None)
+    run = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        run(torch.ones(1, 8)).sum().backward()
+        optimizer.step()
+        sparsifier.step()
+    model[0].weight.requires_grad_(True)
+    sparsifier.step()
+    optimizer.zero_grad()
+    run(torch.zeros(1, 8)).sum().backward()
+    weight, mask = held(model[0])
+    torch.testing.assert_close(weight.grad, torch.where(mask, 0, 0.5 * weight.detach()))
+
+
+def test_a_tied_layer_can_be_copied_by_itself() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    Sparsifier(model, "3:8", gradient="sr-ste", decay=0.5)
+    for twin in (copy.deepcopy(model[1]), pickled(model[1])):
+        weight, mask = held(twin)
+        assert torch.equal(weight * mask, model[1].weight)
+        twin(torch.zeros(1, 8)).sum().backward()
+        torch.testing.assert_close(weight.grad, torch.where(mask, 0, 0.5 * weight.detach()))
+
+
+def test_attention_is_read_in_several_threads() -> None:
+    attention = nn.MultiheadAttention(16, 2)
+    Sparsifier(attention, "3:8")
+    inputs = data()[:, None]
+    expected = attention(inputs, inputs, inputs)[0].detach()
+
+    def run(_: int) -> bool:
+        with torch.no_grad():
+            return torch.equal(attention(inputs, inputs, inputs)[0], expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(600)))
+
+
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickled(model)], ids=["deepcopy", "pickle"])
 def test_copies_decay_too(how: Callable[[nn.Module], nn.Module]) -> None:
     layer = nn.Linear(8, 8, bias=False)
@@ -520,6 +583,9 @@ def test_the_schedule_can_be_changed_at_any_time() -> None:
     assert held(model[0])[1].all()
     # Dense masks are those of the final phase, and may be loaded.
     model.load_state_dict(model.state_dict())
+    sparsifier.until = None
+    weight, mask = held(model[0])
+    assert torch.equal(mask, torch.from_numpy(solve_matrix(weight.detach().numpy(), 2, 4)))
 
 
 def test_nothing_else_can_be_set_and_nothing_is_ignored() -> None:
@@ -545,6 +611,53 @@ def test_finalizing_a_copy_by_its_sparsifier_leaves_the_model_in_training() -> N
     sparsifier.finalize(nn.Sequential(model))
     with pytest.raises(RuntimeError, match="this Sparsifier is finalized"):
         sparsifier.finalize()
+
+
+def test_a_copy_of_a_masked_module_inside_of_the_model_is_refused() -> None:
+    """As PEFT makes one with `modules_to_save`."""
+    model = mlp()
+    sparsifier = Sparsifier(model, "3:8")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    train(model, optimizer, sparsifier, range(1))
+    model.append(copy.deepcopy(model[2]))
+    calls: list[Callable[[], object]] = [sparsifier.refresh, sparsifier.finalize]
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"'3.weight' is in a copy of a masked module, which this Spars"):
+            call()
+    finalize(model[3])
+    sparsifier.finalize()
+    assert list(model.state_dict()) == list(nn.Sequential(*mlp(), nn.Linear(16, 16)).state_dict())
+
+
+def test_a_copy_of_a_masked_module_is_refused_at_the_first_step() -> None:
+    model = mlp()
+    sparsifier = Sparsifier(model, "3:8")
+    model.append(copy.deepcopy(model[2]))
+    model(data()).sum().backward()
+    with pytest.raises(RuntimeError, match=r"'3.weight' is in a copy"):
+        sparsifier.step()
+
+
+def test_a_sparsifier_and_its_model_are_copied_together() -> None:
+    pair = copy.deepcopy((model := mlp(), Sparsifier(model, "3:8")))
+    twin, sparsifier = pair
+    before = held(model[0])[1].clone()
+    nn.init.normal_(twin[0].weight)
+    assert sparsifier.refresh().layers[0].sad > 0
+    assert torch.equal(held(model[0])[1], before)
+    # A shallow copy of a module has the masks of the module.
+    copy.copy(model[0])
+    sparsifier.finalize()
+    assert type(twin[0]) is nn.Linear
+
+
+def test_a_layer_that_was_removed_is_not_taken_for_the_next_one() -> None:
+    model = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+    sparsifier = Sparsifier(model, {"0": "1:4", "*": "2:4"})
+    del model[0]
+    with pytest.raises(RuntimeError, match=r"'0.weight' is not masked any more: its module was removed"):
+        sparsifier.refresh()
+    assert [float(each.weight.count_nonzero()) for each in model] == [32, 32]
 
 
 def test_a_layer_that_was_wrapped_is_masked_on() -> None:

@@ -528,6 +528,18 @@ def test_the_report_says_where_gradients_are_thinned_and_why_not() -> None:
     assert all(line.gradient_sparsity is None for line in without.report)
 
 
+def test_a_layer_whose_forward_was_replaced_has_the_exact_gradient_and_the_report_says_so() -> None:
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8))
+    model[0].forward = model[0].forward  # type: ignore[method-assign]  # as a hook of accelerate does
+    sparsifier = Sparsifier(model, "3:8", gradient_sparsity="1:4")
+    said = {line.name: line.gradient_sparsity for line in sparsifier.report}
+    assert said["0.weight"] == "dense: this Linear has a forward of its own, as hooks of accelerate are"
+    assert said["1.weight"] == "1:4"
+    inputs = torch.randn(16, 8)
+    model[0](inputs).sum().backward()
+    torch.testing.assert_close(held(model[0])[0].grad, torch.ones(8, 16) @ inputs)
+
+
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [

@@ -14,6 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from masksolve.torch._dtensor import is_sharded
 
 _SAMPLES = 16
+# Bytes of the floats in which any step is seen.
+_EXACT = 4
 
 
 class _Version(NamedTuple):
@@ -52,10 +54,15 @@ class FirstSteps:
         changed = {id(each) for each in self._model.parameters() if self._is_changed(each)}
         if not changed:
             return None
+        # A fused optimizer leaves versions as they are, and its first steps may be lost in the rounding of 16 bits.
+        may_round = not any(self._has_new_version(each) for each in self._model.parameters())
         return [
             name
             for name, each in parameters.items()
-            if id(each) in self._received and id(each) not in changed and each.requires_grad
+            if id(each) in self._received
+            and id(each) not in changed
+            and each.requires_grad
+            and not (may_round and each.dtype.itemsize < _EXACT)
         ]
 
     def forget(self) -> None:
@@ -84,9 +91,12 @@ class FirstSteps:
     def _is_changed(self, parameter: nn.Parameter) -> bool:
         if id(parameter) not in self._before:
             return False
-        _, version, sample = self._before[id(parameter)]
         # Optimizers that write through `.data` or with their own kernels do not change the version.
-        return parameter._version != version or not torch.equal(sample, _sample(parameter))
+        return self._has_new_version(parameter) or not torch.equal(self._before[id(parameter)][2], _sample(parameter))
+
+    def _has_new_version(self, parameter: nn.Parameter) -> bool:
+        found = self._before.get(id(parameter))
+        return found is not None and found[1] != parameter._version
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

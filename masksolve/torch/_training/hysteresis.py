@@ -36,7 +36,8 @@ def steady(scores: Tensor, new: Tensor, old: Tensor, recipe: Recipe, share: floa
     gains = (importance * tiles(new.to(torch.uint8))).sum((-3, -1)) > (1 + share) * kept
     most = torch.maximum(ones.sum(-1).amax(-2), ones.sum(-3).amax(-1))
     unfit = most > recipe.pattern.n
-    if recipe.saturated:
+    # Masks of other methods may leave places free.
+    if recipe.saturated and recipe.method == "exact":
         unfit |= ones.sum((-3, -1)) < tiles(new.to(torch.uint8)).sum((-3, -1))
     changes = (gains | unfit).repeat_interleave(height, -2).repeat_interleave(width, -1)
     return torch.where(changes[..., :rows, :columns], new, old)

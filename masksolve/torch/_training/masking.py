@@ -9,6 +9,7 @@ module's forward or elsewhere, gets the masked weight.
 from __future__ import annotations
 
 import copyreg
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import cache, wraps
@@ -25,8 +26,8 @@ Gradient = Literal["ste", "sr-ste", "masked", "soft"]
 GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 # A mask -> what is wrong with it for the weight that asks, in words; None if nothing is.
 MaskFault = Callable[[Tensor], str | None]
-# A module's attribute during a forward that masks each parameter once: what was read, by name.
-_READ = "_masked_read"
+# During a forward that masks each parameter once, `found`: what was read, by the module's id and the name.
+_READ = threading.local()
 
 
 class MaskedWeight:
@@ -168,6 +169,13 @@ class MaskedWeight:
             value = weight * mask if transformed else _apply(_Masking, weight, mask)
         # Changes of a transformation's values reach nothing.
         return MaskedRead.of(value, weight, mask) if type(weight) is nn.Parameter and not transformed else value
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.is_copy = True
+        # This and its home have each other, and either may be filled first.
+        if "_parameters" in vars(self.home):
+            _look(self.home)
 
     def watch(self, weight: Tensor) -> None:
         """Make the gradient of a dense weight get the decay of "sr-ste", once in each backward.
@@ -311,8 +319,6 @@ def _masked_class(
 
         def __setstate__(self, state: Any) -> None:
             super().__setstate__(state)
-            for masked in _masks(self).values():
-                masked.is_copy = True
             _look(self)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
@@ -350,18 +356,19 @@ def _reading_once(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return forward(self, *args, **kwargs)
-        vars(self)[_READ] = {}
+        before = vars(_READ).setdefault("found", {})
+        _READ.found = {**before, id(self): {}}
         try:
             return forward(self, *args, **kwargs)
         finally:
-            del vars(self)[_READ]
+            _READ.found = before
 
     return run
 
 
 def _reader(attribute: str) -> Callable[[Any], Tensor | None]:
     def read(self: Any) -> Tensor | None:
-        read_before = vars(self).get(_READ)
+        read_before = None if torch.compiler.is_compiling() else vars(_READ).get("found", {}).get(id(self))
         if read_before is None:
             return compute(self)
         if attribute not in read_before:
@@ -406,6 +413,9 @@ def _rebuild(
 def _look(module: nn.Module) -> None:
     """Look again at the masks of a module whose parameters or buffers have been replaced."""
     for attribute, masked in _masks(module).items():
+        if not vars(masked):
+            # A copy, of which nothing is filled yet.
+            continue
         masked.look()
         weight = module._parameters.get(attribute)
         if weight is not None:
@@ -519,8 +529,8 @@ def refuse_masks(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: 
         for fault in mask_faults(module, state_dict, f"{prefix}{path}." if path else prefix).values():
             raise RuntimeError(
                 f"the state_dict has a mask that the model's Sparsifier cannot have made: {fault}; nothing was loaded; "
-                "make the Sparsifier for the pattern and direction that were saved, or leave out the masks and load "
-                "with strict=False"
+                "make the Sparsifier for the pattern and direction that were saved, or leave out the masks, load with "
+                "strict=False, and find masks of the new weights with the Sparsifier's refresh()"
             )
 
 

@@ -87,7 +87,8 @@ def cubic_schedule(begin: int, end: int) -> SparsitySchedule:
     Parameters
     ----------
     begin, end : int
-        Optimizer steps, 0 <= begin < end: dense up to `begin`, the pattern itself from `end` on.
+        Optimizer steps, 0 <= begin < end: dense up to `begin`, the pattern itself from `end` on, or from the first
+        refresh after it.
 
     Returns
     -------

@@ -87,9 +87,11 @@ def linear_forward(module: nn.Module) -> Callable[..., Tensor] | None:
 
 def reason_unknown(module: nn.Module) -> str | None:
     """Say why a module's products stay as they are; None for a Linear."""
+    name = unmasked_class(module).__name__
+    if "forward" in vars(module):
+        return f"this {name} has a forward of its own, as hooks of accelerate are"
     if _is_linear(module):
         return None
-    name = unmasked_class(module).__name__
     return f"only the forward of nn.Linear is known, this {name} has its own, or one that calls it"
 
 
@@ -328,4 +330,4 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_attached(module: nn.Module) -> bool:
-    return type(module).forward is _forward and "forward" not in vars(module)
+    return type(module).forward is _forward

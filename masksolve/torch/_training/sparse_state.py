@@ -48,7 +48,8 @@ def sparse_state_dict(model: nn.Module) -> dict[str, Any]:
     >>> other.load_state_dict(state)
     <All keys matched successfully>
     """
-    state = dict(check_module(model).state_dict())
+    # As it comes, with the versions of modules that PyTorch keeps in it.
+    state = check_module(model).state_dict()
     if not take_masks(model, state).buffers:
         raise ValueError(f"this {type(model).__name__} has no masked parameter; its state_dict is a plain one")
     return state

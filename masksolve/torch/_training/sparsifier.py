@@ -56,6 +56,7 @@ from masksolve.torch._training.masking import (
     attach,
     check_names,
     check_weight,
+    detach,
     masked_parameter,
     masked_product,
     owner_of,
@@ -107,7 +108,7 @@ class Sparsifier:
     sparsity_schedule : callable, optional
         Gets the step of a refresh, 0 for the first masks, and returns the share of the pattern's zeros that masks have
         from then on, 0 (dense) to 1, rounded down to whole zeros: on the way to "4:8", first 8:8, then 7:8, 6:8, 5:8.
-        `cubic_schedule` makes one.
+        `cubic_schedule` makes one. A last refresh before it returns 1 leaves masks on the way; `finalize` warns then.
     hysteresis : float
         How much more a new mask has to keep than the one before, as a share, for a tile (one-sided: a group) to change
         it: .01 is one percent. 0: every refresh makes all masks the best.
@@ -123,7 +124,7 @@ class Sparsifier:
         saturated, transposable masks of magnitudes on whole tiles, without an `until`.
     decay : float
         For "sr-ste". The term is added once in every backward. Divide it by the number of accumulated backwards, and
-        multiply it by the scale of a GradScaler.
+        multiply it by the scale of a GradScaler; the callbacks of `masksolve.torch.integrations` do that.
     importance : {"magnitude"} or callable
         What masks keep most of: abs(weight), or the scores that a callable returns for the name and the Parameter (with
         its `.grad`, if there is one): of its shape, not negative. Where processes share the solves, only one of them
@@ -148,6 +149,8 @@ class Sparsifier:
     ------
     ValueError, TypeError
         For whatever cannot be done, saying what was given and what is allowed; the model is left as it was.
+    RuntimeError
+        Under `torch.inference_mode()`.
 
     Notes
     -----
@@ -216,9 +219,11 @@ class Sparsifier:
         gradient_sparsity: PatternLike | None = None,
     ) -> None:
         check_module(model)
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("a Sparsifier made under torch.inference_mode() could not train; make it outside")
         check_choice(ragged, "ragged", ("allow", "skip"))
         check_choice(gradient, "gradient", GRADIENTS)
-        self._is_soft = gradient == "soft"
+        self._is_soft, self._is_sr_ste = gradient == "soft", gradient == "sr-ste"
         if self._is_soft:
             _check_soft(
                 importance=importance,
@@ -266,7 +271,7 @@ class Sparsifier:
         self._gradient_sparsity = thin
         self._is_final = False
         self._potentials: dict[str, Tensor] = {}
-        self._decay = _checked_decay(decay)
+        self._decay, self._decay_share = _checked_decay(decay), 1.0
         self._last_end: float | None = None
 
         start = time.perf_counter()
@@ -291,6 +296,9 @@ class Sparsifier:
         self._filled: dict[str, tuple[int, int]] = {}
         self._finish_refresh(solutions, start, {site.name: 0 for site in self._sites})
         self._first_steps: FirstSteps | None = FirstSteps(self._model)
+        # Those that "sr-ste" cannot pull yet, as they are frozen.
+        self._frozen = {site.name for site in self._sites if self._is_sr_ste}
+        self._watch_frozen()
 
     @property
     def pattern(self) -> Pattern | dict[str, Pattern]:
@@ -319,7 +327,7 @@ class Sparsifier:
 
     @property
     def last_refresh(self) -> RefreshRecord:
-        """The record of the last refresh."""
+        """The record of the last refresh, or of the first masks; `load_state_dict` leaves it as it is."""
         return self._last_refresh
 
     @property
@@ -330,8 +338,7 @@ class Sparsifier:
     @decay.setter
     def decay(self, value: float) -> None:
         self._decay = _checked_decay(value)
-        for site in self._sites:
-            self._held(site.name).masked.decay = value
+        self._set_decays()
 
     @property
     def refresh_every(self) -> RefreshEvery:
@@ -344,17 +351,20 @@ class Sparsifier:
 
     @property
     def until(self) -> int | None:
-        """The step that begins the final dense phase, or None. Can be set."""
+        """The step that begins the final dense phase, or None. Can be set; to end that phase finds masks at once."""
         return self._schedule.until
 
     @until.setter
     def until(self, value: int | None) -> None:
         if self._is_soft and value is not None:
             raise ValueError(_no_soft("until", value))
+        was_dense = self._schedule.is_dense_at(self.steps)
         self._schedule = replace(self._schedule, until=value)
         for site in self._sites:
             # `until` decides whether dense masks may be loaded.
             self._held(site.name).masked.fault = self._fault_of(site)
+        if was_dense and not self._schedule.is_dense_at(self.steps):
+            self.refresh()
 
     @property
     def hysteresis(self) -> float:
@@ -402,6 +412,7 @@ class Sparsifier:
         """
         self._check_attached()
         self._check_first_steps()
+        self._watch_frozen()
         step = self.steps + 1
         self._steps.value = step
         if self._schedule.is_dense_at(step):
@@ -426,6 +437,7 @@ class Sparsifier:
                 f"the final dense phase began at step {self._schedule.until}: no mask is left to refresh"
             )
         start = time.perf_counter()
+        self._check_copies()
         held = {site.name: self._held(site.name) for site in self._sites}
         if self._is_soft and (sharded := [name for name, (weight, _) in held.items() if is_sharded(weight)]):
             raise ValueError(f"gradient='soft' needs whole weights, and {_some_of(sharded)} is sharded; choose another")
@@ -449,8 +461,8 @@ class Sparsifier:
         Parameters
         ----------
         model : nn.Module, optional
-            A copy of the model to finalize in its place, such as an EMA or a `copy.deepcopy`. This object and its own
-            model go on.
+            A copy of the model to finalize in its place, such as an EMA or a `copy.deepcopy`: all of its masks, whoever
+            made them. This object and its own model go on.
 
         Raises
         ------
@@ -458,8 +470,13 @@ class Sparsifier:
             If nothing in the copy is masked, it is a part of the own model, or a parameter has changed its shape or is
             on the meta device.
         RuntimeError
-            If it was done before, a parameter is sharded by FSDP, its module was given another class since, or its
-            mask is not of this pattern. The model is left as it was.
+            If it was done before, a parameter is sharded by FSDP, its module was given another class since, its mask
+            is not of this pattern, or the model has a copy of a masked module. The model is left as it was.
+
+        Warns
+        -----
+        UserWarning
+            If masks have not reached the pattern, as the last refresh came before the end of the `sparsity_schedule`.
         """
         self._check_attached()
         if model is not None and not any(each is self._model for each in check_module(model).modules()):
@@ -471,12 +488,18 @@ class Sparsifier:
                 )
             finalize(model)
             return
-        for site in self._sites:
-            self._held(site.name)
+        self._check_copies()
+        unfinished = self._unfinished()
         remove_masks([(name, *self._place(name)) for site in self._sites for name in site.names])
         unguard_loading(self._model)
         self._forget_first_steps()
         self._is_final = True
+        if unfinished is not None:
+            warnings.warn(
+                f"finalized before sparsity_schedule was at its end: {unfinished}; let it return 1 from the last "
+                "refresh on",
+                stacklevel=2,
+            )
 
     def state_dict(self, *, pruned: bool = False) -> dict[str, Any]:
         """Return what `load_state_dict` needs to resume: the masks, their potentials, and the number of steps.
@@ -590,21 +613,19 @@ class Sparsifier:
             raise ValueError(
                 f"masks has one for {unknown[0]!r}, which {reason}; leave it out, or include the parameter"
             )
-        given = {names[name].name: mask for name, mask in masks.items()}
-        if missing := [site.name for site in self._sites if site.name not in given]:
+        given = {site.name: [name for name in site.names if name in masks] for site in self._sites}
+        if missing := [name for name, found in given.items() if not found]:
             raise ValueError(f"masks has none for {_some_of(missing)}; add it, or exclude the parameter")
         found = {}
         for site in self._sites:
-            mask, weight = given[site.name], parameters[site.name]
-            mask = torch.as_tensor(mask) if isinstance(mask, (Tensor, np.ndarray)) else None
-            if mask is None or mask.dtype != torch.bool or mask.shape != weight.shape:
-                raise ValueError(
-                    f"masks has {described(given[site.name])} for {site.name!r}; it takes bools of shape "
-                    f"{tuple(weight.shape)}"
-                )
+            weight = parameters[site.name]
+            mask, *others = (_given_mask(name, masks[name], weight) for name in given[site.name])
+            if any(not torch.equal(mask, other) for other in others):
+                shared = " and ".join(map(repr, given[site.name]))
+                raise ValueError(f"masks has different ones for {shared}, which are one parameter; give one of them")
             if (fault := self._fault_of(site)(mask)) is not None:
                 raise ValueError(f"masks has one for {site.name!r} that is not {site.pattern}: {fault}")
-            mask = like(mask.to(weight.device), weight)
+            mask = like(mask, weight)
             found[site.name] = MaskSolution(
                 masks=mask, kept_importance=kept_importance(self._scores(site.name, weight), mask)
             )
@@ -686,6 +707,17 @@ class Sparsifier:
         recipes = [replace(recipe, pattern=pattern) for pattern in self._schedule.patterns(site.pattern)]
         return _Judge(site.layout, recipes, self._schedule.until is not None)
 
+    def _unfinished(self) -> str | None:
+        """Say which mask the sparsity schedule has left on the way to its pattern, and how."""
+        if self._schedule.sparsity is None or self._schedule.is_dense_at(self.steps):
+            return None
+        for site in self._sites:
+            assert site.pattern is not None
+            judge = _Judge(site.layout, [self._recipes[site.pattern]], allows_dense=False)
+            if (fault := judge(self._held(site.name).masked.mask)) is not None:
+                return f"{site.name!r} is not {site.pattern}: {fault}"
+        return None
+
     def _become_dense(self) -> None:
         for site in self._sites:
             masked = self._held(site.name).masked
@@ -698,20 +730,25 @@ class Sparsifier:
     def _place(self, name: str) -> tuple[nn.Module, str]:
         """Return the module that owns a parameter now, and its attribute. Never kept: both may be replaced."""
         path, _, attribute = name.rpartition(".")
+        known = self._owners[name]()
         try:
-            owner = self._model.get_submodule(path)
-            if masked_parameter(owner, attribute) is not None:
-                return owner, attribute
+            named = self._model.get_submodule(path)
         except AttributeError:
-            pass
+            named = None
         # Adapters such as PEFT's wrap a layer, which then has another name.
-        moved = self._owners[name]()
-        if moved is not None and masked_parameter(moved, attribute) and any(moved is x for x in self._model.modules()):
-            return moved, attribute
+        is_here = known is not None and (named is known or any(each is known for each in self._model.modules()))
+        if known is not None and is_here and masked_parameter(known, attribute) is not None:
+            return known, attribute
+        # It may be a copy, made together with this object; but names shift where a module is removed from a list.
+        if named is not None and masked_parameter(named, attribute) and not self._is_known(named):
+            return named, attribute
         raise RuntimeError(
             f"parameter {name!r} is not masked any more: its module was removed, replaced or given another class; make "
             "a new Sparsifier"
         )
+
+    def _is_known(self, module: nn.Module) -> bool:
+        return any(owner() is module for owner in self._owners.values())
 
     def _held(self, name: str) -> Held:
         """Return the dense weight and the mask of a parameter, as they are now."""
@@ -733,9 +770,7 @@ class Sparsifier:
             raise RuntimeError(
                 "step() was called before any backward; call it after optimizer.step(), once for every optimizer step"
             )
-        for weight, masked in held.values():
-            # It may have been unfrozen since, and compiled code does not show that it is read.
-            masked.watch(weight)
+        self._check_copies()
         untrained = self._first_steps.untrained({name: weight for name, (weight, _) in held.items()})
         if untrained is None:
             return
@@ -746,6 +781,49 @@ class Sparsifier:
                 "give these to the optimizer too, or freeze them with requires_grad_(False)",
                 stacklevel=3,
             )
+
+    def _spread_decay(self, backwards: int, scaler: torch.amp.GradScaler | None) -> None:
+        """Let `decay` be that of a whole step, which has so many backwards, of a loss that may be scaled."""
+        if not self._is_sr_ste:
+            return
+        share = (1.0 if scaler is None else scaler.get_scale()) / backwards
+        if share != self._decay_share:
+            self._decay_share = share
+            self._set_decays()
+
+    def _set_decays(self) -> None:
+        for site in self._sites:
+            self._held(site.name).masked.decay = self._decay * self._decay_share
+
+    def _watch_frozen(self) -> None:
+        """Let "sr-ste" pull what has been unfrozen: compiled code does not show that a weight is read."""
+        for name in list(self._frozen):
+            weight, masked = self._held(name)
+            if weight.requires_grad:
+                masked.watch(weight)
+                self._frozen.remove(name)
+
+    def _withdraw(self) -> None:
+        """Make the model a plain one again with its dense weights, as if there had been no Sparsifier."""
+        for site in self._sites if not self._is_final else ():
+            for name in site.names:
+                detach(*self._place(name))
+        unguard_loading(self._model)
+        self._forget_first_steps()
+        self._is_final = True
+
+    def _check_copies(self) -> None:
+        """Refuse a model that has got a copy of a masked module: nothing would change its masks, or remove them."""
+        own = {id(self._held(site.name).masked) for site in self._sites}
+        for path, module in self._model.named_modules():
+            for attribute in masked_attributes(module):
+                found = masked_parameter(module, attribute)
+                if found is not None and found.masked.is_copy and id(found.masked) not in own:
+                    raise RuntimeError(
+                        f"'{path}.{attribute}' is in a copy of a masked module, which this Sparsifier does not know; "
+                        "make the Sparsifier after whatever copies modules (PEFT with modules_to_save), or make the "
+                        "copy a plain module with masksolve.torch.finalize"
+                    )
 
     def _forget_first_steps(self) -> None:
         if self._first_steps is not None:
@@ -854,6 +932,14 @@ def _with_pruned(name: str, weight: Tensor, absent: Tensor, factor: Tensor, prun
             "its mask prunes; load the model that was saved with it, and before it"
         )
     return dense
+
+
+def _given_mask(name: str, given: object, weight: Tensor) -> Tensor:
+    # A copy of an array: PyTorch warns of those that cannot be written to.
+    mask = torch.tensor(given) if isinstance(given, np.ndarray) and given.dtype == bool else given
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
+        raise ValueError(f"masks has {described(mask)} for {name!r}; it takes bools of shape {tuple(weight.shape)}")
+    return mask.to(weight.device)
 
 
 def _are_tensors(given: object) -> bool:

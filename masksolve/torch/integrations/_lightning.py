@@ -70,21 +70,27 @@ class LightningCallback:
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the Sparsifier, and load what the checkpoint has of it if the training resumes from one."""
-        is_early = self._model is pl_module
+        is_masked = self._model is pl_module
         self._attach(pl_module)
         assert self.sparsifier is not None
         if self._saved is not None:
-            if not is_early and self._weights is not None:
+            if not is_masked and self._weights is not None:
                 pl_module.load_state_dict(self._weights)
             self.sparsifier.load_state_dict(self._saved)
-        elif is_early:
-            # Weights may have been loaded since.
-            self.sparsifier.refresh()
+        elif is_masked and not trainer.global_step:
+            # Weights may have been loaded since, or a fit before was interrupted or did not finalize.
+            self.sparsifier = self._recipe.make(pl_module, self.sparsifier)
         self._saved = self._weights = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note how many optimizer steps were made before."""
         self._global_step = trainer.global_step
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Let the decay of "sr-ste" count once in a step."""
+        assert self.sparsifier is not None
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.sparsifier._spread_decay(trainer.accumulate_grad_batches, scaler)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the optimizer steps of a batch, of which there may be none, and log a refresh."""

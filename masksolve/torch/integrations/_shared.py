@@ -23,8 +23,10 @@ class Recipe:
         inspect.signature(Sparsifier).bind(None, pattern, **options)
         self._pattern, self._options = pattern, options
 
-    def make(self, model: nn.Module) -> Sparsifier:
-        """Mask a model."""
+    def make(self, model: nn.Module, before: Sparsifier | None = None) -> Sparsifier:
+        """Mask a model; anew, from its dense weights, if there is a Sparsifier from before."""
+        if before is not None:
+            before._withdraw()
         return Sparsifier(model, self._pattern, **self._options)
 
 

@@ -62,6 +62,10 @@ class SparsifierCallback(TrainerCallback):
 
     Notes
     -----
+    A `train` that resumes from no checkpoint begins anew, at step 0, with masks of the dense weights as they are then.
+
+    Under "sr-ste", `decay` is that of a whole step, however many backwards it takes, and with fp16=True too.
+
     Under DistributedDataParallel each process solves for itself. FSDP and DeepSpeed shard the model before training
     begins, so that its weights are refused.
 
@@ -108,7 +112,10 @@ class SparsifierCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Make the Sparsifier, and load what the checkpoint has of it if the training resumes from one."""
         model: nn.Module = rest["model"]
-        if self._model is not model:
+        if self._model is model and not state.global_step:
+            # A training before was interrupted, or did not finalize.
+            self.sparsifier = self._recipe.make(model, self.sparsifier)
+        elif self._model is not model:
             self.sparsifier = self._recipe.make(model)
             self._model, self._loading = model, PlainLoading(model)
             if isinstance(model, PreTrainedModel):
@@ -116,6 +123,12 @@ class SparsifierCallback(TrainerCallback):
                 vars(model)["save_pretrained"] = MethodType(save_pretrained, model)
         if state.global_step:
             self._load(_checkpoint(args, state) if self._resume_from is None else Path(self._resume_from))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """Let the decay of "sr-ste" count once in a step."""
+        assert self.sparsifier is not None
+        scaler = getattr(rest["optimizer"], "scaler", None)
+        self.sparsifier._spread_decay(args.gradient_accumulation_steps, scaler)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Count a step, and refresh masks when they are due, while the gradients are there."""
