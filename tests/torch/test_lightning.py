@@ -28,7 +28,7 @@ def package(request: pytest.FixtureRequest) -> str:
 
 def callback(package: str, **options: Any) -> Any:
     module = importlib.import_module(f"masksolve.torch.integrations.{PACKAGES[package]}")
-    return module.SparsifierCallback("3:8", refresh_every=1, **options)
+    return module.SparsifierCallback("3:8", **{"refresh_every": 1, **options})
 
 
 def net(package: str, seed: int = 0) -> Any:
@@ -185,46 +185,69 @@ def test_a_second_fit_begins_anew(is_averaged: bool, tmp_path: Path) -> None:
     package = "lightning.pytorch"
     model, mine = net(package), callback(package, finalize=False, until=STEPS + 1)
     others = [averaging(package, use_buffers=False)] if is_averaged else []
-    for number in range(2):
+    for number in range(3):
         trainer(package, tmp_path / str(number), mine, *others).fit(model, batches(), batches())
         assert mine.sparsifier.steps == STEPS
         assert ms.is_valid_mask((model.layers[0].weight != 0).numpy(), 3, 8)
-    mine.sparsifier.finalize()
-    assert list(model.state_dict()) == list(net(package).state_dict())
+        if number > 0:
+            mine.sparsifier.finalize()
+            assert list(model.state_dict()) == list(net(package).state_dict())
+
+
+def test_a_fit_that_goes_on_counts_on(tmp_path: Path) -> None:
+    package = "lightning.pytorch"
+    model, mine = net(package), callback(package, finalize=False)
+    whole = trainer(package, tmp_path, mine)
+    whole.fit(model, batches(), batches())
+    whole.fit_loop.epoch_loop.max_steps = 2 * STEPS
+    whole.fit(model, batches(), batches())
+    assert mine.sparsifier.steps == whole.global_step == 2 * STEPS
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
+def test_layers_made_late_stay_dense_where_weights_are_averaged(tmp_path: Path) -> None:
+    package = "lightning.pytorch"
+    model, mine = net(package), callback(package)
+    model.configure_model = lambda: model.layers.append(nn.Linear(16, 16)) if len(model.layers) < 5 else None
+    trainer(package, tmp_path, mine, averaging(package, use_buffers=False)).fit(model, batches(), batches())
+    assert [float((model.layers[i].weight != 0).float().mean()) for i in (3, 4)] == [0.375, 1.0]
 
 
 def test_masks_that_are_given_are_not_replaced_where_weights_are_averaged(tmp_path: Path) -> None:
     package = "lightning.pytorch"
     model = net(package)
     mask = torch.from_numpy(ms.solve_matrix(np.random.default_rng(0).normal(size=(16, 16)), 3, 8))
-    module = importlib.import_module(f"masksolve.torch.integrations.{PACKAGES[package]}")
-    mine = module.SparsifierCallback(
-        "3:8", refresh_every=None, include="layers.0.weight", masks={"layers.0.weight": mask}
-    )
+    mine = callback(package, refresh_every=None, include="layers.0.weight", masks={"layers.0.weight": mask})
     trainer(package, tmp_path, mine, averaging(package, use_buffers=False)).fit(model, batches(), batches())
     assert torch.equal(model.layers[0].weight != 0, mask)
 
 
 def test_the_decay_is_that_of_a_step_however_many_batches_it_takes(tmp_path: Path) -> None:
+    """Also where the loss is scaled, and in a last step that has fewer batches."""
     package = "lightning.pytorch"
     library = importlib.import_module(package)
-    found: list[Tensor] = []
+    scaled = library.plugins.MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=256))
+    steps = 0
 
-    def note(trainer: Any, module: Any, optimizer: Any) -> None:
-        found.append(held(module.layers[3])[0].grad.clone())  # type: ignore[union-attr]
+    def check(trainer: Any, module: Any, optimizer: Any) -> None:
+        nonlocal steps
+        weight, mask = held(module.layers[3])
+        torch.testing.assert_close(weight.grad, torch.where(mask, 0, 0.5 * weight.detach()))
+        steps += 1
 
-    for batches_per_step in (1, 4):
-        model, mine = net(package), callback(package, gradient="sr-ste", decay=0.5)
+    for plugins in (None, scaled):
+        model, mine = net(package), callback(package, gradient="sr-ste", decay=0.5, refresh_every=None)
+        # The decay is all that there is.
+        model.training_step = lambda batch, _, model=model: 0 * model.layers(batch).sum()
         library.Trainer(
             accelerator="cpu",
-            max_steps=1,
-            accumulate_grad_batches=batches_per_step,
-            callbacks=[mine, library.callbacks.LambdaCallback(on_before_optimizer_step=note)],
+            max_steps=STEPS,
+            plugins=plugins,
+            accumulate_grad_batches=3,
+            callbacks=[mine, library.callbacks.LambdaCallback(on_before_optimizer_step=check)],
             **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
-        ).fit(model, torch.utils.data.DataLoader(torch.zeros(8, 16), batch_size=8 // batches_per_step), batches())
-    # What goes into that layer is zero, so that this is the decay alone.
-    assert bool(found[0].any())
-    torch.testing.assert_close(*found)
+        ).fit(model, batches(), batches())
+    assert steps == 2 * STEPS
 
 
 def test_a_fit_after_a_test_begins_anew(tmp_path: Path) -> None:

@@ -259,17 +259,49 @@ def test_the_decay_is_that_of_a_step_however_many_backwards_it_takes(tmp_path: P
         torch.testing.assert_close(other, found[0])
 
 
-def test_the_decay_goes_with_the_scale_of_the_loss() -> None:
-    grads = []
-    for scaler, backwards in ((torch.amp.GradScaler("cpu", enabled=False), 1), (torch.amp.GradScaler("cpu"), 2)):
-        sparsifier = Sparsifier(model := mlp(), "3:8", gradient="sr-ste", decay=0.5)
-        sparsifier._spread_decay(backwards, scaler)
-        for part in torch.ones(4, 16).chunk(backwards):
-            scaler.scale(model(part).mean() / backwards).backward()
-        scaler.unscale_(torch.optim.SGD(model.parameters(), 0.1))
-        grads.append(held(model[0])[0].grad)
-        sparsifier.decay = 0.25
-    torch.testing.assert_close(*grads)
+def test_after_a_training_every_backward_adds_the_decay_again(tmp_path: Path) -> None:
+    data = [{"x": row} for row in torch.zeros(16, 16)]
+    model, mine = Loss(0), callback(gradient="sr-ste", decay=0.5, finalize=False)
+    trainer(tmp_path, model, mine, data, save_strategy="no").train()
+    model.zero_grad()
+    for _ in range(2):
+        model(torch.zeros(2, 16))["loss"].backward()
+    weight, mask = held(model.net[0])
+    # What goes into that layer is zero.
+    torch.testing.assert_close(weight.grad, torch.where(mask, 0, weight.detach()))
+
+
+@pytest.mark.parametrize("is_finalized", [False, True])
+def test_a_training_after_one_that_kept_its_masks_begins_anew(tmp_path: Path, is_finalized: bool) -> None:
+    model, mine = gpt2(), callback(finalize=False)
+    for number in range(2):
+        trainer(tmp_path / str(number), model, mine, save_strategy="no").train()
+        assert mine.sparsifier is not None
+        assert mine.sparsifier.steps == STEPS
+        if is_finalized:
+            mine.sparsifier.finalize()
+    if is_finalized:
+        assert list(model.state_dict()) == list(gpt2().state_dict())
+    assert ms.is_valid_mask((model.transformer.h[0].mlp.c_fc.weight != 0).numpy(), 3, 8)
+
+
+def test_a_training_of_another_model_leaves_the_masks_of_the_first(tmp_path: Path) -> None:
+    mine = callback(finalize=False)
+    trainer(tmp_path / "one", first := gpt2(), mine, save_strategy="no").train()
+    sparsifier = mine.sparsifier
+    trainer(tmp_path / "two", gpt2(1), mine, save_strategy="no").train()
+    assert sparsifier is not None
+    sparsifier.finalize()
+    assert ms.is_valid_mask((first.transformer.h[0].mlp.c_fc.weight != 0).numpy(), 3, 8)
+
+
+def test_a_model_whose_head_was_replaced_is_masked_anew(tmp_path: Path) -> None:
+    data = [{"x": row} for row in torch.randn(16, 16, generator=torch.Generator().manual_seed(0))]
+    model, mine = Loss(0), callback(finalize=False)
+    trainer(tmp_path, model, mine, data, save_strategy="no").train()
+    model.net[2] = nn.Linear(16, 8)
+    trainer(tmp_path, model, mine, data, save_strategy="no").train()
+    assert [ms.is_valid_mask((model.net[i].weight != 0).numpy(), 3, 8) for i in (0, 2)] == [True, True]
 
 
 def test_what_a_sparsifier_does_not_take_is_refused_at_once() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 
 from masksolve import solve_matrix
-from masksolve.torch import Sparsifier, finalize
+from masksolve.torch import Sparsifier
 from masksolve.torch._training.masking import GRADIENTS, Gradient, masked_parameter
 from tests.torch.masked import held
 
@@ -82,18 +82,23 @@ def without(model: nn.Module, left_out: str, **options: Any) -> torch.optim.Opti
     return torch.optim.Adam(chosen, 0.01, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}], ids=str)
-def test_a_masked_weight_that_no_step_changes_is_named_at_the_first_step(options: dict[str, Any]) -> None:
-    model = mlp()
+def test_a_masked_weight_that_no_step_changes_is_named_at_the_first_step(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    model = mlp().to(dtype)
     sparsifier = Sparsifier(model, "2:4")
     optimizer = without(model, "2.weight", **options)
-    model(data()).sum().backward()
+    model(data().to(dtype)).sum().backward()
     optimizer.step()
     optimizer.zero_grad()
     with pytest.warns(UserWarning, match=r"changed other parameters, but not '2.weight', which got gradients"):
         sparsifier.step()
     # Once.
-    train(model, optimizer, sparsifier, range(2))
+    model(data().to(dtype)).sum().backward()
+    optimizer.step()
+    sparsifier.step()
 
 
 def frozen(model: nn.Module) -> torch.optim.Optimizer:
@@ -620,13 +625,24 @@ def test_a_copy_of_a_masked_module_inside_of_the_model_is_refused() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     train(model, optimizer, sparsifier, range(1))
     model.append(copy.deepcopy(model[2]))
-    calls: list[Callable[[], object]] = [sparsifier.refresh, sparsifier.finalize]
+
+    def become_dense() -> None:
+        sparsifier.until = 2
+        try:
+            sparsifier.step()
+        finally:
+            sparsifier.until = None
+
+    calls: list[Callable[[], object]] = [sparsifier.refresh, become_dense]
     for call in calls:
-        with pytest.raises(RuntimeError, match=r"'3.weight' is in a copy of a masked module, which this Spars"):
+        with pytest.raises(RuntimeError, match=r"'3.weight' is in a copy of a masked module, whose mask this Spars"):
             call()
-    finalize(model[3])
+    # One that does not train is no mistake, and finalized with the model.
+    model[3].requires_grad_(False)
+    sparsifier.refresh()
     sparsifier.finalize()
     assert list(model.state_dict()) == list(nn.Sequential(*mlp(), nn.Linear(16, 16)).state_dict())
+    assert float((model[3].weight != 0).float().mean()) == 0.375
 
 
 def test_a_copy_of_a_masked_module_is_refused_at_the_first_step() -> None:
@@ -639,16 +655,27 @@ def test_a_copy_of_a_masked_module_is_refused_at_the_first_step() -> None:
 
 
 def test_a_sparsifier_and_its_model_are_copied_together() -> None:
-    pair = copy.deepcopy((model := mlp(), Sparsifier(model, "3:8")))
-    twin, sparsifier = pair
+    model = mlp()
+    two = Sparsifier(model, "3:8", include="0.weight"), Sparsifier(model, "1:4", include="2.weight")
+    twin, (sparsifier, other) = copy.deepcopy((model, two))
     before = held(model[0])[1].clone()
     nn.init.normal_(twin[0].weight)
     assert sparsifier.refresh().layers[0].sad > 0
     assert torch.equal(held(model[0])[1], before)
-    # A shallow copy of a module has the masks of the module.
-    copy.copy(model[0])
+    assert other.refresh().layers[0].name == "2.weight"
     sparsifier.finalize()
     assert type(twin[0]) is nn.Linear
+
+
+def test_a_shallow_copy_of_a_module_has_the_masks_of_the_module() -> None:
+    layer = nn.Linear(16, 16)
+    Sparsifier(layer, "3:8")
+    twin = copy.copy(layer)
+    before, after = masked_parameter(layer, "weight"), masked_parameter(twin, "weight")
+    assert before is not None
+    assert after is not None
+    assert before.masked is after.masked
+    assert not before.masked.is_copy
 
 
 def test_a_layer_that_was_removed_is_not_taken_for_the_next_one() -> None:

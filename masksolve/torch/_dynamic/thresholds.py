@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from masksolve.torch._training.masked_read import MaskedRead
 from masksolve.torch._training.masking import is_transformed, masked_product
+from masksolve.torch._training.read_once import read_before, reading_once
 
-# A module's attributes: its Thresholds by the weights' names, and during a forward what was read.
-_STATE, _READ = "_thresholds", "_thresholded_read"
+# A module's attribute: its Thresholds by the weights' names.
+_STATE = "_thresholds"
 
 
 class Thresholds:
@@ -174,11 +175,10 @@ class _ThresholdedRecurrent(_Thresholded):
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         # nn.RNNBase reads its weights several times.
-        vars(self)[_READ] = {}
-        try:
+        if torch.compiler.is_compiling():
             return super().forward(*args, **kwargs)
-        finally:
-            del vars(self)[_READ]
+        with reading_once(self):
+            return super().forward(*args, **kwargs)
 
 
 @cache
@@ -193,10 +193,12 @@ def _thresholded_class(base: type[nn.Module], attributes: tuple[str, ...]) -> ty
 
 def _reader(attribute: str) -> Callable[[Any], Tensor | None]:
     def read(self: Any) -> Tensor | None:
-        read_before = vars(self).get(_READ, {})
-        if attribute not in read_before:
-            read_before[attribute] = compute(self)
-        return cast("Tensor | None", read_before[attribute])
+        found = read_before(self)
+        if found is None:
+            return compute(self)
+        if attribute not in found:
+            found[attribute] = compute(self)
+        return found[attribute]
 
     def compute(self: Any) -> Tensor | None:
         try:

@@ -57,8 +57,11 @@ def finalize(model: nn.Module) -> None:
         unguard_loading(module)
 
 
-def remove_masks(places: list[tuple[str, nn.Module, str]]) -> None:
-    """Detach parameters, given as (name, owner, attribute), after checking that all of them can be."""
+def remove_masks(places: list[tuple[str, nn.Module, str]], *, write: bool = True) -> None:
+    """Detach parameters, given as (name, owner, attribute), after checking that all of them can be.
+
+    `write`: with zeros in them; else with their dense values.
+    """
     for name, owner, attribute in places:
         found = masked_parameter(owner, attribute)
         assert found is not None
@@ -81,7 +84,7 @@ def remove_masks(places: list[tuple[str, nn.Module, str]]) -> None:
                 "use_buffers=False; copy the masks of the trained model, or refresh them"
             )
     # All of them first: names of one parameter share the mask of the first.
-    for _, owner, attribute in places:
+    for _, owner, attribute in places if write else ():
         write_zeros(owner, attribute)
     for _, owner, attribute in places:
         detach(owner, attribute)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from masksolve.torch._dtensor import is_sharded
 
 _SAMPLES = 16
-# Bytes of the floats in which any step is seen.
-_EXACT = 4
 
 
 class _Version(NamedTuple):
@@ -24,7 +23,7 @@ class _Version(NamedTuple):
 
 
 class FirstSteps:
-    """A record of which parameters get gradients and which ones change, until a step has changed any.
+    """A record of which parameters get gradients, which ones optimizers have and which ones change, for a few steps.
 
     Gradients are noted as they are computed: they may be gone when `step` is called, and `torch.autograd.grad` never
     leaves any.
@@ -35,8 +34,14 @@ class FirstSteps:
         # By id, as adapters rename parameters; the parameters are held, so that no id is used again.
         self._versions = {id(each): _Version(each, each._version) for each in _trainable(model)}
         self._received: set[int] = set()
+        self._stepped: set[int] = set()
         self._before: dict[int, tuple[Tensor, int, Tensor]] = {}
-        self._hooks: list[RemovableHandle] = [each.register_hook(self._note(id(each))) for each in _trainable(model)]
+        # Python's collector does not see a cycle through PyTorch's hooks: one that held this object would keep it, the
+        # model and the process group of DDP, with its threads, for ever.
+        this = weakref.ref(self)
+        self._hooks: list[RemovableHandle] = [each.register_hook(_noting(this, each)) for each in _trainable(model)]
+        self._hooks.append(register_optimizer_step_pre_hook(_noting_steps(this)))
+        weakref.finalize(self, self._hooks[-1].remove)
 
     def may_have_begun(self) -> bool:
         """Return whether there is any sign of training, or a reason why there may be none."""
@@ -47,22 +52,22 @@ class FirstSteps:
         return any(each.grad is not None or each._version != self._versions[id(each)].number for each in now)
 
     def untrained(self, parameters: Mapping[str, nn.Parameter]) -> list[str] | None:
-        """Name those that got a gradient but stood still in the first step that changed any parameter of the model.
+        """Name those that got a gradient, but no optimizer has, in the first step that changed anything in the model.
 
-        None as long as nothing changes, as where a GradScaler skips its first steps.
+        None as long as nothing changes, as where a GradScaler skips its first steps. Optimizers that are none of
+        PyTorch's, or have copies of the parameters, are judged by what they change.
         """
-        changed = {id(each) for each in self._model.parameters() if self._is_changed(each)}
-        if not changed:
+        if not self._received:
+            # FSDP's gradients pass by every hook, and those of parameters that were added have none.
+            return []
+        own = {id(each) for each in self._model.parameters()}
+        trained = {id(each) for each in self._model.parameters() if self._is_changed(each)} | (self._stepped & own)
+        if not trained:
             return None
-        # A fused optimizer leaves versions as they are, and its first steps may be lost in the rounding of 16 bits.
-        may_round = not any(self._has_new_version(each) for each in self._model.parameters())
         return [
             name
             for name, each in parameters.items()
-            if id(each) in self._received
-            and id(each) not in changed
-            and each.requires_grad
-            and not (may_round and each.dtype.itemsize < _EXACT)
+            if id(each) in self._received and id(each) not in trained and each.requires_grad
         ]
 
     def forget(self) -> None:
@@ -71,32 +76,41 @@ class FirstSteps:
             hook.remove()
         self._hooks, self._before = [], {}
 
-    def _note(self, key: int) -> Callable[[Tensor], None]:
-        # Python's collector does not see a cycle through PyTorch's hooks: one that held this object would keep it, the
-        # model and the process group of DDP, with its threads, for ever.
-        this = weakref.ref(self)
-
-        def note(grad: Tensor) -> None:
-            if (steps := this()) is not None:
-                steps._receive(key)
-
-        return note
-
-    def _receive(self, key: int) -> None:
+    def receive(self, key: int) -> None:
+        """Note that a parameter has got a gradient."""
         if not self._before:
             # Before the first optimizer step, but after all other changes of the model.
             self._before = {id(each): (each, each._version, _sample(each)) for each in _trainable(self._model)}
         self._received.add(key)
 
+    def note_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note what an optimizer has, which is about to step."""
+        self._stepped.update(id(each) for group in optimizer.param_groups for each in group["params"])
+
     def _is_changed(self, parameter: nn.Parameter) -> bool:
         if id(parameter) not in self._before:
             return False
+        _, version, sample = self._before[id(parameter)]
         # Optimizers that write through `.data` or with their own kernels do not change the version.
-        return self._has_new_version(parameter) or not torch.equal(self._before[id(parameter)][2], _sample(parameter))
+        return parameter._version != version or not torch.equal(sample, _sample(parameter))
 
-    def _has_new_version(self, parameter: nn.Parameter) -> bool:
-        found = self._before.get(id(parameter))
-        return found is not None and found[1] != parameter._version
+
+def _noting(this: weakref.ref[FirstSteps], parameter: Tensor) -> Callable[[Tensor], None]:
+    key = id(parameter)
+
+    def note(grad: Tensor) -> None:
+        if (steps := this()) is not None:
+            steps.receive(key)
+
+    return note
+
+
+def _noting_steps(this: weakref.ref[FirstSteps]) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
+    def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if (steps := this()) is not None:
+            steps.note_step(optimizer)
+
+    return note
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

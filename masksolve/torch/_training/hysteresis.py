@@ -31,13 +31,16 @@ def steady(scores: Tensor, new: Tensor, old: Tensor, recipe: Recipe, share: floa
         return found
 
     # float64: sums of float16 would overflow, and masks of equal importance must not differ by rounding.
-    importance, ones = tiles(scores.double().abs()), tiles(old.to(torch.uint8))
+    importance, ones, of_new = (
+        tiles(each) for each in (scores.double().abs(), old.to(torch.uint8), new.to(torch.uint8))
+    )
     kept = (importance * ones).sum((-3, -1))
-    gains = (importance * tiles(new.to(torch.uint8))).sum((-3, -1)) > (1 + share) * kept
-    most = torch.maximum(ones.sum(-1).amax(-2), ones.sum(-3).amax(-1))
-    unfit = most > recipe.pattern.n
+    gains = (importance * of_new).sum((-3, -1)) > (1 + share) * kept
+    most, most_of_new = (torch.maximum(each.sum(-1).amax(-2), each.sum(-3).amax(-1)) for each in (ones, of_new))
+    # N was another one, larger or smaller.
+    unfit = (most > recipe.pattern.n) | (most < most_of_new)
     # Masks of other methods may leave places free.
     if recipe.saturated and recipe.method == "exact":
-        unfit |= ones.sum((-3, -1)) < tiles(new.to(torch.uint8)).sum((-3, -1))
+        unfit |= ones.sum((-3, -1)) < of_new.sum((-3, -1))
     changes = (gains | unfit).repeat_interleave(height, -2).repeat_interleave(width, -1)
     return torch.where(changes[..., :rows, :columns], new, old)

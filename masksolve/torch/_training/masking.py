@@ -9,11 +9,11 @@ module's forward or elsewhere, gets the masked weight.
 from __future__ import annotations
 
 import copyreg
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import cache, wraps
 from typing import Any, Literal, NamedTuple, cast, get_args
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,33 @@ from torch import Tensor, nn
 from masksolve._pattern import Pattern
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._training.masked_read import MaskedRead
+from masksolve.torch._training.read_once import read_before, reading_once
 
 Gradient = Literal["ste", "sr-ste", "masked", "soft"]
 GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 # A mask -> what is wrong with it for the weight that asks, in words; None if nothing is.
 MaskFault = Callable[[Tensor], str | None]
-# During a forward that masks each parameter once, `found`: what was read, by the module's id and the name.
-_READ = threading.local()
+
+
+class Loop:
+    """What a training loop says of its backwards, for the decay of "sr-ste"; the masks of a Sparsifier share one.
+
+    Attributes
+    ----------
+    step : int or None
+        Counted on when a step begins: the first backward of each weight in it adds the decay. None: every one does.
+    scale : float
+        That of the loss, as of a GradScaler.
+    """
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.scale = 1.0
+        self._origin = uuid4()
+
+    def is_copy_of(self, other: Loop) -> bool:
+        """Return whether this was copied from another one, or from what that was copied from."""
+        return self is not other and self._origin == other._origin
 
 
 class MaskedWeight:
@@ -47,6 +67,8 @@ class MaskedWeight:
         g. Under "soft" the weight is multiplied with more than the mask: see `set_thresholds`.
     decay : float
         How strongly "sr-ste" pulls pruned weights to zero.
+    loop : Loop
+        Of the Sparsifier; says which backwards add the decay.
     fault : callable
         Judges masks that come from elsewhere.
     thin : Pattern or None
@@ -61,6 +83,7 @@ class MaskedWeight:
         mask: Tensor,
         gradient: Gradient,
         decay: float,
+        loop: Loop,
         fault: MaskFault,
         thin: Pattern | None = None,
     ) -> None:
@@ -68,6 +91,9 @@ class MaskedWeight:
         self.buffer = mask_name(attribute)
         self.gradient = gradient
         self.decay = decay
+        self.loop = loop
+        # The step of the loop in which the decay was added last.
+        self.decayed_in: int | None = None
         self.fault = fault
         self.thin = thin
         # The buffer that the weight is multiplied with.
@@ -178,7 +204,7 @@ class MaskedWeight:
             _look(self.home)
 
     def watch(self, weight: Tensor) -> None:
-        """Make the gradient of a dense weight get the decay of "sr-ste", once in each backward.
+        """Make the gradient of a dense weight get the decay of "sr-ste", once in each backward, or as the loop says.
 
         As a hook of the weight itself, which is called with the sum of its gradients: every use of the masked weight in
         a forward adds to that sum, and would add a decay of its own.
@@ -199,7 +225,13 @@ class _Decay:
         weight, masked = self.weight(), self.masked()
         if weight is None or masked is None:
             return None
-        return torch.addcmul(grad, weight, (~masked.mask).to(weight.dtype), value=masked.decay)
+        scale = 1.0
+        # A copy may train elsewhere, in a loop that nobody has told of.
+        if masked.loop.step is not None and not masked.is_copy:
+            if masked.decayed_in == masked.loop.step:
+                return None
+            masked.decayed_in, scale = masked.loop.step, masked.loop.scale
+        return torch.addcmul(grad, weight, (~masked.mask).to(weight.dtype), value=scale * masked.decay)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -338,7 +370,7 @@ def _masked_class(
     if forward is not None:
         Masked.forward = forward
     elif issubclass(base, nn.MultiheadAttention):
-        Masked.forward = _reading_once(base.forward)
+        Masked.forward = _run_once(base.forward)
     Masked.__name__, Masked.__qualname__ = f"Masked{base.__name__}", f"Masked{base.__qualname__}"
     # Tracers recognise the layers of torch.nn by it.
     Masked.__module__ = base.__module__
@@ -346,7 +378,7 @@ def _masked_class(
     return Masked
 
 
-def _reading_once(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _run_once(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return a forward in which a parameter is masked once, however often it is read.
 
     That of MultiheadAttention reads its weights three times, twice to look at their shape and dtype.
@@ -356,24 +388,20 @@ def _reading_once(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return forward(self, *args, **kwargs)
-        before = vars(_READ).setdefault("found", {})
-        _READ.found = {**before, id(self): {}}
-        try:
+        with reading_once(self):
             return forward(self, *args, **kwargs)
-        finally:
-            _READ.found = before
 
     return run
 
 
 def _reader(attribute: str) -> Callable[[Any], Tensor | None]:
     def read(self: Any) -> Tensor | None:
-        read_before = None if torch.compiler.is_compiling() else vars(_READ).get("found", {}).get(id(self))
-        if read_before is None:
+        found = read_before(self)
+        if found is None:
             return compute(self)
-        if attribute not in read_before:
-            read_before[attribute] = compute(self)
-        return cast("Tensor | None", read_before[attribute])
+        if attribute not in found:
+            found[attribute] = compute(self)
+        return found[attribute]
 
     def compute(self: Any) -> Tensor | None:
         # The replicas of DataParallel have plain attributes in place of parameters.

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -51,12 +51,12 @@ from masksolve.torch._training.masking import (
     GRADIENTS,
     Gradient,
     Held,
+    Loop,
     MaskedWeight,
     MaskFault,
     attach,
     check_names,
     check_weight,
-    detach,
     masked_parameter,
     masked_product,
     owner_of,
@@ -124,7 +124,7 @@ class Sparsifier:
         saturated, transposable masks of magnitudes on whole tiles, without an `until`.
     decay : float
         For "sr-ste". The term is added once in every backward. Divide it by the number of accumulated backwards, and
-        multiply it by the scale of a GradScaler; the callbacks of `masksolve.torch.integrations` do that.
+        multiply it by the scale of a GradScaler. The callbacks of `masksolve.torch.integrations` add it once in a step.
     importance : {"magnitude"} or callable
         What masks keep most of: abs(weight), or the scores that a callable returns for the name and the Parameter (with
         its `.grad`, if there is one): of its shape, not negative. Where processes share the solves, only one of them
@@ -271,23 +271,33 @@ class Sparsifier:
         self._gradient_sparsity = thin
         self._is_final = False
         self._potentials: dict[str, Tensor] = {}
-        self._decay, self._decay_share = _checked_decay(decay), 1.0
+        self._decay, self._loop = _checked_decay(decay), Loop()
         self._last_end: float | None = None
 
         start = time.perf_counter()
         parameters = {site.name: self._model.get_parameter(site.name) for site in self._sites}
         solutions = self._solve(parameters, 0) if masks is None else self._given(masks, parameters)
         self._owners: dict[str, weakref.ref[nn.Module]] = {}
+        # Where they were found last.
+        self._paths: dict[str, str] = {}
         for site in self._sites:
             weight = parameters[site.name]
             # In the weight's memory format, so that their product is in it too.
             mask = torch.empty_like(weight, dtype=torch.bool).copy_(like(solutions[site.name].masks, weight))
             kind = PackableWeight if accelerate else MaskedWeight
             owners = [owner_of(self._model, name) for name in site.names]
-            masked = kind(*owners[0], mask=mask, gradient=gradient, decay=decay, fault=self._fault_of(site), thin=thin)
+            masked = kind(
+                *owners[0],
+                mask=mask,
+                gradient=gradient,
+                decay=decay,
+                loop=self._loop,
+                fault=self._fault_of(site),
+                thin=thin,
+            )
             for name, (owner, attribute) in zip(site.names, owners, strict=True):
                 attach(owner, attribute, masked, linear_forward(owner) if accelerate or thin is not None else None)
-                self._owners[name] = weakref.ref(owner)
+                self._owners[name], self._paths[name] = weakref.ref(owner), name.rpartition(".")[0]
             if self._is_soft:
                 _soften(site, weight, masked, rescale=True)
         guard_loading(self._model)
@@ -338,7 +348,8 @@ class Sparsifier:
     @decay.setter
     def decay(self, value: float) -> None:
         self._decay = _checked_decay(value)
-        self._set_decays()
+        for site in self._sites:
+            self._held(site.name).masked.decay = value
 
     @property
     def refresh_every(self) -> RefreshEvery:
@@ -407,8 +418,8 @@ class Sparsifier:
         Warns
         -----
         UserWarning
-            If the first optimizer step that changes any parameter leaves unchanged a masked one that got a gradient:
-            most likely the optimizer does not have it.
+            If a masked parameter got a gradient, but the first optimizer step that changes any other leaves it
+            unchanged, and no optimizer that stepped has it.
         """
         self._check_attached()
         self._check_first_steps()
@@ -444,7 +455,9 @@ class Sparsifier:
         weights = {name: weight for name, (weight, _) in held.items()}
         solutions = self._solve(weights, self.steps, {name: masked.mask for name, (_, masked) in held.items()})
         changed = {}
-        for name, (_, masked) in held.items():
+        for name, (weight, masked) in held.items():
+            # It may have been replaced while it was frozen.
+            masked.watch(weight)
             mask = like(solutions[name].masks, masked.mask)
             changed[name] = count_changes(mask, masked.mask)
             masked.set_mask(mask)
@@ -456,7 +469,8 @@ class Sparsifier:
     def finalize(self, model: nn.Module | None = None) -> None:
         """Write the zeros into the weights and remove every trace of the masks.
 
-        The model has its own classes and `state_dict` keys again. Nothing more can be done with this object.
+        The model has its own classes and `state_dict` keys again, and so have copies of masked modules that are part of
+        it. Nothing more can be done with this object.
 
         Parameters
         ----------
@@ -470,15 +484,16 @@ class Sparsifier:
             If nothing in the copy is masked, it is a part of the own model, or a parameter has changed its shape or is
             on the meta device.
         RuntimeError
-            If it was done before, a parameter is sharded by FSDP, its module was given another class since, its mask
-            is not of this pattern, or the model has a copy of a masked module. The model is left as it was.
+            If it was done before, a parameter is sharded by FSDP, its module was given another class since, or its
+            mask is not of this pattern. The model is left as it was.
 
         Warns
         -----
         UserWarning
-            If masks have not reached the pattern, as the last refresh came before the end of the `sparsity_schedule`.
+            If masks have not reached the pattern, as the last refresh came before the end of `sparsity_schedule`.
         """
         self._check_attached()
+        unfinished = self._unfinished()
         if model is not None and not any(each is self._model for each in check_module(model).modules()):
             own = set(self._model.modules())
             if any(each in own and masked_attributes(each) for each in model.modules()):
@@ -487,13 +502,12 @@ class Sparsifier:
                     "does all of that, and a copy is made with copy.deepcopy"
                 )
             finalize(model)
-            return
-        self._check_copies()
-        unfinished = self._unfinished()
-        remove_masks([(name, *self._place(name)) for site in self._sites for name in site.names])
-        unguard_loading(self._model)
-        self._forget_first_steps()
-        self._is_final = True
+        else:
+            for site in self._sites:
+                self._held(site.name)
+            places = [(name, *self._place(name)) for site in self._sites for name in site.names]
+            remove_masks([*places, *self._copies()])
+            self._end()
         if unfinished is not None:
             warnings.warn(
                 f"finalized before sparsity_schedule was at its end: {unfinished}; let it return 1 from the last "
@@ -723,32 +737,37 @@ class Sparsifier:
             masked = self._held(site.name).masked
             # Only once, unless something has written to the mask since: it may have been loaded.
             if self._filled.get(site.name) != (id(masked.mask), masked.mask._version):
+                self._check_copies()
                 masked.set_mask(torch.ones_like(masked.mask))
                 self._filled[site.name] = id(masked.mask), masked.mask._version
         self._potentials = {}
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
         """Return the module that owns a parameter now, and its attribute. Never kept: both may be replaced."""
-        path, _, attribute = name.rpartition(".")
+        _, _, attribute = name.rpartition(".")
         known = self._owners[name]()
-        try:
-            named = self._model.get_submodule(path)
-        except AttributeError:
-            named = None
-        # Adapters such as PEFT's wrap a layer, which then has another name.
-        is_here = known is not None and (named is known or any(each is known for each in self._model.modules()))
-        if known is not None and is_here and masked_parameter(known, attribute) is not None:
+        if known is not None and masked_parameter(known, attribute) is not None and self._is_here(known, name):
             return known, attribute
         # It may be a copy, made together with this object; but names shift where a module is removed from a list.
-        if named is not None and masked_parameter(named, attribute) and not self._is_known(named):
+        named = _submodule(self._model, self._paths[name])
+        is_other = any(owner() is named for owner in self._owners.values())
+        if named is not None and masked_parameter(named, attribute) is not None and not is_other:
+            self._owners[name] = weakref.ref(named)
             return named, attribute
         raise RuntimeError(
             f"parameter {name!r} is not masked any more: its module was removed, replaced or given another class; make "
             "a new Sparsifier"
         )
 
-    def _is_known(self, module: nn.Module) -> bool:
-        return any(owner() is module for owner in self._owners.values())
+    def _is_here(self, module: nn.Module, name: str) -> bool:
+        """Return whether the module of a parameter is a part of the model, wherever it is."""
+        if _submodule(self._model, self._paths[name]) is module:
+            return True
+        # Adapters such as PEFT's wrap a layer, which then has another name.
+        path = next((path for path, each in self._model.named_modules() if each is module), None)
+        if path is not None:
+            self._paths[name] = path
+        return path is not None
 
     def _held(self, name: str) -> Held:
         """Return the dense weight and the mask of a parameter, as they are now."""
@@ -770,7 +789,8 @@ class Sparsifier:
             raise RuntimeError(
                 "step() was called before any backward; call it after optimizer.step(), once for every optimizer step"
             )
-        self._check_copies()
+        if self._schedule.refresh_every is not None:
+            self._check_copies()
         untrained = self._first_steps.untrained({name: weight for name, (weight, _) in held.items()})
         if untrained is None:
             return
@@ -782,18 +802,15 @@ class Sparsifier:
                 stacklevel=3,
             )
 
-    def _spread_decay(self, backwards: int, scaler: torch.amp.GradScaler | None) -> None:
-        """Let `decay` be that of a whole step, which has so many backwards, of a loss that may be scaled."""
-        if not self._is_sr_ste:
-            return
-        share = (1.0 if scaler is None else scaler.get_scale()) / backwards
-        if share != self._decay_share:
-            self._decay_share = share
-            self._set_decays()
+    def _begin_step(self, scaler: torch.amp.GradScaler | None) -> None:
+        """Let `decay` be that of a step that begins now, however many backwards it takes and whatever scales them."""
+        if self._is_sr_ste:
+            self._loop.step = (self._loop.step or 0) + 1
+            self._loop.scale = 1.0 if scaler is None else scaler.get_scale()
 
-    def _set_decays(self) -> None:
-        for site in self._sites:
-            self._held(site.name).masked.decay = self._decay * self._decay_share
+    def _end_steps(self) -> None:
+        """Let every backward add the decay again."""
+        self._loop.step = None
 
     def _watch_frozen(self) -> None:
         """Let "sr-ste" pull what has been unfrozen: compiled code does not show that a weight is read."""
@@ -805,25 +822,37 @@ class Sparsifier:
 
     def _withdraw(self) -> None:
         """Make the model a plain one again with its dense weights, as if there had been no Sparsifier."""
-        for site in self._sites if not self._is_final else ():
-            for name in site.names:
-                detach(*self._place(name))
+        remove_masks([*self._masked(lambda loop: loop is self._loop), *self._copies()], write=False)
+        self._end()
+
+    def _end(self) -> None:
         unguard_loading(self._model)
         self._forget_first_steps()
         self._is_final = True
 
-    def _check_copies(self) -> None:
-        """Refuse a model that has got a copy of a masked module: nothing would change its masks, or remove them."""
-        own = {id(self._held(site.name).masked) for site in self._sites}
+    def _copies(self) -> list[tuple[str, nn.Module, str]]:
+        """Return what is masked in copies of masked modules that are a part of the model: name, module, attribute."""
+        return self._masked(lambda loop: loop.is_copy_of(self._loop))
+
+    def _masked(self, is_wanted: Callable[[Loop], bool]) -> list[tuple[str, nn.Module, str]]:
+        found = []
         for path, module in self._model.named_modules():
             for attribute in masked_attributes(module):
-                found = masked_parameter(module, attribute)
-                if found is not None and found.masked.is_copy and id(found.masked) not in own:
-                    raise RuntimeError(
-                        f"'{path}.{attribute}' is in a copy of a masked module, which this Sparsifier does not know; "
-                        "make the Sparsifier after whatever copies modules (PEFT with modules_to_save), or make the "
-                        "copy a plain module with masksolve.torch.finalize"
-                    )
+                held = masked_parameter(module, attribute)
+                if held is not None and is_wanted(held.masked.loop):
+                    found.append((f"{path}.{attribute}" if path else attribute, module, attribute))
+        return found
+
+    def _check_copies(self) -> None:
+        """Refuse to change masks while a copy of a masked module trains under one that nothing changes."""
+        for name, module, attribute in self._copies():
+            held = masked_parameter(module, attribute)
+            if held is not None and held.weight.requires_grad:
+                raise RuntimeError(
+                    f"{name!r} is in a copy of a masked module, whose mask this Sparsifier does not refresh; make the "
+                    "Sparsifier after whatever copies modules (PEFT with modules_to_save), freeze the copy, or make it "
+                    "a plain module with masksolve.torch.finalize"
+                )
 
     def _forget_first_steps(self) -> None:
         if self._first_steps is not None:
@@ -847,6 +876,13 @@ class _Judge:
         matrices = self.layout.matrices(whole)
         fault = mask_fault(matrices, first)
         return None if fault is None or any(mask_fault(matrices, recipe) is None for recipe in others) else fault
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _no_soft(option: str, value: object) -> str:
@@ -936,7 +972,8 @@ def _with_pruned(name: str, weight: Tensor, absent: Tensor, factor: Tensor, prun
 
 def _given_mask(name: str, given: object, weight: Tensor) -> Tensor:
     # A copy of an array: PyTorch warns of those that cannot be written to.
-    mask = torch.tensor(given) if isinstance(given, np.ndarray) and given.dtype == bool else given
+    is_array = isinstance(given, np.ndarray) and given.dtype == bool
+    mask = torch.from_numpy(np.array(given, order="C")) if is_array else given
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
         raise ValueError(f"masks has {described(mask)} for {name!r}; it takes bools of shape {tuple(weight.shape)}")
     return mask.to(weight.device)

@@ -10,7 +10,7 @@ from torch import nn
 from masksolve._patterns import PatternsLike
 from masksolve.torch._training.sparse_state import Taken, give_masks, take_masks
 from masksolve.torch._training.sparsifier import Sparsifier
-from masksolve.torch.integrations._shared import PlainLoading, Recipe
+from masksolve.torch.integrations._shared import Attached, Recipe
 
 # Of a checkpoint: what `_split` has taken out of its weights.
 _KEY = "masksolve"
@@ -28,11 +28,11 @@ class LightningCallback:
         self.sparsifier: Sparsifier | None = None
         self._recipe = Recipe(pattern, finalize, options)
         self._finalizes = finalize
-        self._loading: PlainLoading | None = None
-        self._model: nn.Module | None = None
+        self._attached: Attached | None = None
         self._saved: dict[str, Any] | None = None
         self._weights: dict[str, Any] | None = None
-        self._global_step = 0
+        # Steps at the last batch, and when the decay was last added.
+        self._global_step, self._begun = 0, -1
         # Weight averaging comes later in the list, and replaces the weights of a checkpoint.
         self._last = self._of_hooks(on_save_checkpoint=_split)
 
@@ -47,22 +47,29 @@ class LightningCallback:
         averages = [each for each in trainer.callbacks if _is_averaging(each)]
         for each in averages:
             _check_averaging(each, trainer.callbacks.index(each) < trainer.callbacks.index(self))
+        if self._attached is not None and (not trainer.global_step or not self._attached.is_on(pl_module)):
+            # A fit before was interrupted, or did not finalize.
+            self._attached.make_way(pl_module)
+            self._attached = None
         if averages:
             self._attach(pl_module)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Give the weights of a checkpoint back what is pruned, for a training that goes on or a model with masks."""
-        if _KEY not in checkpoint or (trainer.state.fn != "fit" and self._model is None):
+        is_masked = self._attached is not None and self._attached.is_on(pl_module)
+        if _KEY not in checkpoint or (trainer.state.fn != "fit" and not is_masked):
             return
         for name, taken in checkpoint[_KEY].items():
             give_masks(checkpoint[name], Taken(**taken))
         self._weights = checkpoint["state_dict"]
-        if self._model is not None:
-            self._model.load_state_dict(self._weights)
+        if is_masked:
+            pl_module.load_state_dict(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the Sparsifier."""
-        return {} if self._model is None or self.sparsifier is None else self.sparsifier.state_dict()
+        if self._attached is None or not self._attached.is_on(self._attached.model):
+            return {}
+        return self._attached.sparsifier.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of the Sparsifier until there is one."""
@@ -70,27 +77,29 @@ class LightningCallback:
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the Sparsifier, and load what the checkpoint has of it if the training resumes from one."""
-        is_masked = self._model is pl_module
+        is_masked = self._attached is not None
         self._attach(pl_module)
         assert self.sparsifier is not None
         if self._saved is not None:
             if not is_masked and self._weights is not None:
                 pl_module.load_state_dict(self._weights)
             self.sparsifier.load_state_dict(self._saved)
-        elif is_masked and not trainer.global_step:
-            # Weights may have been loaded since, or a fit before was interrupted or did not finalize.
-            self.sparsifier = self._recipe.make(pl_module, self.sparsifier)
+        elif is_masked and not trainer.global_step and not self._recipe.has_masks:
+            # Weights may have been loaded since.
+            self.sparsifier.refresh()
         self._saved = self._weights = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note how many optimizer steps were made before."""
         self._global_step = trainer.global_step
+        self._begun = -1
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
-        """Let the decay of "sr-ste" count once in a step."""
-        assert self.sparsifier is not None
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self.sparsifier._spread_decay(trainer.accumulate_grad_batches, scaler)
+        """Let the decay of "sr-ste" be that of a step."""
+        if self._begun != trainer.global_step:
+            assert self.sparsifier is not None
+            self.sparsifier._begin_step(getattr(trainer.precision_plugin, "scaler", None))
+            self._begun = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the optimizer steps of a batch, of which there may be none, and log a refresh."""
@@ -103,15 +112,22 @@ class LightningCallback:
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Finalize, after all callbacks have seen the end of training."""
-        if self._finalizes and self.sparsifier is not None and self._loading is not None:
-            self.sparsifier.finalize()
-            self._loading.end()
-            self._model = self._loading = None
+        if self._attached is None:
+            return
+        self._attached.sparsifier._end_steps()
+        if self._finalizes:
+            self._attached.finalize()
+            self._attached = None
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Let other loops add the decay of "sr-ste" as they do."""
+        if self.sparsifier is not None:
+            self.sparsifier._end_steps()
 
     def _attach(self, model: nn.Module) -> None:
-        if self._model is not model:
-            self.sparsifier = self._recipe.make(model)
-            self._model, self._loading = model, PlainLoading(model)
+        if self._attached is None:
+            self._attached = self._recipe.attach(model)
+            self.sparsifier = self._attached.sparsifier
 
 
 def _is_averaging(callback: object) -> bool:

@@ -1,4 +1,4 @@
-"""What the callbacks have in common: how a Sparsifier is made, and how a masked model reads sparse weights."""
+"""What the callbacks have in common: how a Sparsifier is made and goes, and how a masked model reads sparse weights."""
 
 from __future__ import annotations
 
@@ -22,26 +22,34 @@ class Recipe:
         check_flag(finalize, "finalize")
         inspect.signature(Sparsifier).bind(None, pattern, **options)
         self._pattern, self._options = pattern, options
+        self.has_masks = options.get("masks") is not None
 
-    def make(self, model: nn.Module, before: Sparsifier | None = None) -> Sparsifier:
-        """Mask a model; anew, from its dense weights, if there is a Sparsifier from before."""
-        if before is not None:
-            before._withdraw()
-        return Sparsifier(model, self._pattern, **self._options)
+    def attach(self, model: nn.Module) -> Attached:
+        """Mask a model."""
+        return Attached(model, Sparsifier(model, self._pattern, **self._options))
 
 
-class PlainLoading:
-    """Lets a masked model load a state_dict without masks: those that it has stay, and no key is missing.
+class Attached:
+    """A Sparsifier at work on a model, which loads state_dicts without masks meanwhile: those that it has stay."""
 
-    For as long as a callback sees to the masks itself.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, sparsifier: Sparsifier) -> None:
+        self.model, self.sparsifier = model, sparsifier
         self._handle = model.register_load_state_dict_pre_hook(_add_masks)
 
-    def end(self) -> None:
-        """Report missing masks again."""
+    def is_on(self, model: object) -> bool:
+        """Return whether it still masks this model: the Sparsifier may have been finalized by others."""
+        return self.model is model and not self.sparsifier._is_final
+
+    def finalize(self) -> None:
+        """Finalize the Sparsifier, and report missing masks again."""
+        self.sparsifier.finalize()
         self._handle.remove()
+
+    def make_way(self, model: nn.Module) -> None:
+        """Make a model that is to be masked anew a plain one with its dense weights; another one stays masked."""
+        if self.model is model:
+            self.sparsifier._withdraw()
+            self._handle.remove()
 
 
 # A function, not a method: copies of the model have it, and must not copy a callback.

@@ -44,8 +44,8 @@ class SparsifierCallback(LightningCallback, Callback):
     Lightning asks no callback about checkpoints with `save_weights_only=True`: these have the dense weights, and the
     masks as further buffers.
 
-    A `fit` that begins at step 0 without a checkpoint of this callback begins anew, with masks of the dense weights as
-    they are then.
+    A `fit` of a model that has masks from another one goes on where it is by the same Trainer, and begins anew, with
+    masks of the dense weights as they are then, by another one.
 
     Under "sr-ste", `decay` is that of a whole step, however many backwards it takes, and in 16-mixed precision too.
 

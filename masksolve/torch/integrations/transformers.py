@@ -17,7 +17,7 @@ from masksolve.torch._layers import masked_attributes
 from masksolve.torch._training.records import RefreshRecord
 from masksolve.torch._training.sparse_state import sparse_state_dict
 from masksolve.torch._training.sparsifier import Sparsifier
-from masksolve.torch.integrations._shared import PlainLoading, Recipe
+from masksolve.torch.integrations._shared import Attached, Recipe
 
 # Beside the weights of a checkpoint: the Sparsifier's state_dict, with the weights that are pruned.
 FILE = "sparsifier.pt"
@@ -62,7 +62,8 @@ class SparsifierCallback(TrainerCallback):
 
     Notes
     -----
-    A `train` that resumes from no checkpoint begins anew, at step 0, with masks of the dense weights as they are then.
+    A `train` that resumes from no checkpoint begins anew, at step 0, with masks of the dense weights as they are then,
+    whatever came before.
 
     Under "sr-ste", `decay` is that of a whole step, however many backwards it takes, and with fp16=True too.
 
@@ -106,18 +107,18 @@ class SparsifierCallback(TrainerCallback):
         self._resume_from = resume_from
         self._log = log
         self._record: RefreshRecord | None = None
-        self._model: nn.Module | None = None
-        self._loading: PlainLoading | None = None
+        self._attached: Attached | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Make the Sparsifier, and load what the checkpoint has of it if the training resumes from one."""
         model: nn.Module = rest["model"]
-        if self._model is model and not state.global_step:
+        if self._attached is not None and (not state.global_step or not self._attached.is_on(model)):
             # A training before was interrupted, or did not finalize.
-            self.sparsifier = self._recipe.make(model, self.sparsifier)
-        elif self._model is not model:
-            self.sparsifier = self._recipe.make(model)
-            self._model, self._loading = model, PlainLoading(model)
+            self._attached.make_way(model)
+            self._attached = None
+        if self._attached is None:
+            self._attached = self._recipe.attach(model)
+            self.sparsifier = self._attached.sparsifier
             if isinstance(model, PreTrainedModel):
                 # Bound, so that a copy of the model saves itself.
                 vars(model)["save_pretrained"] = MethodType(save_pretrained, model)
@@ -125,10 +126,9 @@ class SparsifierCallback(TrainerCallback):
             self._load(_checkpoint(args, state) if self._resume_from is None else Path(self._resume_from))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Let the decay of "sr-ste" count once in a step."""
+        """Let the decay of "sr-ste" be that of a step."""
         assert self.sparsifier is not None
-        scaler = getattr(rest["optimizer"], "scaler", None)
-        self.sparsifier._spread_decay(args.gradient_accumulation_steps, scaler)
+        self.sparsifier._begin_step(getattr(rest["optimizer"], "scaler", None))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Count a step, and refresh masks when they are due, while the gradients are there."""
@@ -150,22 +150,21 @@ class SparsifierCallback(TrainerCallback):
         if args.should_save and self.sparsifier is not None:
             folder = _checkpoint(args, state)
             if not folder.is_dir():
-                folder = Path(getattr(self._model, _SAVED_TO, folder))
+                folder = Path(getattr(rest["model"], _SAVED_TO, folder))
             torch.save(self.sparsifier.state_dict(pruned=True), folder / FILE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Give the best model its masks, if it was loaded, and finalize."""
-        if self.sparsifier is None or self._loading is None:
+        if self.sparsifier is None or self._attached is None:
             return
+        self.sparsifier._end_steps()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load(Path(state.best_model_checkpoint))
-        if not self._finalizes:
-            return
-        self.sparsifier.finalize()
-        self._loading.end()
-        for name in ("save_pretrained", _SAVED_TO):
-            vars(self._model).pop(name, None)
-        self._model = self._loading = None
+        if self._finalizes:
+            self._attached.finalize()
+            for name in ("save_pretrained", _SAVED_TO):
+                vars(self._attached.model).pop(name, None)
+            self._attached = None
 
     def _load(self, folder: Path) -> None:
         assert self.sparsifier is not None
