@@ -5,6 +5,7 @@ One rule for a model in memory and for a checkpoint: the type of the module deci
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,7 @@ Axes = Literal["matrix", "convolution", "stack"]
 EMBEDDING = "an embedding"
 ROUTER = "the router of a mixture of experts"
 ADAPTER = "part of a PEFT adapter"
+SCALES = "what a quantized weight is scaled by"
 OTHER = "not the weight of a Linear, a convolution, an attention or a recurrent layer"
 
 # Names of modules and parameters, whole: a "reembedder" is none of them.
@@ -22,6 +24,7 @@ _EMBEDDINGS = frozenset(
         "wte",
         "wpe",
         "shared",
+        "emb",
         "embed",
         "embed_in",
         "embed_positions",
@@ -34,16 +37,23 @@ _EMBEDDINGS = frozenset(
         "patch_position_embeddings",
         "pos_emb",
         "pos_embed",
+        "pos_embedding",
         "position_embedding",
         "position_embedding_table",
         "position_embeddings",
         "positional_embedding",
         "positional_embeddings",
+        "prompt_embeddings",
         "rel_embeddings",
+        "rel_pos_h",
+        "rel_pos_w",
         "relative_attention_bias",
         "relative_position_bias_table",
         "segment_embeddings",
+        "tok_emb",
+        "tok_embed",
         "tok_embeddings",
+        "token_emb",
         "token_embed",
         "token_embedding",
         "token_embeddings",
@@ -57,7 +67,9 @@ _GATES = frozenset(["gate", "gating", "shared_expert_gate", "wg"])
 # transformers.Conv1D, whose weights are (in, out), and Linear alike have these names.
 _EITHER_WAY = frozenset(["c_attn", "c_fc", "c_proj"])
 _REASONS = 5
-_ADAPTERS = frozenset(["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"])
+_ADAPTERS = frozenset(["lora_A", "lora_B", "lora_down", "lora_embedding_A", "lora_embedding_B", "lora_up"])
+# Of quantized weights, which have a dtype that is not pruned: what is left of a matrix without them.
+_SCALES = re.compile(r"(.*_)?(scales?|zeros?|zero_points?|absmax|amax)(_inv)?(_?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,8 @@ def dense_by_name(name: str) -> str | None:
         return f"{ADAPTER} by its name"
     if own == "bias" or own.endswith("_bias"):
         return "a bias by its name"
+    if _SCALES.fullmatch(parts[-1]):
+        return f"{SCALES} by its name"
     return None
 
 

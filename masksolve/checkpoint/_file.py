@@ -132,6 +132,9 @@ def read_header(path: Path) -> Header:
         If the file is missing, unreadable, empty, truncated, not a safetensors file, or names a tensor twice.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # To open a pipe would wait for whoever writes into it.
+            raise CheckpointError(f"{path} is neither a file nor a folder; name a .safetensors file")
         # Opened here first: the library calls every file that it cannot open missing.
         with path.open("rb") as file:
             with safe_open(path, framework="numpy"):

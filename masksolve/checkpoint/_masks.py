@@ -117,6 +117,8 @@ def read_mask_file(path: Path) -> MaskFile:
         )
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise CheckpointError(f"{path} holds masks, but says {error!r} of them; write it again") from None
+    if not header.tensors:
+        raise CheckpointError(f"{path} holds no mask of any tensor; write it again")
     if not fits:
         raise CheckpointError(f"{path} holds masks whose shapes contradict its metadata; write it again")
     places = {tensor.name: bits_place(tensor.offset, flat[tensor.name]) for tensor in header.tensors}

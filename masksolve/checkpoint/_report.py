@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -198,14 +199,16 @@ class PruneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON has it: the fields and properties of this class and of `PrunedTensor`."""
-        return {
-            **as_plain(self),
-            "masksolve_version": self.versions["masksolve"],
-            "mean_kept_importance": self.mean_kept_importance,
-            "optimal": self.optimal,
-            "command": self.command,
-            "tensors": [{**as_plain(each), "kept_importance": each.kept_importance} for each in self.tensors],
-        }
+        return as_plain(  # type: ignore[no-any-return]
+            {
+                **as_plain(self),
+                "masksolve_version": self.versions["masksolve"],
+                "mean_kept_importance": self.mean_kept_importance,
+                "optimal": self.optimal,
+                "command": self.command,
+                "tensors": [{**as_plain(each), "kept_importance": each.kept_importance} for each in self.tensors],
+            }
+        )
 
     def __repr__(self) -> str:
         proof = "every tile proven optimal" if self.optimal else "not every tile optimal"
@@ -218,7 +221,7 @@ class PruneReport:
 
 
 def as_plain(value: Any) -> Any:
-    """Return a report, or a part of one, as JSON has it: dicts, lists, and a Pattern as "N:M"."""
+    """Return a report, or a part of one, as JSON has it: dicts, lists, a Pattern as "N:M", and None for an infinity."""
     if isinstance(value, Pattern):
         return str(value)
     if is_dataclass(value):
@@ -227,4 +230,7 @@ def as_plain(value: Any) -> Any:
         return {name: as_plain(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        # JSON has no infinity.
+        return None
     return value

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 import xxhash
 
+from masksolve._inputs import check_flag
 from masksolve._patterns import Patterns
 from masksolve._tiles import Direction
 from masksolve._version import __version__
@@ -121,6 +122,10 @@ class Order(ABC):
 
     steps: ClassVar[Steps]
 
+    def __post_init__(self) -> None:
+        check_flag(self.overwrite, "overwrite")
+        check_flag(self.resume, "resume")
+
     @property
     def target(self) -> Path:
         """The output beside which the run works."""
@@ -198,6 +203,10 @@ class Request(Order):
     other_weights: bool = False
 
     steps: ClassVar[Steps] = Steps("pruning", fingerprint_unit, prune_unit, verify_unit)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag(self.other_weights, "other_weights")
 
     @property
     def inputs(self) -> list[Path]:

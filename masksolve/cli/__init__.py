@@ -243,12 +243,18 @@ class _InterruptedError(Exception):
     """An interrupt on its way through click, which would print an empty line for it."""
 
 
+class _ClosedError(Exception):
+    """A closed stdout on its way through click, which would exit with 1, as for a check that failed."""
+
+
 class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise _InterruptedError from error
+        except BrokenPipeError as error:
+            raise _ClosedError from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -708,7 +714,7 @@ def adaprune_model(
     in other formats, the report adaprune.json, and masksolve.json, which says for `masksolve check` what was pruned.
     After Ctrl-C --resume continues; of a model that is loaded whole, what is finished is written.
     """
-    _check_path("report", report, [output, *calibration], overwrite, _REPORTS)
+    _check_path("report", report, [Path(source), output, *calibration], overwrite, _REPORTS)
     # The status is shown before torch is imported: that and the model take a while.
     with Console(stderr=True).status(f"loading {escape(source)}"):
         try:
@@ -932,12 +938,12 @@ def budget(
             workers=engine,
             on_progress=on_progress,
         )
-    _print_skipped(result.skipped)
-    _print_chosen(result)
-    _print_identified(result.identified_by)
     if report is not None:
         _write_whole(report, json.dumps(result.to_dict(), indent=2) + "\n")
     _write_whole(output, _toml_of(result))
+    _print_skipped(result.skipped)
+    _print_chosen(result)
+    _print_identified(result.identified_by)
     found = result.budget
     beside = (
         ""
@@ -1093,7 +1099,11 @@ def _from_log2(log2: float) -> str:
 
 
 def main() -> int:
-    """Run the command and return its exit code: 0 done, 1 check failed, 2 bad usage or input, 130 interrupted."""
+    """Run the command and return its exit code.
+
+    0 done, 1 check failed, 2 bad usage or input, 130 interrupted, 141 nobody reads what it prints (what it was to write
+    is written).
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names of tensors and files may hold what the terminal cannot show; no run shall end in that.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -1101,6 +1111,8 @@ def main() -> int:
         code = cli.main(prog_name="masksolve", standalone_mode=False) or 0
         _flush()
         return int(code)
+    except (_ClosedError, BrokenPipeError):
+        return 141
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
@@ -1150,8 +1162,13 @@ def _check_path(
     """Refuse a report, or another file, that could not be written before any work is done."""
     if path is None:
         return
-    if path.resolve() in [other.resolve() for other in others if other is not None]:
+    # Not `resolve`, which raises for links that lead in a circle before Python 3.13.
+    real = Path(os.path.realpath(path))
+    known = [Path(os.path.realpath(other)) for other in others if other is not None]
+    if real in known:
         raise click.UsageError(f"the {what} {path} is the input or the output; name another file")
+    if os.path.lexists(path) and any(other in real.parents for other in known):
+        raise click.UsageError(f"the {what} {path} is a file of the input or the output; name another one")
     if path.is_dir():
         raise click.UsageError(f"the {what} {path} is a folder; name a file in it")
     if path.suffix not in kinds:
@@ -1253,7 +1270,7 @@ def _show(result: PruneReport, report: Path | None) -> None:
     """Print what was done, and write the report of it."""
     try:
         _write_and_print(result, report)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, OSError) as error:
         error.add_note(f"{result.output or result.masks} is written, and complete")
         raise
 
@@ -1358,7 +1375,10 @@ _ANY_WIDTH = 1 << 20
 def _print(table: Table) -> None:
     # A file or a pipe has no width to fit, so nothing is cut there.
     console = Console() if sys.stdout.isatty() else Console(width=_ANY_WIDTH)
-    console.print(table)
+    # Printed by click: rich ends the process with 1 if nobody reads.
+    with console.capture() as printed:
+        console.print(table)
+    click.echo(printed.get(), nl=False)
 
 
 def _duration(seconds: float) -> str:

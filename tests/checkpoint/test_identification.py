@@ -186,6 +186,16 @@ NAMES = {
     "a.lora_A.weight": "part of a PEFT adapter",
     "a.lora_B.default.weight": "part of a PEFT adapter",
     "a.lora_proj.weight": None,
+    "a.lora_down.weight": "part of a PEFT adapter",
+    "emb.weight": EMBEDDING,
+    "a.tok_emb.weight": EMBEDDING,
+    "a.q_proj.weight_scale_inv": "what a quantized weight is scaled by",
+    "a.q_proj.scales": "what a quantized weight is scaled by",
+    "a.q_proj.input_scale_2": "what a quantized weight is scaled by",
+    "a.experts.down_proj_zero_point": "what a quantized weight is scaled by",
+    "a.scale.weight": None,
+    "a.upscale": None,
+    "a.scaled_proj": None,
 }
 
 

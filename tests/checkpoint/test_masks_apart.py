@@ -145,6 +145,15 @@ def test_masks_whose_metadata_is_spoilt_are_refused(name: str, value: Any, tmp_p
         apply_masks(tmp_path / "in", tmp_path / "masks", tmp_path / "out")
 
 
+def test_a_file_of_no_masks_is_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path / "in", {"w": np.ones((16, 16), np.float32)})
+    prune_checkpoint(tmp_path / "in", None, PATTERN, masks=tmp_path / "masks")
+    with safe_open(tmp_path / "masks", framework="numpy") as file:
+        save_file({}, tmp_path / "none", file.metadata())
+    with pytest.raises(CheckpointError, match="none holds no mask of any tensor; write it again"):
+        apply_masks(tmp_path / "in", tmp_path / "none", tmp_path / "out")
+
+
 @pytest.mark.parametrize("masks", ["out", "out/masks"])
 def test_masks_never_lie_in_the_output(masks: str, tmp_path: Path) -> None:
     source = write_sharded(tmp_path / "in")

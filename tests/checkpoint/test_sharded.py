@@ -21,6 +21,7 @@ from masksolve.checkpoint import (
     plan_checkpoint,
     prune_checkpoint,
 )
+from tests import processes
 from tests.checkpoints import PRUNED, RECORD, HereExecutor, contents, tensors_of, write_shard, write_sharded
 
 INDEX = "model.safetensors.index.json"
@@ -423,3 +424,23 @@ def test_the_patterns_of_a_plan_are_a_sequence(tmp_path: Path) -> None:
     for alone in ("3:8", Pattern(3, 8), (3, 8), None):
         with pytest.raises(TypeError, match=r"patterns must be a sequence of patterns, got .*; put it in a list"):
             plan_checkpoint(tmp_path / "in", alone)  # type: ignore[arg-type]
+
+
+def test_what_is_no_flag_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    source = write_sharded(tmp_path / "in")
+    masks = tmp_path / "masks.safetensors"
+    ms.checkpoint.prune_checkpoint(source, None, "2:4", masks=masks)
+    before = contents(tmp_path)
+    for flag in ("overwrite", "resume"):
+        with pytest.raises(TypeError, match=rf"{flag} must be True or False, got 'no'"):
+            ms.checkpoint.prune_checkpoint(source, tmp_path / "out", "2:4", **{flag: "no"})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="other_weights must be True or False, got 1"):
+        ms.checkpoint.apply_masks(source, masks, tmp_path / "out", other_weights=1)  # type: ignore[arg-type]
+    assert contents(tmp_path) == before
+
+
+@processes.POSIX
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ms.checkpoint.CheckpointError, match="pipe is neither a file nor a folder; name "):
+        ms.checkpoint.check_checkpoint(tmp_path / "pipe", "2:4")

@@ -70,6 +70,23 @@ def test_the_report_holds_the_figures(run: Run, checkpoint: Path, tmp_path: Path
     assert {**json.loads(report.read_text()), "seconds": 0} == {**expected, "seconds": 0}
 
 
+def test_the_file_is_written_whoever_reads_what_is_printed(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from masksolve import cli
+
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_print_skipped", closed)
+    file, report = tmp_path / "patterns.toml", tmp_path / "report.json"
+    arguments = ["--m", 4, "--density", 0.45, "--output", file, "--report", report]
+    code, _, err = run("budget", checkpoint, *arguments)
+    assert (code, err) == (141, "")
+    assert tomllib.loads(file.read_text(encoding="utf-8"))
+    assert json.loads(report.read_text())
+
+
 BAD = {
     "no m": (["--density", 0.5], "Missing option '--m'"),
     "m of 0": (["--m", 0, "--density", 0.5], "'--m': 0 is not in the range x>=1"),

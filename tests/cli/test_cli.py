@@ -20,6 +20,7 @@ import masksolve
 from masksolve import cli
 from masksolve.checkpoint import prune_checkpoint
 from tests import processes
+from tests.checkpoints import contents, write_sharded
 from tests.cli.conftest import Run
 from tests.processes import let_interrupts_through
 
@@ -331,6 +332,41 @@ def test_a_report_that_cannot_be_written_stops_the_prune_before_it_starts(
         assert code == 2
         assert message in err
         assert not output.exists()
+
+
+def test_a_report_replaces_no_file_of_the_input(run: Run, tmp_path: Path) -> None:
+    source = write_sharded(tmp_path / "in")
+    before = contents(source)
+    for name in before:
+        if Path(name).suffix == ".json":
+            arguments = ["--pattern", "4:8", "--output", tmp_path / "out", "--report", source / name, "--overwrite"]
+            code, _, err = run("prune", source, *arguments)
+            assert code == 2
+            assert "is a file of the input or the output; name another one" in err
+    assert contents(source) == before
+    assert any(Path(name).suffix == ".json" for name in before)
+
+
+@processes.POSIX
+def test_a_report_takes_the_place_of_a_link_to_itself(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    circle = tmp_path / "circle.html"
+    circle.symlink_to(circle.name)
+    output = tmp_path / "out.safetensors"
+    assert run("prune", checkpoint, "--pattern", "4:8", "--output", output, "--report", circle)[0] == 0
+    assert circle.read_text().startswith("<!doctype html>")
+
+
+def test_importance_beyond_float64_is_null_in_the_report(run: Run, tmp_path: Path) -> None:
+    save_file({"w": np.full((8, 8), 1.5e308)}, tmp_path / "in.safetensors")
+    report = tmp_path / "report.json"
+    arguments = ["--pattern", "4:8", "--output", tmp_path / "out.safetensors", "--report", report]
+    assert run("prune", tmp_path / "in.safetensors", *arguments)[0] == 0
+
+    def refused(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads(report.read_text(), parse_constant=refused)
+    assert found["tensors"][0]["importance"] is None
 
 
 def command_in_process(*arguments: object) -> list[str]:

@@ -146,6 +146,24 @@ def test_a_standard_output_that_takes_nothing_more_is_told(checkpoint: Path) -> 
     done = shell(">/dev/full", "methods")
     assert done.returncode == 2
     assert done.stderr == "masksolve: [Errno 28] No space left on device\n"
+    output = checkpoint.with_name("out.safetensors")
+    done = shell(">/dev/full", "prune", checkpoint, "--pattern", "4:8", "--output", output)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last == f"masksolve: [Errno 28] No space left on device; {output} is written, and complete"
+
+
+def test_a_standard_output_that_nobody_reads_is_no_check_that_failed(checkpoint: Path) -> None:
+    output = checkpoint.with_name("out.safetensors")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        for arguments in (["prune", checkpoint, "--output", output], ["check", output]):
+            command = [sys.executable, "-m", "masksolve", *map(str, arguments), "--pattern", "4:8"]
+            done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+            assert done.returncode == 141
+            assert re.fullmatch(r"(pruned w: [0-9.]+%, optimal\n)?", done.stderr)
+    assert shell("", "check", output, "--pattern", "4:8").returncode == 0
 
 
 def test_a_file_that_cannot_be_opened_is_not_called_missing(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
