@@ -21,7 +21,7 @@ ENCODER := build/mpnet/all-mpnet-base-v2
 # `make training` takes a minute, `make training-full` two hours, and goes on where it was stopped. Both want the data of
 # Debian's package dataset-fashion-mnist.
 
-# `make pretraining` takes a minute, `make pretraining-full` three hours (estimated), and goes on where it was stopped. Both
+# `make pretraining` takes a minute, `make pretraining-full` two and a half hours, and goes on where it was stopped. Both
 # want that data, too, and the text of Debian's package python3-doc.
 
 # `make adaprune` takes four minutes, `make adaprune-full` an hour; they also want the text of Debian's package fortunes.

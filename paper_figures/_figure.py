@@ -73,6 +73,7 @@ def encoder_matrices(path: Path | None) -> Iterator[tuple[str, NDArray[np.float3
 
 def save(figure: Figure, rows: Sequence[Row], name: str, into: Path, table: Sequence[Row] | None = None) -> None:
     """Write NAME.png and NAME.csv, and into README.md, where that is beside them, the table (default: the rows)."""
+    into.mkdir(parents=True, exist_ok=True)
     figure.savefig(into / f"{name}.png")
     with (into / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")

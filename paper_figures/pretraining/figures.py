@@ -111,7 +111,7 @@ def work_figure(runs: Sequence[Run]) -> Figure:
     """Loss against the multiplications that are left, a panel for each model; straight-through gradients."""
     models = _models(runs)
     figure = Figure(figsize=(2 + 5 * len(models), 6))
-    shown = [recipe for recipe in RECIPES if recipe.gradient in ("-", "ste") and recipe.every == 1]
+    shown = [recipe for recipe in RECIPES if recipe.gradient in ("-", "ste") and recipe.every == recipe.rate == 1]
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         for recipe in shown:
             losses = list(final_losses(recipe, model, runs).values())

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 import masksolve as ms
@@ -28,7 +29,8 @@ class Recipe:
     """One row of the table.
 
     `masks` is "dense", "one-sided", "transposable", "random" (transposable, never changed), "bi-mask" or "slope".
-    `thinned` is the pattern of the gradients that the weight's is computed from, `every` the steps between refreshes.
+    `thinned` is the pattern of the gradients that the weight's is computed from, `every` the steps between refreshes,
+    `rate` the learning rate of masked weights, as a multiple of that of others.
     """
 
     masks: str
@@ -36,12 +38,14 @@ class Recipe:
     gradient: str = "-"
     thinned: str = "-"
     every: int = 1
+    rate: int = 1
 
     @property
     def name(self) -> str:
         """The name in the table."""
         words = [self.masks, self.pattern, self.gradient, "-" if self.thinned == "-" else f"mvue {self.thinned}"]
         words += [f"every {self.every}"] if self.every > 1 else []
+        words += [f"rate {self.rate}"] if self.rate > 1 else []
         return " ".join(word for word in words if word != "-")
 
     @property
@@ -79,6 +83,17 @@ class Recipe:
         sparsifier = Sparsifier(model, self.pattern, include=include, **options)
         return lambda step: sparsifier.step()
 
+    def hasten(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Let a masked model's weights have their learning rate."""
+        if self.rate == 1:
+            return
+        masks = {name.removesuffix("_mask") for name, _ in model.named_buffers() if name.endswith("_mask")}
+        masked = {id(each) for name, each in model.named_parameters() if name in masks}
+        for group in list(optimizer.param_groups):
+            mine = [each for each in group["params"] if id(each) in masked]
+            group["params"] = [each for each in group["params"] if id(each) not in masked]
+            optimizer.add_param_group({**group, "params": mine, "lr": self.rate * group["lr"]})
+
 
 def _double(model: nn.Module, pattern: ms.Pattern, is_random: bool, seed: int) -> Callable[[int], None]:
     rng = np.random.default_rng(seed)
@@ -103,6 +118,8 @@ RECIPES = (
     *(Recipe("transposable", pattern, gradient) for pattern in PATTERNS for gradient in GRADIENTS),
     *(Recipe("transposable", pattern, "ste", "2:4") for pattern in ("2:4", "16:32")),
     *(Recipe("transposable", pattern, "ste", every=RARELY) for pattern in ("2:4", "8:16")),
+    # Soft masks multiply what is kept by about as much.
+    Recipe("transposable", "8:16", "ste", rate=2),
     Recipe("random", "2:4", "ste"),
     Recipe("bi-mask", "2:4"),
     Recipe("slope", "2:4"),

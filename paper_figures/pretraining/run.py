@@ -58,6 +58,7 @@ def train(name: str, problem: Problem, recipe: Recipe, seed: int) -> Run:
     model = problem.model()
     after_step: Callable[[int], Any] = recipe.mask(model, problem.include, seed)
     optimizer = problem.optimizer(model)
+    recipe.hasten(model, optimizer)
     steps = problem.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     records: list[RefreshRecord] = []
