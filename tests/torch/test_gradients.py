@@ -1,6 +1,7 @@
 """The gradients of a masked weight, against their closed forms."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.autograd import gradcheck
 
 from masksolve.torch import Sparsifier, finalize
 from masksolve.torch._training import masking
-from masksolve.torch._training.masking import GRADIENTS, Gradient, MaskedWeight, attach, masked_product
+from masksolve.torch._training.masking import GRADIENTS, Gradient, Loop, MaskedWeight, attach, masked_product
 from tests.torch.masked import held
 
 DECAY = 0.03
@@ -23,7 +24,8 @@ def masked(weight: Tensor, mask: Tensor, gradient: Gradient) -> nn.Module:
     """A module whose `weight` is masked."""
     module = nn.Module()
     module.weight = nn.Parameter(weight.detach().clone())
-    attach(module, "weight", MaskedWeight(module, "weight", mask=mask, gradient=gradient, decay=DECAY, fault=any_mask))
+    options: Any = {"mask": mask, "gradient": gradient, "decay": DECAY, "loop": Loop(), "fault": any_mask}
+    attach(module, "weight", MaskedWeight(module, "weight", **options))
     return module
 
 
