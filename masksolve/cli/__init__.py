@@ -248,6 +248,12 @@ class _ClosedError(Exception):
 
 
 class _Commands(click.Group):
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except BrokenPipeError as error:  # of --help
+            raise _ClosedError from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -312,7 +318,7 @@ def prune(
     """
     if output is None and masks is None:
         raise click.UsageError("nothing to write: pass --output, --masks, or both")
-    _check_path("report", report, [source, output, masks], overwrite, _REPORTS)
+    _check_path("report", report, [source], [output, masks], overwrite, _REPORTS)
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = prune_checkpoint(
             source,
@@ -361,7 +367,7 @@ def apply(
 
     INPUT is a .safetensors file, or a folder of them with an index. The file of masks says the pattern and direction.
     """
-    _check_path("report", report, [source, output, masks], overwrite, _REPORTS)
+    _check_path("report", report, [source], [output, masks], overwrite, _REPORTS)
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = apply_masks(
             source,
@@ -479,7 +485,7 @@ def pack(
     compressed-tensors' sparse-24-bitmask does for 2:4. `masksolve unpack` gives the same bytes back. What is N:M is
     found as by `masksolve check`; a tensor that is not stays as it is, with the reason.
     """
-    _check_path("report", report, [source, output], overwrite, (".json",))
+    _check_path("report", report, [source], [output], overwrite, (".json",))
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = pack_checkpoint(
             source,
@@ -714,7 +720,7 @@ def adaprune_model(
     in other formats, the report adaprune.json, and masksolve.json, which says for `masksolve check` what was pruned.
     After Ctrl-C --resume continues; of a model that is loaded whole, what is finished is written.
     """
-    _check_path("report", report, [Path(source), output, *calibration], overwrite, _REPORTS)
+    _check_path("report", report, [Path(source), *calibration], [output], overwrite, _REPORTS)
     # The status is shown before torch is imported: that and the model take a while.
     with Console(stderr=True).status(f"loading {escape(source)}"):
         try:
@@ -920,8 +926,8 @@ def budget(
     keeps more. Each matrix is solved for every N, which takes about M times as long as to prune it. Tensors that
     `prune` skips do not count; pass it the same options beside `--pattern OUTPUT`.
     """
-    _check_path("output", output, [source], overwrite, (".toml",))
-    _check_path("report", report, [source, output], overwrite, (".json",))
+    _check_path("output", output, [source], [], overwrite, (".toml",))
+    _check_path("report", report, [source], [output], overwrite, (".json",))
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = budget_checkpoint(
             source,
@@ -1001,7 +1007,7 @@ def compare(
     timeout: float | None,
 ) -> None:
     """Show what differs between the checkpoints A and B."""
-    _check_path("report", report, [first, second], overwrite, _REPORTS)
+    _check_path("report", report, [first, second], [], overwrite, _REPORTS)
     with _progress() as on_progress, _who_works(workers, scheduler, timeout) as engine:
         result = compare_checkpoints(first, second, workers=engine, on_progress=on_progress)
     if report is not None:
@@ -1157,18 +1163,22 @@ def _with_flags(message: str) -> str:
 
 
 def _check_path(
-    what: str, path: Path | None, others: Sequence[Path | None], overwrite: bool, kinds: Sequence[str]
+    what: str,
+    path: Path | None,
+    inputs: Sequence[Path],
+    outputs: Sequence[Path | None],
+    overwrite: bool,
+    kinds: Sequence[str],
 ) -> None:
     """Refuse a report, or another file, that could not be written before any work is done."""
     if path is None:
         return
     # Not `resolve`, which raises for links that lead in a circle before Python 3.13.
-    real = Path(os.path.realpath(path))
-    known = [Path(os.path.realpath(other)) for other in others if other is not None]
+    real, *known = (Path(os.path.realpath(each)) for each in (path, *inputs, *outputs) if each is not None)
     if real in known:
         raise click.UsageError(f"the {what} {path} is the input or the output; name another file")
-    if os.path.lexists(path) and any(other in real.parents for other in known):
-        raise click.UsageError(f"the {what} {path} is a file of the input or the output; name another one")
+    if any(folder in real.parents for folder in known[: len(inputs)]):
+        raise click.UsageError(f"the {what} {path} lies in the input; name a file elsewhere")
     if path.is_dir():
         raise click.UsageError(f"the {what} {path} is a folder; name a file in it")
     if path.suffix not in kinds:
@@ -1378,7 +1388,7 @@ def _print(table: Table) -> None:
     # Printed by click: rich ends the process with 1 if nobody reads.
     with console.capture() as printed:
         console.print(table)
-    click.echo(printed.get(), nl=False)
+    click.echo(printed.get(), nl=False, color=console.color_system is not None)
 
 
 def _duration(seconds: float) -> str:

@@ -337,14 +337,14 @@ def test_a_report_that_cannot_be_written_stops_the_prune_before_it_starts(
 def test_a_report_replaces_no_file_of_the_input(run: Run, tmp_path: Path) -> None:
     source = write_sharded(tmp_path / "in")
     before = contents(source)
-    for name in before:
-        if Path(name).suffix == ".json":
-            arguments = ["--pattern", "4:8", "--output", tmp_path / "out", "--report", source / name, "--overwrite"]
-            code, _, err = run("prune", source, *arguments)
-            assert code == 2
-            assert "is a file of the input or the output; name another one" in err
+    names = [name for name in before if Path(name).suffix == ".json"]
+    for name in (*names, "new.json"):
+        arguments = ["--pattern", "4:8", "--output", tmp_path / "out", "--report", source / name, "--overwrite"]
+        code, _, err = run("prune", source, *arguments)
+        assert code == 2
+        assert f"{name} lies in the input; name a file elsewhere" in err
     assert contents(source) == before
-    assert any(Path(name).suffix == ".json" for name in before)
+    assert names
 
 
 @processes.POSIX

@@ -158,8 +158,9 @@ def test_a_standard_output_that_nobody_reads_is_no_check_that_failed(checkpoint:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:
-        for arguments in (["prune", checkpoint, "--output", output], ["check", output]):
-            command = [sys.executable, "-m", "masksolve", *map(str, arguments), "--pattern", "4:8"]
+        runs = ["prune", checkpoint, "--pattern", "4:8", "--output", output], ["check", output, "--pattern", "4:8"]
+        for arguments in (*runs, ["--help"]):
+            command = [sys.executable, "-m", "masksolve", *map(str, arguments)]
             done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
             assert done.returncode == 141
             assert re.fullmatch(r"(pruned w: [0-9.]+%, optimal\n)?", done.stderr)

@@ -202,6 +202,18 @@ class TestHysteresis:
             step(sparsifier, layer)
             assert np.array_equal(mask_of(layer), ms.solve_matrix(weight_of(layer), n, 4, **options))
 
+    def test_a_tile_that_is_less_full_than_it_may_be_stays_too(self) -> None:
+        layer = nn.Linear(8, 8, bias=False)
+        with torch.no_grad():
+            layer.weight.copy_(torch.eye(8))
+            layer.weight[:4, :4] = 1
+        sparsifier = Sparsifier(layer, "2:4", saturated=False, hysteresis=0.5)
+        before = mask_of(layer)
+        with torch.no_grad():
+            masked.held(layer, "weight")[0][4:, 4:] += 1e-6
+        sparsifier.refresh()
+        assert np.array_equal(mask_of(layer), before)
+
     @pytest.mark.parametrize("method", ["greedy", "two-approx"])
     def test_masks_of_an_approximation_stay_too(self, method: str) -> None:
         layer = nn.Linear(64, 64)

@@ -259,18 +259,6 @@ def test_the_decay_is_that_of_a_step_however_many_backwards_it_takes(tmp_path: P
         torch.testing.assert_close(other, found[0])
 
 
-def test_after_a_training_every_backward_adds_the_decay_again(tmp_path: Path) -> None:
-    data = [{"x": row} for row in torch.zeros(16, 16)]
-    model, mine = Loss(0), callback(gradient="sr-ste", decay=0.5, finalize=False)
-    trainer(tmp_path, model, mine, data, save_strategy="no").train()
-    model.zero_grad()
-    for _ in range(2):
-        model(torch.zeros(2, 16))["loss"].backward()
-    weight, mask = held(model.net[0])
-    # What goes into that layer is zero.
-    torch.testing.assert_close(weight.grad, torch.where(mask, 0, weight.detach()))
-
-
 @pytest.mark.parametrize("is_finalized", [False, True])
 def test_a_training_after_one_that_kept_its_masks_begins_anew(tmp_path: Path, is_finalized: bool) -> None:
     model, mine = gpt2(), callback(finalize=False)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -150,6 +151,46 @@ def test_steps_of_a_fused_optimizer_that_16_bits_round_away_are_not_taken_for_no
     # Biases moved, unseen by their version; weights, of which the step is below the rounding, stand still.
     assert bool((model[0].bias != 0).any())
     assert bool((held(model[0])[0] == 1).all())
+
+
+class Master(torch.optim.AdamW):
+    """Trains float32 copies of parameters, and writes them back."""
+
+    def __init__(self, parameters: Any, rate: float) -> None:
+        self.parameters = list(parameters)
+        self.copies = [nn.Parameter(each.detach().float()) for each in self.parameters]
+        super().__init__(self.copies, rate)
+
+    def step(self, closure: Any = None) -> None:
+        for each, own in zip(self.parameters, self.copies, strict=True):
+            own.grad = None if each.grad is None else each.grad.float()
+        super().step()
+        for each, own in zip(self.parameters, self.copies, strict=True):
+            each.data.copy_(own.data)
+
+
+def test_steps_of_master_weights_that_16_bits_round_away_are_not_taken_for_none() -> None:
+    model = mlp().bfloat16()
+    for name, parameter in model.named_parameters():
+        nn.init.ones_(parameter) if name.endswith("weight") else nn.init.zeros_(parameter)
+    sparsifier = Sparsifier(model, "3:8")
+    optimizer = Master(model.parameters(), 1e-4)
+    model(data().bfloat16()).square().mean().backward()
+    optimizer.step()
+    sparsifier.step()
+    assert bool((model[0].bias != 0).any())
+
+
+def test_optimizers_step_while_sparsifiers_come_and_go() -> None:
+    model = mlp()
+    sparsifier = Sparsifier(model, "3:8")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    other = Sparsifier(mlp(), "3:8")
+    hook = optimizer.register_step_pre_hook(lambda *_: other.finalize())
+    model(data()).sum().backward()
+    optimizer.step()
+    hook.remove()
+    sparsifier.step()
 
 
 def test_a_first_step_that_a_scaler_skips_is_not_judged_but_the_next_one_is() -> None:
@@ -499,6 +540,35 @@ def test_a_weight_that_is_used_twice_decays_once(compile_it: bool) -> None:
     torch.testing.assert_close(weight.grad, torch.where(mask, 0, 0.5 * weight.detach()))
 
 
+def clear_to_none(weight: nn.Parameter) -> None:
+    weight.grad = None
+
+
+def clear_to_zero(weight: nn.Parameter) -> None:
+    assert weight.grad is not None
+    weight.grad.zero_()
+
+
+@pytest.mark.parametrize("clear", [clear_to_none, clear_to_zero])
+@pytest.mark.parametrize("backwards", [1, 3])
+def test_a_gradient_has_the_decay_once_however_many_backwards_it_takes(
+    backwards: int, clear: Callable[[nn.Parameter], None]
+) -> None:
+    layer = nn.Linear(8, 8, bias=False)
+    Sparsifier(layer, "3:8", gradient="sr-ste", decay=0.5)
+    weight, mask = held(layer)
+    inputs = torch.randn(6, 8)
+    of_loss = torch.ones(8, 1) @ inputs.sum(0, keepdim=True)
+    for _ in range(3):
+        for part in inputs.chunk(backwards):
+            layer(part).sum().backward()
+        # A look at the gradient in between changes nothing.
+        (looked,) = torch.autograd.grad(layer(inputs).sum(), [weight])
+        torch.testing.assert_close(weight.grad, of_loss + torch.where(mask, 0, 0.5 * weight.detach()))
+        assert looked.shape == weight.shape
+        clear(weight)
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 def test_what_is_unfrozen_later_decays_in_a_compiled_model_too() -> None:
     torch.manual_seed(0)
@@ -665,6 +735,37 @@ def test_a_sparsifier_and_its_model_are_copied_together() -> None:
     assert other.refresh().layers[0].name == "2.weight"
     sparsifier.finalize()
     assert type(twin[0]) is nn.Linear
+
+
+def test_modules_of_several_masked_weights_are_copied_with_their_sparsifier() -> None:
+    model = nn.ModuleList([nn.LSTM(16, 16), nn.MultiheadAttention(16, 2, kdim=8, vdim=8)])
+    twin, sparsifier = copy.deepcopy((model, Sparsifier(model, "3:8")))
+    assert len(sparsifier.refresh().layers) == 6
+    sparsifier.finalize()
+    assert [type(each) for each in twin] == [nn.LSTM, nn.MultiheadAttention]
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_layer_may_be_replaced_by_its_own_copy(trains: bool) -> None:
+    """As where the best of several states is kept as a copy."""
+    model = mlp()
+    sparsifier = Sparsifier(model, "3:8", refresh_every=1)
+    model[2] = copy.deepcopy(model[2]).requires_grad_(trains)
+    train(model, torch.optim.SGD(model.parameters(), 0.1), sparsifier, range(2))
+    assert sparsifier.last_refresh.layers[1].name == "2.weight"
+    sparsifier.finalize()
+    assert list(model.state_dict()) == list(mlp().state_dict())
+    assert float((model[2].weight != 0).float().mean()) == 0.375
+
+
+def test_a_frozen_average_inside_of_the_model_is_finalized_with_it() -> None:
+    model = mlp()
+    sparsifier = Sparsifier(model, "3:8", refresh_every=1)
+    model.average = copy.deepcopy(model).requires_grad_(False)
+    sparsifier.refresh()
+    sparsifier.finalize()
+    assert b"masksolve" not in pickle.dumps(model)
+    assert [type(each) for each in model.average] == [type(each) for each in mlp()]
 
 
 def test_a_shallow_copy_of_a_module_has_the_masks_of_the_module() -> None:

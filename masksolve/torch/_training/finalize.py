@@ -66,7 +66,8 @@ def remove_masks(places: list[tuple[str, nn.Module, str]], *, write: bool = True
         found = masked_parameter(owner, attribute)
         assert found is not None
         weight, masked = found
-        check_weight(name, weight, masked)
+        if write:
+            check_weight(name, weight, masked)
         if is_sharded(weight) and not is_sharded(masked.mask):
             raise RuntimeError(
                 f"parameter {name!r} is sharded by fully_shard, which holds on to it; gather the state dict with "
@@ -78,7 +79,7 @@ def remove_masks(places: list[tuple[str, nn.Module, str]], *, write: bool = True
                 f"the module of parameter {name!r} was given the class {type(owner).__name__} after it was masked, as "
                 "torch.nn.utils.parametrize does; undo that first"
             )
-        if (fault := masked.fault(masked.mask)) is not None:
+        if write and (fault := masked.fault(masked.mask)) is not None:
             raise RuntimeError(
                 f"parameter {name!r} has a mask that its Sparsifier cannot have made: {fault}; an AveragedModel needs "
                 "use_buffers=False; copy the masks of the trained model, or refresh them"

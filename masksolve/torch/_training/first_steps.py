@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -40,8 +41,8 @@ class FirstSteps:
         # model and the process group of DDP, with its threads, for ever.
         this = weakref.ref(self)
         self._hooks: list[RemovableHandle] = [each.register_hook(_noting(this, each)) for each in _trainable(model)]
-        self._hooks.append(register_optimizer_step_pre_hook(_noting_steps(this)))
-        weakref.finalize(self, self._hooks[-1].remove)
+        _hook_optimizers()
+        _WATCHING.add(self)
 
     def may_have_begun(self) -> bool:
         """Return whether there is any sign of training, or a reason why there may be none."""
@@ -57,17 +58,22 @@ class FirstSteps:
         None as long as nothing changes, as where a GradScaler skips its first steps. Optimizers that are none of
         PyTorch's, or have copies of the parameters, are judged by what they change.
         """
-        if not self._received:
+        now = _trainable(self._model)
+        if not self._received and any(id(each) not in self._versions or is_sharded(each) for each in now):
             # FSDP's gradients pass by every hook, and those of parameters that were added have none.
             return []
-        own = {id(each) for each in self._model.parameters()}
-        trained = {id(each) for each in self._model.parameters() if self._is_changed(each)} | (self._stepped & own)
+        stepped = self._stepped & {id(each) for each in self._model.parameters()}
+        trained = {id(each) for each in self._model.parameters() if self._is_changed(each)} | stepped
         if not trained:
             return None
         return [
             name
             for name, each in parameters.items()
-            if id(each) in self._received and id(each) not in trained and each.requires_grad
+            if id(each) in self._received
+            and id(each) not in trained
+            and each.requires_grad
+            # What other optimizers change in 16 bits may be lost in rounding.
+            and (stepped or each.dtype.itemsize > 2)
         ]
 
     def forget(self) -> None:
@@ -75,6 +81,7 @@ class FirstSteps:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._before = [], {}
+        _WATCHING.discard(self)
 
     def receive(self, key: int) -> None:
         """Note that a parameter has got a gradient."""
@@ -105,12 +112,19 @@ def _noting(this: weakref.ref[FirstSteps], parameter: Tensor) -> Callable[[Tenso
     return note
 
 
-def _noting_steps(this: weakref.ref[FirstSteps]) -> Callable[[torch.optim.Optimizer, Any, Any], None]:
+# Those that want to know of optimizer steps.
+_WATCHING: weakref.WeakSet[FirstSteps] = weakref.WeakSet()
+
+
+@cache
+def _hook_optimizers() -> None:
+    """Let all optimizers tell of their steps, from now on: PyTorch cannot remove a hook while they do."""
+
     def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if (steps := this()) is not None:
+        for steps in list(_WATCHING):
             steps.note_step(optimizer)
 
-    return note
+    register_optimizer_step_pre_hook(note)
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

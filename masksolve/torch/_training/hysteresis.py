@@ -37,8 +37,8 @@ def steady(scores: Tensor, new: Tensor, old: Tensor, recipe: Recipe, share: floa
     kept = (importance * ones).sum((-3, -1))
     gains = (importance * of_new).sum((-3, -1)) > (1 + share) * kept
     most, most_of_new = (torch.maximum(each.sum(-1).amax(-2), each.sum(-3).amax(-1)) for each in (ones, of_new))
-    # N was another one, larger or smaller.
-    unfit = (most > recipe.pattern.n) | (most < most_of_new)
+    # N was another one: larger, or smaller everywhere.
+    unfit = (most > recipe.pattern.n) | (most.max() < most_of_new.max())
     # Masks of other methods may leave places free.
     if recipe.saturated and recipe.method == "exact":
         unfit |= ones.sum((-3, -1)) < of_new.sum((-3, -1))

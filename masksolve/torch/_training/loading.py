@@ -16,6 +16,6 @@ def guard_loading(model: nn.Module) -> None:
 
 def unguard_loading(model: nn.Module) -> None:
     """Undo `guard_loading`, unless there are masks left."""
-    if not any(masked_attributes(module) for module in model.modules()):
+    if guards(model) and not any(masked_attributes(module) for module in model.modules()):
         for key in guards(model):
             del model._load_state_dict_pre_hooks[key]

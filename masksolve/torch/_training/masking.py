@@ -29,23 +29,20 @@ GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
 MaskFault = Callable[[Tensor], str | None]
 
 
-class Loop:
-    """What a training loop says of its backwards, for the decay of "sr-ste"; the masks of a Sparsifier share one.
+class Shared:
+    """What the masks of a Sparsifier have in common.
 
     Attributes
     ----------
-    step : int or None
-        Counted on when a step begins: the first backward of each weight in it adds the decay. None: every one does.
     scale : float
-        That of the loss, as of a GradScaler.
+        That of the loss whose backward comes next, as of a GradScaler: the decay of "sr-ste" is scaled with it.
     """
 
     def __init__(self) -> None:
-        self.step: int | None = None
         self.scale = 1.0
         self._origin = uuid4()
 
-    def is_copy_of(self, other: Loop) -> bool:
+    def is_copy_of(self, other: Shared) -> bool:
         """Return whether this was copied from another one, or from what that was copied from."""
         return self is not other and self._origin == other._origin
 
@@ -67,8 +64,8 @@ class MaskedWeight:
         g. Under "soft" the weight is multiplied with more than the mask: see `set_thresholds`.
     decay : float
         How strongly "sr-ste" pulls pruned weights to zero.
-    loop : Loop
-        Of the Sparsifier; says which backwards add the decay.
+    shared : Shared
+        By all masks of the Sparsifier.
     fault : callable
         Judges masks that come from elsewhere.
     thin : Pattern or None
@@ -83,7 +80,7 @@ class MaskedWeight:
         mask: Tensor,
         gradient: Gradient,
         decay: float,
-        loop: Loop,
+        shared: Shared,
         fault: MaskFault,
         thin: Pattern | None = None,
     ) -> None:
@@ -91,9 +88,7 @@ class MaskedWeight:
         self.buffer = mask_name(attribute)
         self.gradient = gradient
         self.decay = decay
-        self.loop = loop
-        # The step of the loop in which the decay was added last.
-        self.decayed_in: int | None = None
+        self.shared = shared
         self.fault = fault
         self.thin = thin
         # The buffer that the weight is multiplied with.
@@ -204,7 +199,7 @@ class MaskedWeight:
             _look(self.home)
 
     def watch(self, weight: Tensor) -> None:
-        """Make the gradient of a dense weight get the decay of "sr-ste", once in each backward, or as the loop says.
+        """Make the gradient of a dense weight get the decay of "sr-ste", once however many backwards add to it.
 
         As a hook of the weight itself, which is called with the sum of its gradients: every use of the masked weight in
         a forward adds to that sum, and would add a decay of its own.
@@ -225,13 +220,13 @@ class _Decay:
         weight, masked = self.weight(), self.masked()
         if weight is None or masked is None:
             return None
-        scale = 1.0
-        # A copy may train elsewhere, in a loop that nobody has told of.
-        if masked.loop.step is not None and not masked.is_copy:
-            if masked.decayed_in == masked.loop.step:
-                return None
-            masked.decayed_in, scale = masked.loop.step, masked.loop.scale
-        return torch.addcmul(grad, weight, (~masked.mask).to(weight.dtype), value=scale * masked.decay)
+        pruned = (~masked.mask).to(weight.dtype)
+        if weight.grad is not None:
+            # What has been accumulated has it already, unless it is zero. A tensor, so that a GPU is not waited for.
+            pruned *= ~weight.grad.any()
+        # A copy may train elsewhere, in a loop of another scale.
+        scale = 1.0 if masked.is_copy else masked.shared.scale
+        return torch.addcmul(grad, weight, pruned, value=scale * masked.decay)
 
 
 class _StraightThrough(torch.autograd.Function):

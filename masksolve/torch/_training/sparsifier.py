@@ -51,9 +51,9 @@ from masksolve.torch._training.masking import (
     GRADIENTS,
     Gradient,
     Held,
-    Loop,
     MaskedWeight,
     MaskFault,
+    Shared,
     attach,
     check_names,
     check_weight,
@@ -123,8 +123,8 @@ class Sparsifier:
         weights continuously, to zero where the mask changes. It is meant for refresh_every=1, and needs exact,
         saturated, transposable masks of magnitudes on whole tiles, without an `until`.
     decay : float
-        For "sr-ste". The term is added once in every backward. Divide it by the number of accumulated backwards, and
-        multiply it by the scale of a GradScaler. The callbacks of `masksolve.torch.integrations` add it once in a step.
+        For "sr-ste". The term is added once to a gradient, however many backwards accumulate it. Under a GradScaler,
+        multiply it by the scale; the callbacks of `masksolve.torch.integrations` do.
     importance : {"magnitude"} or callable
         What masks keep most of: abs(weight), or the scores that a callable returns for the name and the Parameter (with
         its `.grad`, if there is one): of its shape, not negative. Where processes share the solves, only one of them
@@ -271,7 +271,7 @@ class Sparsifier:
         self._gradient_sparsity = thin
         self._is_final = False
         self._potentials: dict[str, Tensor] = {}
-        self._decay, self._loop = _checked_decay(decay), Loop()
+        self._decay, self._shared = _checked_decay(decay), Shared()
         self._last_end: float | None = None
 
         start = time.perf_counter()
@@ -291,7 +291,7 @@ class Sparsifier:
                 mask=mask,
                 gradient=gradient,
                 decay=decay,
-                loop=self._loop,
+                shared=self._shared,
                 fault=self._fault_of(site),
                 thin=thin,
             )
@@ -424,6 +424,7 @@ class Sparsifier:
         self._check_attached()
         self._check_first_steps()
         self._watch_frozen()
+        self._shared.scale = 1.0
         step = self.steps + 1
         self._steps.value = step
         if self._schedule.is_dense_at(step):
@@ -442,18 +443,23 @@ class Sparsifier:
         RuntimeError
             After `finalize` and in the final dense phase.
         """
+        return self._refresh()
+
+    def _refresh(self, *, anew: bool = False) -> RefreshRecord:
+        """Find masks; `anew`: as the first ones are found, whatever there was."""
         self._check_attached()
         if self._schedule.is_dense_at(self.steps):
             raise RuntimeError(
                 f"the final dense phase began at step {self._schedule.until}: no mask is left to refresh"
             )
         start = time.perf_counter()
-        self._check_copies()
         held = {site.name: self._held(site.name) for site in self._sites}
+        self._check_copies()
         if self._is_soft and (sharded := [name for name, (weight, _) in held.items() if is_sharded(weight)]):
             raise ValueError(f"gradient='soft' needs whole weights, and {_some_of(sharded)} is sharded; choose another")
         weights = {name: weight for name, (weight, _) in held.items()}
-        solutions = self._solve(weights, self.steps, {name: masked.mask for name, (_, masked) in held.items()})
+        before = None if anew else {name: masked.mask for name, (_, masked) in held.items()}
+        solutions = self._solve(weights, self.steps, before)
         changed = {}
         for name, (weight, masked) in held.items():
             # It may have been replaced while it was frozen.
@@ -463,7 +469,7 @@ class Sparsifier:
             masked.set_mask(mask)
         if self._is_soft:
             for site in self._sites:
-                _soften(site, *held[site.name])
+                _soften(site, *held[site.name], rescale=anew)
         return self._finish_refresh(solutions, start, changed)
 
     def finalize(self, model: nn.Module | None = None) -> None:
@@ -733,13 +739,14 @@ class Sparsifier:
         return None
 
     def _become_dense(self) -> None:
-        for site in self._sites:
-            masked = self._held(site.name).masked
-            # Only once, unless something has written to the mask since: it may have been loaded.
-            if self._filled.get(site.name) != (id(masked.mask), masked.mask._version):
-                self._check_copies()
-                masked.set_mask(torch.ones_like(masked.mask))
-                self._filled[site.name] = id(masked.mask), masked.mask._version
+        held = {site.name: self._held(site.name).masked for site in self._sites}
+        # Only once, unless something has written to a mask since: it may have been loaded.
+        changed = [name for name in held if self._filled.get(name) != _moment(held[name].mask)]
+        if changed:
+            self._check_copies()
+        for name in changed:
+            held[name].set_mask(torch.ones_like(held[name].mask))
+            self._filled[name] = _moment(held[name].mask)
         self._potentials = {}
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
@@ -748,11 +755,15 @@ class Sparsifier:
         known = self._owners[name]()
         if known is not None and masked_parameter(known, attribute) is not None and self._is_here(known, name):
             return known, attribute
-        # It may be a copy, made together with this object; but names shift where a module is removed from a list.
-        named = _submodule(self._model, self._paths[name])
-        is_other = any(owner() is named for owner in self._owners.values())
-        if named is not None and masked_parameter(named, attribute) is not None and not is_other:
+        # It may be a copy, of that module or made together with this object; but names shift where a module is removed
+        # from a list, and then it is that of another name.
+        path = self._paths[name]
+        named = _submodule(self._model, path)
+        is_other = any(owner() is named and self._paths[each] != path for each, owner in self._owners.items())
+        found = None if named is None or is_other else masked_parameter(named, attribute)
+        if named is not None and found is not None:
             self._owners[name] = weakref.ref(named)
+            found.masked.shared, found.masked.is_copy = self._shared, False
             return named, attribute
         raise RuntimeError(
             f"parameter {name!r} is not masked any more: its module was removed, replaced or given another class; make "
@@ -802,15 +813,10 @@ class Sparsifier:
                 stacklevel=3,
             )
 
-    def _begin_step(self, scaler: torch.amp.GradScaler | None) -> None:
-        """Let `decay` be that of a step that begins now, however many backwards it takes and whatever scales them."""
-        if self._is_sr_ste:
-            self._loop.step = (self._loop.step or 0) + 1
-            self._loop.scale = 1.0 if scaler is None else scaler.get_scale()
-
-    def _end_steps(self) -> None:
-        """Let every backward add the decay again."""
-        self._loop.step = None
+    def _scale_decay(self, scaler: torch.amp.GradScaler | None) -> None:
+        """Scale the decay with the loss, until the next `step`."""
+        if scaler is not None and self._is_sr_ste:
+            self._shared.scale = scaler.get_scale()
 
     def _watch_frozen(self) -> None:
         """Let "sr-ste" pull what has been unfrozen: compiled code does not show that a weight is read."""
@@ -822,24 +828,25 @@ class Sparsifier:
 
     def _withdraw(self) -> None:
         """Make the model a plain one again with its dense weights, as if there had been no Sparsifier."""
-        remove_masks([*self._masked(lambda loop: loop is self._loop), *self._copies()], write=False)
+        remove_masks([*self._masked(lambda shared: shared is self._shared), *self._copies()], write=False)
         self._end()
 
     def _end(self) -> None:
-        unguard_loading(self._model)
+        for module in self._model.modules():
+            unguard_loading(module)
         self._forget_first_steps()
         self._is_final = True
 
     def _copies(self) -> list[tuple[str, nn.Module, str]]:
         """Return what is masked in copies of masked modules that are a part of the model: name, module, attribute."""
-        return self._masked(lambda loop: loop.is_copy_of(self._loop))
+        return self._masked(lambda shared: shared.is_copy_of(self._shared))
 
-    def _masked(self, is_wanted: Callable[[Loop], bool]) -> list[tuple[str, nn.Module, str]]:
+    def _masked(self, is_wanted: Callable[[Shared], bool]) -> list[tuple[str, nn.Module, str]]:
         found = []
         for path, module in self._model.named_modules():
             for attribute in masked_attributes(module):
                 held = masked_parameter(module, attribute)
-                if held is not None and is_wanted(held.masked.loop):
+                if held is not None and is_wanted(held.masked.shared):
                     found.append((f"{path}.{attribute}" if path else attribute, module, attribute))
         return found
 
@@ -876,6 +883,10 @@ class _Judge:
         matrices = self.layout.matrices(whole)
         fault = mask_fault(matrices, first)
         return None if fault is None or any(mask_fault(matrices, recipe) is None for recipe in others) else fault
+
+
+def _moment(mask: Tensor) -> tuple[int, int]:
+    return id(mask), mask._version
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:

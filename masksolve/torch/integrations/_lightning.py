@@ -31,7 +31,7 @@ class LightningCallback:
         self._attached: Attached | None = None
         self._saved: dict[str, Any] | None = None
         self._weights: dict[str, Any] | None = None
-        # Steps at the last batch, and when the decay was last added.
+        # Steps at the last batch, and when the decay was last scaled.
         self._global_step, self._begun = 0, -1
         # Weight averaging comes later in the list, and replaces the weights of a checkpoint.
         self._last = self._of_hooks(on_save_checkpoint=_split)
@@ -86,7 +86,7 @@ class LightningCallback:
             self.sparsifier.load_state_dict(self._saved)
         elif is_masked and not trainer.global_step and not self._recipe.has_masks:
             # Weights may have been loaded since.
-            self.sparsifier.refresh()
+            self.sparsifier._refresh(anew=True)
         self._saved = self._weights = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -95,10 +95,10 @@ class LightningCallback:
         self._begun = -1
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
-        """Let the decay of "sr-ste" be that of a step."""
+        """Scale the decay of "sr-ste" with the loss."""
         if self._begun != trainer.global_step:
             assert self.sparsifier is not None
-            self.sparsifier._begin_step(getattr(trainer.precision_plugin, "scaler", None))
+            self.sparsifier._scale_decay(getattr(trainer.precision_plugin, "scaler", None))
             self._begun = trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -112,17 +112,9 @@ class LightningCallback:
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Finalize, after all callbacks have seen the end of training."""
-        if self._attached is None:
-            return
-        self._attached.sparsifier._end_steps()
-        if self._finalizes:
+        if self._finalizes and self._attached is not None:
             self._attached.finalize()
             self._attached = None
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Let other loops add the decay of "sr-ste" as they do."""
-        if self.sparsifier is not None:
-            self.sparsifier._end_steps()
 
     def _attach(self, model: nn.Module) -> None:
         if self._attached is None:

@@ -37,8 +37,8 @@ class Attached:
         self._handle = model.register_load_state_dict_pre_hook(_add_masks)
 
     def is_on(self, model: object) -> bool:
-        """Return whether it still masks this model: the Sparsifier may have been finalized by others."""
-        return self.model is model and not self.sparsifier._is_final
+        """Return whether it still masks this model: others may have finalized it."""
+        return self.model is model and any(masked_attributes(module) for module in self.model.modules())
 
     def finalize(self) -> None:
         """Finalize the Sparsifier, and report missing masks again."""

@@ -47,8 +47,6 @@ class SparsifierCallback(LightningCallback, Callback):
     A `fit` of a model that has masks from another one goes on where it is by the same Trainer, and begins anew, with
     masks of the dense weights as they are then, by another one.
 
-    Under "sr-ste", `decay` is that of a whole step, however many backwards it takes, and in 16-mixed precision too.
-
     Under DDP each process solves for itself. Weights that a strategy shards before the fit begins are refused.
 
     Examples

@@ -65,8 +65,6 @@ class SparsifierCallback(TrainerCallback):
     A `train` that resumes from no checkpoint begins anew, at step 0, with masks of the dense weights as they are then,
     whatever came before.
 
-    Under "sr-ste", `decay` is that of a whole step, however many backwards it takes, and with fp16=True too.
-
     Under DistributedDataParallel each process solves for itself. FSDP and DeepSpeed shard the model before training
     begins, so that its weights are refused.
 
@@ -126,9 +124,9 @@ class SparsifierCallback(TrainerCallback):
             self._load(_checkpoint(args, state) if self._resume_from is None else Path(self._resume_from))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Let the decay of "sr-ste" be that of a step."""
+        """Scale the decay of "sr-ste" with the loss."""
         assert self.sparsifier is not None
-        self.sparsifier._begin_step(getattr(rest["optimizer"], "scaler", None))
+        self.sparsifier._scale_decay(getattr(rest["optimizer"], "scaler", None))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Count a step, and refresh masks when they are due, while the gradients are there."""
@@ -157,7 +155,6 @@ class SparsifierCallback(TrainerCallback):
         """Give the best model its masks, if it was loaded, and finalize."""
         if self.sparsifier is None or self._attached is None:
             return
-        self.sparsifier._end_steps()
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load(Path(state.best_model_checkpoint))
         if self._finalizes:
