@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -42,7 +43,8 @@ class FirstSteps:
         this = weakref.ref(self)
         self._hooks: list[RemovableHandle] = [each.register_hook(_noting(this, each)) for each in _trainable(model)]
         _hook_optimizers()
-        _WATCHING.add(self)
+        with _LOCK:
+            _WATCHING.add(self)
 
     def may_have_begun(self) -> bool:
         """Return whether there is any sign of training, or a reason why there may be none."""
@@ -81,7 +83,8 @@ class FirstSteps:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._before = [], {}
-        _WATCHING.discard(self)
+        with _LOCK:
+            _WATCHING.discard(self)
 
     def receive(self, key: int) -> None:
         """Note that a parameter has got a gradient."""
@@ -112,8 +115,9 @@ def _noting(this: weakref.ref[FirstSteps], parameter: Tensor) -> Callable[[Tenso
     return note
 
 
-# Those that want to know of optimizer steps.
+# Those that want to know of optimizer steps, of whatever thread.
 _WATCHING: weakref.WeakSet[FirstSteps] = weakref.WeakSet()
+_LOCK = threading.Lock()
 
 
 @cache
@@ -121,7 +125,9 @@ def _hook_optimizers() -> None:
     """Let all optimizers tell of their steps, from now on: PyTorch cannot remove a hook while they do."""
 
     def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        for steps in list(_WATCHING):
+        with _LOCK:
+            watching = list(_WATCHING)
+        for steps in watching:
             steps.note_step(optimizer)
 
     register_optimizer_step_pre_hook(note)
