@@ -710,6 +710,7 @@ def test_bad_input_is_refused_and_changes_nothing(
     assert before == [(type(each), list(each._parameters)) for each in getattr(model, "modules", list)()]
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators may not")
 def test_sharded_and_wrapped_models_are_refused() -> None:
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh

@@ -590,7 +590,7 @@ HELD: dict[str, tuple[Callable[[], Odd], str, str]] = {
         "what meets, in add, what comes out of repeat, which may mix channels",
     ),
     "chunk": (
-        lambda: Odd(lambda self, x: self.last(torch.cat(self.first(x).chunk(2, 1), 1))),
+        lambda: Odd(lambda self, x: self.last(torch.cat([self.first(x).chunk(2, 1)[i] for i in range(2)], 1))),
         "first",
         "what goes into chunk, which may mix channels",
     ),

@@ -126,7 +126,7 @@ class _Thresholded:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.training:
-            for attribute, thresholds in vars(self)[_STATE].items():
+            for attribute, thresholds in getattr(self, _STATE).items():
                 # Where it was taken away, reading it says so.
                 if (weight := self._parameters.get(attribute)) is not None:
                     thresholds.restart_if_empty(weight)
@@ -203,7 +203,7 @@ def _reader(attribute: str) -> Callable[[Any], Tensor | None]:
     def compute(self: Any) -> Tensor | None:
         try:
             weight: Tensor | None = self._parameters[attribute]
-            return None if weight is None else vars(self)[_STATE][attribute](weight)
+            return None if weight is None else getattr(self, _STATE)[attribute](weight)
         except (AttributeError, KeyError) as error:
             # On an AttributeError nn.Module would return the dense weight.
             raise RuntimeError(f"the masked parameter {attribute!r} cannot be read: {error!r}") from error

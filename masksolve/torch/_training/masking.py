@@ -277,8 +277,10 @@ class _Masking(torch.autograd.Function):
 
 def masked_product(weight: Tensor, mask: Tensor) -> Tensor:
     """Return weight * mask, two to three times faster than torch.where on a CPU; pruned weights may become -0.0."""
-    is_simple = not (is_transformed() or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None)
-    if is_simple and weight.device.type == "cpu" and mask.dtype == torch.bool:
+    # Dynamo cannot trace what follows the first question.
+    if torch.compiler.is_compiling() or is_transformed() or torch._C._get_tracing_state() is not None:
+        return weight * mask
+    if weight.device.type == "cpu" and mask.dtype == torch.bool:
         # A product of two dtypes converts the mask first, in memory of its own: here that is the result's.
         return mask.to(weight.dtype).mul_(weight)
     return weight * mask
