@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copyreg
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -38,6 +39,7 @@ from masksolve.torch._training.masking import owner_of
 _TENSOR: Any = Tensor
 _DISABLED = torch._C.DisableTorchFunctionSubclass
 _FROZEN = "_frozen_for_adapters"
+_FSDP = "torch.distributed.fsdp."
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -407,7 +409,10 @@ def _reader(attribute: str) -> Callable[[Any], Tensor | None]:
     def read(self: Any) -> Tensor | None:
         try:
             weight: Tensor | None = self._parameters[attribute]
-            return None if weight is None else self._adapted[attribute](weight)
+            # FSDP looks for its own shards by their names, and would take a sum for a weight that was replaced.
+            if weight is None or (is_sharded(weight) and sys._getframe(1).f_globals["__name__"].startswith(_FSDP)):
+                return weight
+            return cast(Tensor, self._adapted[attribute](weight))
         except (AttributeError, KeyError) as error:
             # On an AttributeError nn.Module would return the weight without its adapter.
             raise RuntimeError(f"the adapted parameter {attribute!r} cannot be read: {error!r}") from error
