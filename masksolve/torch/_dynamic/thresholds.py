@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from masksolve.torch._training.masked_read import MaskedRead
 from masksolve.torch._training.masking import is_transformed, masked_product
-from masksolve.torch._training.read_once import read_before, reading_once
+from masksolve.torch._training.read_once import read_once, reading_once
 
 # A module's attribute: its Thresholds by the weights' names.
 _STATE = "_thresholds"
@@ -193,12 +193,7 @@ def _thresholded_class(base: type[nn.Module], attributes: tuple[str, ...]) -> ty
 
 def _reader(attribute: str) -> Callable[[Any], Tensor | None]:
     def read(self: Any) -> Tensor | None:
-        found = read_before(self)
-        if found is None:
-            return compute(self)
-        if attribute not in found:
-            found[attribute] = compute(self)
-        return found[attribute]
+        return read_once(self, attribute, compute)
 
     def compute(self: Any) -> Tensor | None:
         try:

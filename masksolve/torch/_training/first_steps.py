@@ -117,7 +117,8 @@ def _noting(this: weakref.ref[FirstSteps], parameter: Tensor) -> Callable[[Tenso
 
 # Those that want to know of optimizer steps, of whatever thread.
 _WATCHING: weakref.WeakSet[FirstSteps] = weakref.WeakSet()
-_LOCK = threading.Lock()
+# Reentrant: while it is held, the collector may call what finalizes a Sparsifier.
+_LOCK = threading.RLock()
 
 
 @cache

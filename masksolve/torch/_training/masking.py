@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from masksolve._pattern import Pattern
 from masksolve.torch._dtensor import is_sharded
 from masksolve.torch._training.masked_read import MaskedRead
-from masksolve.torch._training.read_once import read_before, reading_once
+from masksolve.torch._training.read_once import read_once, reading_once
 
 Gradient = Literal["ste", "sr-ste", "masked", "soft"]
 GRADIENTS: tuple[Gradient, ...] = get_args(Gradient)
@@ -393,12 +393,7 @@ def _run_once(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def _reader(attribute: str) -> Callable[[Any], Tensor | None]:
     def read(self: Any) -> Tensor | None:
-        found = read_before(self)
-        if found is None:
-            return compute(self)
-        if attribute not in found:
-            found[attribute] = compute(self)
-        return found[attribute]
+        return read_once(self, attribute, compute)
 
     def compute(self: Any) -> Tensor | None:
         # The replicas of DataParallel have plain attributes in place of parameters.

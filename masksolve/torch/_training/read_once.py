@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -31,6 +31,11 @@ def reading_once(module: nn.Module) -> Iterator[None]:
         _READS.of = before
 
 
-def read_before(module: nn.Module) -> dict[str, Tensor | None] | None:
-    """Return what a module has read so far, to be added to; None if it reads anew each time, as in compiled code."""
-    return None if torch.compiler.is_compiling() else _READS.of.get(id(module))
+def read_once(module: nn.Module, attribute: str, compute: Callable[[nn.Module], Tensor | None]) -> Tensor | None:
+    """Return what a module reads of a parameter: computed anew, unless its forward keeps what it has read."""
+    found = None if torch.compiler.is_compiling() else _READS.of.get(id(module))
+    if found is None:
+        return compute(module)
+    if attribute not in found:
+        found[attribute] = compute(module)
+    return found[attribute]
